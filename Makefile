@@ -1,0 +1,30 @@
+# The two commands of the README are `make demo` and `make test`; both set up everything they need.
+CONFIG ?=
+GPU ?= 0
+PYTHON ?= python3
+config_flag = $(if $(CONFIG),-C $(CONFIG),)
+py = .venv/bin/python
+# Idle OpenMP threads that spin take the core that another group of models needs.
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: demo test lint setup worker clean
+
+demo: setup  ## digits, end to end: data, models, datamodels, verification by retraining, a page
+	$(py) -m datamodels.report.demo -C configs/digits.yaml
+
+test: setup  ## the test suite
+	$(py) -m pytest
+
+lint: setup  ## ruff and mypy
+	$(py) -m ruff check .
+	$(py) -m ruff format --check .
+	$(py) -m mypy
+
+setup:  ## .venv with everything in it; quick when nothing has changed
+	@PYTHON="$(PYTHON)" .ci/setup.sh
+
+worker: setup  ## train models on one GPU (GPU=0) or on the processor (GPU=cpu)
+	$(py) -m datamodels.worker $(config_flag) --gpu $(GPU)
+
+clean:  ## forget the runs and the environment
+	rm -rf runs .venv

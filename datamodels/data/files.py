@@ -1,0 +1,143 @@
+"""The data folder of a run: both splits on disk, what they were made from, and their digest.
+
+data/meta.json                       settings, shapes, class names, format, digest
+data/train.beton, test.beton         where FFCV is installed
+data/train_images.npy, …_labels.npy  where it is not: the same images, uint8 (n, H, W, C), and labels, int64 (n,)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodels.data import beton
+from datamodels.data.sources import RawData, RawSplit, read_source
+from datamodels.durable import new_folder, read_json, write_json
+from datamodels.errors import InputError
+from datamodels.provenance import refuse_difference
+from datamodels.settings import Settings
+
+FORMAT_VERSION = 1
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images uint8 (n, H, W, C) and labels int64 (n,) as tensors."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A run's data: the training set S of N images, T test images, the classes' names, the digest of it all."""
+
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    digest: str
+
+
+def folder(settings: Settings) -> Path:
+    """Where the run's data lies."""
+    return settings.run_dir / "data"
+
+
+def prepare(settings: Settings, use_ffcv: bool | None = None) -> str:
+    """Write the run's data unless it is there, and say in one line what was done.
+
+    `use_ffcv` chooses the format; by default FFCV where it is installed. Raises InputError when the folder was made under
+    other settings or the source cannot be read; the folder then stays as it was.
+    """
+    path = folder(settings)
+    if path.exists():
+        _read_meta(settings)
+        return f"data: already in {path}"
+    use_ffcv = beton.available() if use_ffcv is None else use_ffcv
+    raw = read_source(settings.data)
+    with new_folder(path) as temporary:
+        for name, split in zip(SPLITS, raw[:2], strict=True):
+            _write_split(temporary, name, split, use_ffcv)
+        write_json(temporary / "meta.json", _meta(settings, raw, use_ffcv))
+    how = "FFCV .beton" if use_ffcv else ".npy files, since FFCV is not installed here"
+    return f"data: {len(raw.train.labels)} training and {len(raw.test.labels)} test images in {path}, as {how}"
+
+
+def load(settings: Settings) -> Dataset:
+    """Read the run's data back, through FFCV where it was written by it.
+
+    Raises InputError when the data is missing, was made under other settings, or is not what was written.
+    """
+    meta, path = _read_meta(settings), folder(settings)
+    if meta["format"] == "beton" and not beton.available():
+        raise InputError(f"{path} was written by FFCV, which is not installed here: install it, or delete the folder")
+    try:
+        train, test = (_read_split(path, name, meta) for name in SPLITS)
+    except (OSError, ValueError) as e:
+        raise InputError(f"{path} cannot be read ({e}); delete it and run python -m datamodels.data again") from e
+    if _digest(train, test) != meta["digest"]:
+        raise InputError(
+            f"the images in {path} are not those that were written; delete it and run python -m datamodels.data again"
+        )
+    return Dataset(train, test, tuple(meta["class_names"]), meta["digest"])
+
+
+def _meta(settings: Settings, raw: RawData, use_ffcv: bool) -> dict[str, Any]:
+    train, test = (Split(torch.from_numpy(s.images), torch.from_numpy(s.labels)) for s in raw[:2])
+    return {
+        "format_version": FORMAT_VERSION,
+        "format": "beton" if use_ffcv else "npy",
+        "settings": _deciding(settings),
+        "sizes": {name: len(split.labels) for name, split in zip(SPLITS, (train, test), strict=True)},
+        "class_names": list(raw.class_names),
+        "digest": _digest(train, test),
+    }
+
+
+def _deciding(settings: Settings) -> dict[str, Any]:
+    """The settings that decide the content; where the source lies does not."""
+    return {key: value for key, value in dataclasses.asdict(settings.data).items() if key != "source"}
+
+
+def _read_meta(settings: Settings) -> dict[str, Any]:
+    path = folder(settings)
+    try:
+        meta: dict[str, Any] = read_json(path / "meta.json")
+        version, made = meta["format_version"], meta["settings"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"there is no data in {path}; run python -m datamodels.data with the same config first") from e
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path} has format version {version}, this program reads version {FORMAT_VERSION}")
+    refuse_difference(path, {"data": made}, {"data": _deciding(settings)})
+    return meta
+
+
+def _write_split(path: Path, name: str, split: RawSplit, use_ffcv: bool) -> None:
+    if use_ffcv:
+        beton.write(path / f"{name}.beton", split)
+    else:
+        np.save(path / f"{name}_images.npy", split.images)
+        np.save(path / f"{name}_labels.npy", split.labels)
+
+
+def _read_split(path: Path, name: str, meta: dict[str, Any]) -> Split:
+    if meta["format"] == "beton":
+        return Split(*beton.read(path / f"{name}.beton", meta["sizes"][name]))
+    images, labels = (np.load(path / f"{name}_{part}.npy") for part in ("images", "labels"))
+    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+
+
+def _digest(train: Split, test: Split) -> str:
+    """SHA-256 of all images and labels, the same for either format."""
+    sha = hashlib.sha256()
+    for tensor in (train.images, train.labels, test.images, test.labels):
+        sha.update(repr(tuple(tensor.shape)).encode())
+        sha.update(np.ascontiguousarray(tensor.numpy()).data)
+    return sha.hexdigest()

@@ -1,0 +1,79 @@
+"""Files that exist whole or not at all: written under a temporary name, synced, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries (new files, renames) durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; when the block ends without an error it is synced and becomes `path`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as f:
+            os.fsync(f.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`; when the block ends without an error its files are synced and it becomes `path`.
+
+    A folder that stood at `path` before is replaced, and stays as it was when the block fails.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{suffix}") for suffix in ("tmp", "old"))
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            if file.is_file():
+                with file.open("rb") as f:
+                    os.fsync(f.fileno())
+        sync_folder(temporary)
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+        sync_folder(path.parent)
+    finally:
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as readable JSON, whole or not at all."""
+    with new_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array as .npy, whole or not at all."""
+    with new_file(path) as temporary, temporary.open("wb") as f:
+        np.save(f, array)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises OSError or ValueError."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,75 @@
+"""Progress of long work: a bar on a terminal, a line now and then in a log; both with speed and time left."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+LOG_INTERVAL_S = 15.0
+
+
+class Advance:
+    """Counts work that is done; safe to call from several threads."""
+
+    def __init__(self, label: str, unit: str, total: int, done: int) -> None:
+        self.label, self.unit, self.total, self.done = label, unit, total, done
+        self.first = done
+        self.start = self.last_line = time.monotonic()
+        self.lock = threading.Lock()
+
+    def __call__(self, n: int = 1) -> None:
+        """`n` more units are done."""
+        with self.lock:
+            self.done += n
+            self._show()
+
+    @property
+    def speed(self) -> float:
+        """Units per second since the start."""
+        return (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)
+
+    def _show(self) -> None:
+        now = time.monotonic()
+        if now - self.last_line >= LOG_INTERVAL_S or self.done >= self.total:
+            self.last_line = now
+            left = (self.total - self.done) / max(self.speed, 1e-9)
+            speed = f"{self.speed:.1f} {self.unit}/s"
+            print(
+                f"{self.label}: {self.done} of {self.total} {self.unit}, {speed}, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:.1f} {task.fields['unit']}/s")
+
+
+class _Bar(Advance):
+    def __init__(self, label: str, unit: str, total: int, done: int, progress: Progress) -> None:
+        super().__init__(label, unit, total, done)
+        self.progress = progress
+        self.task = progress.add_task(label, total=total, completed=done, unit=unit)
+
+    def _show(self) -> None:
+        self.progress.update(self.task, completed=self.done)
+
+
+@contextmanager
+def progress(label: str, unit: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """Show the progress of `total` units of work, of which `done` are there already, while the block runs."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield Advance(label, unit, total, done)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        yield _Bar(label, unit, total, done, bar)

@@ -1,0 +1,308 @@
+"""Every setting of every stage: declared once, here, read from YAML files and the command line by fastargs.
+
+A setting is a field of one of the dataclasses below; its section and name (`training.width`) are its key in the YAML files
+and, behind two dashes, on the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from fastargs import Config, Param, Section
+from fastargs.validation import Checker
+
+from datamodels.errors import InputError
+from datamodels.resources import CONFIGS
+
+DEFAULT_CONFIG = "cifar10.yaml"
+
+
+class Number(Checker):  # type: ignore[misc]
+    """An int or float within bounds; unlike fastargs' own checkers it does not round, and takes no NaN."""
+
+    def __init__(self, kind: type[int] | type[float], low: float, high: float, open_ends: bool = False) -> None:
+        self.kind, self.low, self.high, self.open_ends = kind, low, high, open_ends
+
+    def check(self, value: Any) -> int | float:
+        """The number itself, or ValueError."""
+        number = self.kind(value) if isinstance(value, str) else value
+        if isinstance(number, bool) or not isinstance(number, int if self.kind is int else (int, float)):
+            raise ValueError
+        inside = self.low < number < self.high if self.open_ends else self.low <= number <= self.high
+        if not inside:
+            raise ValueError
+        return self.kind(number)
+
+    def help(self) -> str:
+        """What is admitted, in words."""
+        name = "a whole number" if self.kind is int else "a number"
+        if self.open_ends:
+            return f"{name} between {self.low:g} and {self.high:g}, both excluded"
+        return f"{name} ≥ {self.low:g}" if self.high == float("inf") else f"{name} from {self.low:g} to {self.high:g}"
+
+
+class Switch(Checker):  # type: ignore[misc]
+    """true or false; fastargs' own takes any text for true."""
+
+    def check(self, value: Any) -> bool:
+        """The boolean itself, or KeyError."""
+        return {"true": True, "false": False}[str(value).lower()]
+
+    def help(self) -> str:
+        """What is admitted, in words."""
+        return "true or false"
+
+
+class Choice(Checker):  # type: ignore[misc]
+    """One of a few words."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def check(self, value: Any) -> str:
+        """The word itself, or ValueError."""
+        if str(value) not in self.words:
+            raise ValueError
+        return str(value)
+
+    def help(self) -> str:
+        """What is admitted, in words."""
+        return " or ".join(self.words)
+
+
+class Text(Checker):  # type: ignore[misc]
+    """A text that is not empty."""
+
+    def check(self, value: Any) -> str:
+        """The text itself, or TypeError."""
+        if not isinstance(value, str) or not value:
+            raise TypeError
+        return value
+
+    def help(self) -> str:
+        """What is admitted, in words."""
+        return "a text"
+
+
+def setting(checker: Checker, default: Any, doc: str) -> Any:
+    """A dataclass field that fastargs can fill."""
+    return field(default=default, metadata={"checker": checker, "doc": doc})
+
+
+def count(default: int, doc: str, low: int = 1, high: float = float("inf")) -> Any:
+    """A whole number of something, at least `low`."""
+    return setting(Number(int, low, high), default, doc)
+
+
+def real(default: float, doc: str, low: float = 0.0, high: float = float("inf"), open_ends: bool = False) -> Any:
+    """A real number within bounds."""
+    return setting(Number(float, low, high, open_ends), default, doc)
+
+
+def switch(default: bool, doc: str) -> Any:
+    """A setting that is true or false."""
+    return setting(Switch(), default, doc)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where everything of one run lies."""
+
+    dir: str = setting(Text(), "runs/cifar10", "folder of the run; its stages write into folders of their own within")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images."""
+
+    dataset: str = setting(Choice("digits", "cifar10"), "cifar10", "the data set")
+    source: str = setting(Text(), "data/cifar10", "cifar10: folder or archive with the official binary batches")
+    train_images: int = count(50_000, "size N of the training set S", low=2)
+    test_images: int = count(10_000, "number T of test images, the targets")
+    seed: int = count(0, "which images are drawn, and their order", low=0)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The recipe that every model is trained by."""
+
+    width: int = count(64, "channels after the first convolution")
+    last_padding: int = count(0, "padding of the last convolution in pixels", low=0, high=1)
+    epochs: int = count(24, "passes over a model's subset")
+    batch_size: int = count(512, "images in a step")
+    peak_lr: float = real(0.5, "highest learning rate")
+    peak_epoch: float = real(5.0, "epoch of the highest learning rate: linear up to it, then linear to 0")
+    momentum: float = real(0.9, "of SGD", high=1.0)
+    nesterov: bool = switch(False, "Nesterov's form of momentum")
+    weight_decay: float = real(5e-4, "on all parameters")
+    label_smoothing: float = real(0.1, "share of the label spread over all classes", high=1.0)
+    max_shift: int = count(2, "augmentation: translation by up to so many pixels either way", low=0, high=63)
+    flip: bool = switch(True, "augmentation: mirror images, in training and averaged at evaluation")
+    cutout: int = count(4, "augmentation: side of the square that is cut out, in pixels; 0 is off", low=0)
+    models_at_once: int = count(16, "models in one group, trained side by side; a worker claims and hands over such blocks")
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """How many models, on which subsets."""
+
+    num_models: int = count(300_000, "number M of models", high=2**31)
+    alpha: float = real(0.5, "share α of the training set that each model sees", high=1.0, open_ends=True)
+    seed: int = count(0, "of masks, initialisations, batch orders and augmentation", low=0)
+    margin_dtype: str = setting(Choice("float16", "float32"), "float16", "number format of the stored margins")
+
+
+@dataclass(frozen=True)
+class RegressSettings:
+    """How weights are estimated."""
+
+    heldout: float = real(
+        0.1, "share of the models kept for measuring: used for neither fit nor choice", high=1.0, open_ends=True
+    )
+    choice: float = real(0.2, "share of the other models that choose λ", high=1.0, open_ends=True)
+    seed: int = count(0, "which models are held out", low=0)
+    lams: int = count(50, "values of λ on the path", low=2)
+    lam_ratio: float = real(1e-2, "last λ over the first, λ_max", high=1.0, open_ends=True)
+    gap: float = real(1e-4, "relative duality gap at which a solution is accepted", high=1.0, open_ends=True)
+    device: str = setting(Choice("auto", "cpu", "gpu"), "auto", "where to compute: on a GPU, when CuPy finds one, or not")
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """How a prediction is put to the proof."""
+
+    models: int = count(16, "models J trained for each removal", low=2)
+    threshold: float = real(0.0, "C ≤ 0: R is the smallest set with g(S∖R) ≤ C", low=-float("inf"), high=0.0)
+    sizes: str = setting(
+        Text(), "support", "what to remove: 'support' for R, or numbers of images with the largest weights, or both"
+    )
+    max_size: int = count(100, "R is never larger than this")
+    seed: int = count(1, "of the retrained models and of the control's images", low=0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings, section by section."""
+
+    run: RunSettings
+    data: DataSettings
+    training: TrainingSettings
+    store: StoreSettings
+    regress: RegressSettings
+    verify: VerifySettings
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder."""
+        return Path(self.run.dir)
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "run": RunSettings,
+    "data": DataSettings,
+    "training": TrainingSettings,
+    "store": StoreSettings,
+    "regress": RegressSettings,
+    "verify": VerifySettings,
+}
+
+Record = dict[str, Any]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help lists what there is)")
+
+
+def parse(argv: Sequence[str], parser: argparse.ArgumentParser | None = None) -> tuple[Settings, argparse.Namespace]:
+    """Settings from `-C file.yaml` (repeatable, later ones win), then from `--section.name value`.
+
+    `parser`, from `argument_parser`, may bring further arguments; they come back in the namespace. Raises InputError for an
+    unknown key, a value outside its bounds, or a file that cannot be read.
+    """
+    config, parser = _declare(), parser or argument_parser("datamodels")
+    if {"-h", "--help"} & set(argv):
+        _augment(config, parser)
+        parser.print_help()
+        raise SystemExit(0)
+    _add_arguments(config, parser)
+    args = parser.parse_args(list(argv))
+    files = [Path(name) for name in args.config_file] or [CONFIGS / DEFAULT_CONFIG]
+    for file in files:
+        config.collect(_read_yaml(file, config))
+    given = {key: value for key, value in vars(args).items() if "." in key and value is not None}
+    config.collect(given)
+    return _build(config), args
+
+
+def argument_parser(prog: str, description: str = "") -> argparse.ArgumentParser:
+    """A parser for `parse`, to which a stage can add arguments of its own."""
+    return _Parser(prog=prog, description=description, allow_abbrev=False)
+
+
+def _declare() -> Config:
+    config = Config()
+    for name, section in SECTIONS.items():
+        params = {f.name: Param(f.metadata["checker"], f.metadata["doc"], f.default) for f in dataclasses.fields(section)}
+        Section(name, (section.__doc__ or "").strip(), config).params(**params)
+    return config
+
+
+def _add_arguments(config: Config, parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config-file", "-C", action="append", default=[], metavar="FILE")
+    for path in config.entries:
+        parser.add_argument("--" + ".".join(path), help=argparse.SUPPRESS)
+
+
+def _augment(config: Config, parser: argparse.ArgumentParser) -> None:
+    # fastargs reads sys.argv while it draws its table of settings; nothing of ours may be on it then.
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        config.augment_argparse(parser)
+    finally:
+        sys.argv = argv
+
+
+def _read_yaml(file: Path, config: Config) -> Record:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InputError(f"cannot read the config {file}: {e.strerror}") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise InputError(f"the config {file} is not YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(content, dict) or not all(isinstance(part, dict) for part in content.values()):
+        raise InputError(f"the config {file} must hold sections with settings, such as 'store:' with 'alpha: 0.5' below it")
+    flat = {(str(section), str(name)): value for section, part in content.items() for name, value in part.items()}
+    for path, value in flat.items():
+        if path not in config.entries:
+            raise InputError(f"unknown key {'.'.join(path)} in {file}{_nearest('.'.join(path), config)}")
+        if value is None:
+            raise InputError(f"{'.'.join(path)} in {file} has no value")
+    return {".".join(path): value for path, value in flat.items()}
+
+
+def _nearest(key: str, config: Config) -> str:
+    from difflib import get_close_matches
+
+    found = get_close_matches(key, [".".join(path) for path in config.entries], 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+S = TypeVar("S")
+
+
+def _build(config: Config) -> Settings:
+    for path in config.validate(mode="errordict"):
+        checker = config.entries[path].checker
+        raise InputError(f"{'.'.join(path)} must be {checker.help()}, not {config.content[path]!r}")
+    values: Record = {name: {} for name in SECTIONS}
+    for section, name in config.entries:
+        values[section][name] = config[f"{section}.{name}"]
+    return Settings(**{name: section(**values[name]) for name, section in SECTIONS.items()})

@@ -1,0 +1,19 @@
+"""The store: masks and margins of all models as memory-mapped arrays, with one writer. FORMAT.md describes the files."""
+
+from datamodels.store.layout import ArraySpec, Meta, create, read_meta
+from datamodels.store.reader import Store
+from datamodels.store.writer import Lock, Writer, claim, grow, hand_over, merge_if_free
+
+__all__ = [
+    "ArraySpec",
+    "Lock",
+    "Meta",
+    "Store",
+    "Writer",
+    "claim",
+    "create",
+    "grow",
+    "hand_over",
+    "merge_if_free",
+    "read_meta",
+]

@@ -1,0 +1,59 @@
+"""Reading a store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from datamodels.store.layout import Array, Meta, checksum, open_array, read_meta
+from datamodels.subsets import BoolArray, ByteArray, IndexArray, unpack
+
+
+class Store:
+    """A store opened for reading: memory maps of its arrays, and which rows are done.
+
+    `done` lists the finished model ids as they were when the store was opened, in ascending order; rows never change once
+    they are done, so everything read through it is consistent. Raises InputError where the folder holds no such store.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.meta: Meta = read_meta(folder)
+        self.arrays: dict[str, Array] = {name: open_array(folder, name, self.meta) for name in self.meta.files}
+        self.done: IndexArray = np.flatnonzero(np.array(self.arrays["done"])).astype(np.int64)
+
+    def masks(self, ids: npt.ArrayLike) -> BoolArray:
+        """Masks of the given models, bool (len(ids), N)."""
+        return unpack(self.packed(ids), self.meta.num_train)
+
+    def margins(self, ids: npt.ArrayLike) -> Array:
+        """Margins of the given models, (len(ids), T) in the store's own number format, in logits."""
+        return self.array("margins", ids)
+
+    def array(self, name: str, ids: npt.ArrayLike) -> Array:
+        """Rows of one of the store's arrays, copied out of the memory map."""
+        return np.array(self.arrays[name][np.asarray(ids)])
+
+    def packed(self, ids: npt.ArrayLike) -> ByteArray:
+        """Masks of the given models as they are stored, uint8 (len(ids), ⌈N/8⌉)."""
+        return np.array(self.arrays["masks"][np.asarray(ids)])
+
+    def damaged(self, ids: npt.ArrayLike) -> list[int]:
+        """Those of the given rows whose checksum does not fit what they hold."""
+        bad = []
+        for i in np.asarray(ids).tolist():
+            row = {name: self.arrays[name][i] for name in self.meta.arrays}
+            if checksum(self.arrays["masks"][i], row, self.meta) != self.arrays["checksums"][i]:
+                bad.append(i)
+        return bad
+
+    def digest(self) -> str:
+        """SHA-256 of what the store holds: its provenance, which rows are done, and their checksums."""
+        sha = hashlib.sha256(json.dumps(self.meta.provenance, sort_keys=True).encode())
+        sha.update(self.done.astype("<i8").tobytes())
+        sha.update(np.ascontiguousarray(self.arrays["checksums"][self.done]).tobytes())
+        return sha.hexdigest()

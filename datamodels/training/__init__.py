@@ -1,0 +1,6 @@
+"""Training: the ResNet-9, the recipe, many models at once on one device, margins."""
+
+from datamodels.training.devices import default_gpu, device_named, for_each_group
+from datamodels.training.models import Trainer
+
+__all__ = ["Trainer", "default_gpu", "device_named", "for_each_group"]

@@ -1,0 +1,153 @@
+"""The verification of a run: for each target the set R to remove, models retrained without it, and beside it the control.
+
+The control removes as many random images of the target's class, others for each of its models, so that its mean is over
+the choice of images as well. Controls of one class and size serve every target of that class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodels import __version__
+from datamodels.brittleness import Support, largest_weights, smallest_support
+from datamodels.data import Dataset
+from datamodels.durable import write_json
+from datamodels.errors import InputError
+from datamodels.regress import Datamodels
+from datamodels.regress.run import regress_folder
+from datamodels.settings import Settings, VerifySettings
+from datamodels.store import Store
+from datamodels.subsets import IndexArray, mask_without
+from datamodels.verify.judge import judge
+from datamodels.verify.retrain import Request, retrain
+
+FORMAT_VERSION = 1
+SUPPORT = "support"
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One thing to put to the proof: for one target, remove R; `rule` is 'support' or the fixed size in digits."""
+
+    target: int
+    label: int
+    rule: str
+    support: Support
+    removed: list[Request]
+    control: list[Request]
+    control_size: int
+
+
+def verify_folder(settings: Settings) -> Path:
+    """Where the run's retrained models and verdicts lie."""
+    return settings.run_dir / "verify"
+
+
+def verify(settings: Settings, data: Dataset, models: Datamodels, targets: list[int], device: torch.device) -> str:
+    """Verify the given targets and write verify.json; say in one line what came out.
+
+    Raises InputError when the weights were not made from the run's store as it is, or a target has no positive weight.
+    """
+    _check_provenance(settings, data, models)
+    rules, j = removal_rules(settings.verify, len(data.train.labels)), settings.verify.models
+    removals = [plan(settings.verify, data, models, target, rule) for target in targets for rule in rules]
+    base = [Request.of(mask_without(len(data.train.labels), []), r) for r in range(j)]
+    requests = [*base, *(request for removal in removals for request in (*removal.removed, *removal.control))]
+    folder = verify_folder(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    margins = retrain(folder / "store", settings, data, requests, device)
+    by_request = dict(zip(requests, margins, strict=True))
+    result = {
+        "format_version": FORMAT_VERSION,
+        "version": __version__,
+        "store_digest": models.meta["store_digest"],
+        "regress": models.meta["regress"],
+        "verify": dataclasses.asdict(settings.verify),
+        "models_used": len(by_request),
+        "removals": [_verdict(removal, base, by_request) for removal in removals],
+    }
+    write_json(folder / "verify.json", result)
+    return _summary(result["removals"], folder)
+
+
+def removal_rules(settings: VerifySettings, n: int) -> list[str]:
+    """The rules in `verify.sizes`. Raises InputError for a word that is neither 'support' nor a size from 1 to N-1."""
+    rules = [word.strip() for word in settings.sizes.split(",")]
+    for rule in rules:
+        if rule != SUPPORT and not (rule.isascii() and rule.isdigit() and 0 < int(rule) < n):
+            raise InputError(f"verify.sizes takes '{SUPPORT}' and sizes from 1 to {n - 1}, with commas between, not {rule!r}")
+    return list(dict.fromkeys(rules))
+
+
+def plan(settings: VerifySettings, data: Dataset, models: Datamodels, target: int, rule: str) -> Removal:
+    """What to train for one target and one rule. Raises InputError when no weight of the target is positive."""
+    weights, bias = np.asarray(models.weights[:, target]), float(models.bias[target])
+    if not (weights > 0).any():
+        raise InputError(
+            f"target {target} has no positive weight, so there is nothing to remove; train more models, or leave it out"
+        )
+    if rule == SUPPORT:
+        support = smallest_support(weights, bias, settings.threshold, min(settings.max_size, len(weights) - 1))
+    else:
+        support = largest_weights(weights, bias, settings.threshold, int(rule))
+    label, n = int(data.test.labels[target]), len(weights)
+    same_class = np.flatnonzero(data.train.labels.numpy() == label)
+    size = min(len(support.indices), len(same_class))
+    repetitions = range(settings.models)
+    removed = [Request.of(mask_without(n, support.indices), r) for r in repetitions]
+    control = [Request.of(mask_without(n, _control(settings.seed, label, same_class, size, r)), r) for r in repetitions]
+    return Removal(target, label, rule, support, removed, control, size)
+
+
+def _control(seed: int, label: int, same_class: IndexArray, size: int, repetition: int) -> IndexArray:
+    """Random images of one class, a function of (seed, class, size, repetition) alone."""
+    return np.random.default_rng([seed, label, size, repetition]).permutation(same_class)[:size]
+
+
+def _verdict(removal: Removal, base: list[Request], margins: dict[Request, Any]) -> dict[str, Any]:
+    before, after, control = (
+        judge(np.array([margins[request][removal.target] for request in requests]))
+        for requests in (base, removal.removed, removal.control)
+    )
+    support, right_before = removal.support, before.mean_margin > 0
+    return {
+        "target": removal.target,
+        "label": removal.label,
+        "rule": removal.rule,
+        "size": len(support.indices),
+        "control_size": removal.control_size,
+        "removed_indices": support.indices.tolist(),
+        "removed_weights": support.weights.tolist(),
+        "predicted_before": support.predicted_before,
+        "predicted_after": support.predicted,
+        "reaches_threshold": support.reaches,
+        "before": dataclasses.asdict(before),
+        "after": dataclasses.asdict(after),
+        "control": dataclasses.asdict(control),
+        "right_before": right_before,
+        "flipped": right_before and after.wrong,
+        "control_flipped": right_before and control.wrong,
+    }
+
+
+def _check_provenance(settings: Settings, data: Dataset, models: Datamodels) -> None:
+    store = Store(settings.run_dir / "store")
+    if models.meta["store_digest"] != store.digest():
+        raise InputError(
+            f"the weights in {regress_folder(settings)} are not from the store as it is now; run python -m datamodels.regress"
+        )
+    if store.meta.provenance["data_digest"] != data.digest:
+        raise InputError(f"the models in {store.folder} were trained on other images than those in {settings.run_dir / 'data'}")
+
+
+def _summary(verdicts: list[dict[str, Any]], folder: Path) -> str:
+    right = [v for v in verdicts if v["right_before"]]
+    flipped, control = (sum(v[name] for v in right) for name in ("flipped", "control_flipped"))
+    found = f"{flipped} of {len(right)} removals flip a prediction that was right, and {control} of their controls"
+    return f"verify: {found}, in {folder}"

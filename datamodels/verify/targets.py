@@ -1,0 +1,52 @@
+"""Target files: one test index a line, with # comments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from datamodels.durable import new_file
+from datamodels.errors import InputError
+
+
+def read_targets(path: Path, num_targets: int) -> list[int]:
+    """The test indices in a targets file, in its order.
+
+    Raises InputError, naming the line, for a word, a duplicate or an index outside 0 … T-1, and for a file that is missing
+    or lists nothing.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f"cannot read the targets file {path}: {e.strerror if isinstance(e, OSError) else 'not text'}") from e
+    found: dict[int, int] = {}
+    for number, line in enumerate(lines, 1):
+        text = line.split("#", 1)[0].strip()
+        if text:
+            target = _index(text, num_targets, f"{path}, line {number}")
+            if target in found:
+                raise InputError(f"{path}, line {number}: target {target} stands on line {found[target]} already")
+            found[target] = number
+    if not found:
+        raise InputError(f"{path} lists no targets; it takes one test index a line")
+    return list(found)
+
+
+def write_targets(path: Path, targets: list[int]) -> None:
+    """Write a targets file."""
+    with new_file(path) as temporary:
+        temporary.write_text("".join(f"{target}\n" for target in targets), encoding="utf-8")
+
+
+def draw_targets(number: int, num_targets: int, seed: int) -> list[int]:
+    """`number` different test indices drawn by a seed, in ascending order."""
+    return sorted(np.random.default_rng(seed).choice(num_targets, number, replace=False).tolist())
+
+
+def _index(text: str, num_targets: int, where: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise InputError(f"{where}: {text!r} is not a test index")
+    if int(text) >= num_targets:
+        raise InputError(f"{where}: {text} is out of range; test indices run from 0 to {num_targets - 1}")
+    return int(text)

@@ -1,0 +1,99 @@
+"""One worker's work on a run's store. Any number of them, on any devices, may work on the same store at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from datamodels.data import Dataset
+from datamodels.errors import InputError
+from datamodels.progress import Advance, progress
+from datamodels.provenance import refuse_difference
+from datamodels.settings import Settings
+from datamodels.store import ArraySpec, Meta, Store, Writer, claim, create, grow, hand_over, merge_if_free, read_meta
+from datamodels.subsets import draw_masks
+from datamodels.training import Trainer, for_each_group
+
+
+def store_folder(settings: Settings) -> Path:
+    """Where the run's store lies."""
+    return settings.run_dir / "store"
+
+
+def store_meta(settings: Settings, data: Dataset) -> Meta:
+    """The meta.json of the store that these settings ask for."""
+    targets = len(data.test.labels)
+    store = dataclasses.asdict(settings.store)
+    provenance = {
+        "training": dataclasses.asdict(settings.training),
+        "store": {key: value for key, value in store.items() if key != "num_models"},
+        "data_digest": data.digest,
+    }
+    margins = ArraySpec(settings.store.margin_dtype, (targets,))
+    return Meta(settings.store.num_models, len(data.train.labels), targets, {"margins": margins}, provenance)
+
+
+def open_store(settings: Settings, data: Dataset) -> Path:
+    """The folder of the run's store, made when it is not there, grown when the settings ask for more models than before.
+
+    Raises InputError when it was made under other settings, and says which.
+    """
+    folder, meta = store_folder(settings), store_meta(settings, data)
+    if not folder.exists():
+        try:
+            create(folder, meta)
+        except InputError:
+            if not folder.exists():  # another worker may have been first, and then all is well
+                raise
+    found = read_meta(folder)
+    refuse_difference(folder, found.provenance, meta.provenance)
+    if meta.num_models > found.num_models:
+        grow(folder, meta.num_models)
+    return folder
+
+
+def train_missing(settings: Settings, data: Dataset, device: torch.device) -> str:
+    """Train every model of the run's store that is not done and that no other worker has claimed; say what is there then."""
+    folder = open_store(settings, data)
+    merge_if_free(folder)
+    store = Store(folder)
+    total, done = settings.store.num_models, len(store.done)
+    if done < total:
+        trainer, size = Trainer(data, settings.training, device), settings.training.models_at_once
+        with progress("worker", "models", total, done) as advance:
+
+            def work(block: int) -> None:
+                _train_block(folder, settings, trainer, block, advance)
+
+            for_each_group(range(-(-total // size)), work, device)
+        with Writer(folder) as writer:
+            writer.merge()
+    done = int((Store(folder).done < total).sum())
+    rest = "" if done >= total else f"; the other {total - done} are with other workers"
+    return f"worker: {done} of {total} models are done in {folder}{rest}"
+
+
+def _train_block(folder: Path, settings: Settings, trainer: Trainer, block: int, advance: Advance) -> None:
+    """Train one block of models, unless it is done or another worker has claimed it."""
+    size, seed = settings.training.models_at_once, settings.store.seed
+    ids = range(block * size, min((block + 1) * size, settings.store.num_models))
+    lock = claim(folder, block)
+    if lock is None:
+        return
+    try:
+        finished = set(Store(folder).done.tolist())
+        missing = [i for i in ids if i not in finished]
+        if not missing:
+            return
+        # The whole block, also where a part of it is done: rounding differs with the group, and a row must not depend on
+        # what was done before.
+        masks = draw_masks(seed, ids, trainer.n, settings.store.alpha)
+        margins = trainer.margins(masks, [(seed, i) for i in ids])
+        keep = [i - ids.start for i in missing]
+        hand_over(folder, missing, masks[keep], {"margins": margins[keep]})
+        advance(len(missing))
+    finally:
+        lock.release()
+    merge_if_free(folder)
