@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY = PASSIVE
 .PHONY: demo test lint setup worker clean
 
 demo: setup  ## digits, end to end: data, models, datamodels, verification by retraining, a page
-	$(py) -m datamodels.report.demo -C configs/digits.yaml
+	$(py) -m datamodels -C configs/digits.yaml
 
 test: setup  ## the test suite
 	$(py) -m pytest

@@ -1,14 +1,15 @@
-"""Files that exist whole or not at all: written under a temporary name, synced, renamed."""
+"""Files that exist whole or not at all: written under a temporary name, synced, renamed. And locks."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,3 +78,33 @@ def write_array(path: Path, array: npt.NDArray[Any]) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises OSError or ValueError."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+class Lock:
+    """An exclusive lock on a file, the operating system's (flock): it ends with its holder, however that ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: IO[bytes] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock is held by this object."""
+        return self.file is not None
+
+    def take(self, wait: bool = False) -> bool:
+        """Whether the lock is now held; it is taken at once or not at all, unless `wait` is set."""
+        file = self.path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.close()
+            return False
+        self.file = file
+        return True
+
+    def release(self) -> None:
+        """Give the lock back, if it is held."""
+        if self.file is not None:
+            self.file.close()
+            self.file = None

@@ -30,15 +30,14 @@ class Support:
 
 
 def smallest_support(weights: npt.NDArray[np.floating], bias: float, threshold: float, max_size: int) -> Support:
-    """The fewest largest positive weights whose removal brings g(S∖R) to `threshold` or below, at least one image.
+    """The fewest largest positive weights whose removal brings g(S∖R) to `threshold` or below.
 
     `weights` is (N,). Where no set of at most `max_size` images does it, R is the best there is: as many positive weights as
-    there are, up to `max_size`, and `reaches` is False. Raises ValueError when no weight is positive.
+    there are, up to `max_size` and perhaps none, and `reaches` is False. A target that g has wrong without any removal gets its
+    one largest weight, if that is positive.
     """
     order = np.argsort(-weights, kind="stable")[:max_size]
     order = order[weights[order] > 0]
-    if not len(order):
-        raise ValueError("no weight is positive")
     before = float(weights.sum(dtype=np.float64)) + bias
     enough = np.flatnonzero(before - np.cumsum(weights[order], dtype=np.float64) <= threshold)
     size = int(enough[0]) + 1 if len(enough) else len(order)

@@ -22,6 +22,7 @@ from datamodels.durable import new_folder, read_json, write_json
 from datamodels.errors import InputError
 from datamodels.provenance import refuse_difference
 from datamodels.settings import Settings
+from datamodels.stages import stage_seconds
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "test")
@@ -62,7 +63,7 @@ def prepare(settings: Settings, use_ffcv: bool | None = None) -> str:
         return f"data: already in {path}"
     use_ffcv = beton.available() if use_ffcv is None else use_ffcv
     raw = read_source(settings.data)
-    with new_folder(path) as temporary:
+    with stage_seconds(settings.run_dir, "data"), new_folder(path) as temporary:
         for name, split in zip(SPLITS, raw[:2], strict=True):
             _write_split(temporary, name, split, use_ffcv)
         write_json(temporary / "meta.json", _meta(settings, raw, use_ffcv))
@@ -80,7 +81,7 @@ def load(settings: Settings) -> Dataset:
         raise InputError(f"{path} was written by FFCV, which is not installed here: install it, or delete the folder")
     try:
         train, test = (_read_split(path, name, meta) for name in SPLITS)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, EOFError) as e:
         raise InputError(f"{path} cannot be read ({e}); delete it and run python -m datamodels.data again") from e
     if _digest(train, test) != meta["digest"]:
         raise InputError(

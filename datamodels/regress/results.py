@@ -49,7 +49,7 @@ class Datamodels:
             version = meta["format_version"]
             weights = np.load(path / "weights.npy", mmap_mode="r")
             bias, lam, heldout = (np.load(path / f"{name}.npy") for name in ("bias", "lam", "heldout"))
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except (OSError, ValueError, EOFError, KeyError, TypeError) as e:
             raise InputError(f"there are no datamodels in {path}; run python -m datamodels.regress with the same config") from e
         if version != FORMAT_VERSION:
             raise InputError(f"{path} has format version {version}, this program reads version {FORMAT_VERSION}")
@@ -63,7 +63,12 @@ class Datamodels:
 def save(folder: Path, fit: Fit, meta: dict[str, Any]) -> None:
     """Write the folder, whole or not at all; one that stands there is replaced."""
     with new_folder(folder) as temporary:
-        arrays = {"weights": fit.weights, "bias": fit.bias, "lam": fit.lam, "heldout": fit.parts.heldout}
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "weights": fit.weights,
+            "bias": fit.bias,
+            "lam": fit.lam,
+            "heldout": fit.parts.heldout,
+        }
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array)
         write_json(temporary / "metrics.json", _metrics(fit))

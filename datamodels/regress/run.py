@@ -9,6 +9,7 @@ from datamodels.progress import progress
 from datamodels.regress.path import fit_datamodels
 from datamodels.regress.results import provenance, save
 from datamodels.settings import Settings
+from datamodels.stages import stage_seconds
 from datamodels.store import Store
 
 
@@ -22,7 +23,7 @@ def regress(settings: Settings) -> str:
     folder, store = regress_folder(settings), Store(settings.run_dir / "store")
     meta = provenance(store, settings.regress)
     if not _is_made(folder, meta):
-        with progress("regress", "λ", settings.regress.lams) as advance:
+        with stage_seconds(settings.run_dir, "regress"), progress("regress", "λ", settings.regress.lams) as advance:
             fit = fit_datamodels(store, settings.regress, advance)
         save(folder, fit, meta)
     metrics = read_json(folder / "metrics.json")

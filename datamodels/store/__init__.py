@@ -2,11 +2,10 @@
 
 from datamodels.store.layout import ArraySpec, Meta, create, read_meta
 from datamodels.store.reader import Store
-from datamodels.store.writer import Lock, Writer, claim, grow, hand_over, merge_if_free
+from datamodels.store.writer import Writer, claim, grow, hand_over, merge_if_free
 
 __all__ = [
     "ArraySpec",
-    "Lock",
     "Meta",
     "Store",
     "Writer",

@@ -100,7 +100,7 @@ def open_array(folder: Path, name: str, meta: Meta, writable: bool = False) -> A
     path, spec = folder / f"{name}.npy", meta.files[name]
     try:
         array: Array = np.load(path, mmap_mode="r+" if writable else "r", allow_pickle=False)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, EOFError) as e:
         raise InputError(f"{path} is missing or damaged: {e}") from e
     if array.dtype != np.dtype(spec.dtype) or array.shape[1:] != spec.shape or len(array) < meta.num_models:
         raise InputError(
@@ -111,7 +111,7 @@ def open_array(folder: Path, name: str, meta: Meta, writable: bool = False) -> A
 
 def checksum(mask: Array, row: Mapping[str, Array], meta: Meta) -> int:
     """CRC-32 of one row: its packed mask, then its part of each array in the order of meta.json."""
-    value = zlib.crc32(np.ascontiguousarray(mask))
+    value = zlib.crc32(mask.tobytes())
     for name in meta.arrays:
-        value = zlib.crc32(np.ascontiguousarray(row[name]).reshape(-1).view(np.uint8), value)
+        value = zlib.crc32(row[name].tobytes(), value)
     return value

@@ -1,55 +1,20 @@
-"""Writing a store: finished rows are handed over as files, and whoever holds the writer's lock merges them.
-
-A lock is the operating system's (flock): it ends with its holder, however that ends.
-"""
+"""Writing a store: finished rows are handed over as files, and whoever holds the writer's lock merges them."""
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
-from datamodels.durable import new_file, sync_folder
+from datamodels.durable import Lock, new_file, sync_folder
 from datamodels.errors import InputError
 from datamodels.store.layout import Array, checksum, new_array, open_array, read_meta, write_meta
 from datamodels.subsets import BoolArray, pack
-
-
-class Lock:
-    """An exclusive lock on a file, taken at once or not at all unless `wait` is set."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file: IO[bytes] | None = None
-
-    @property
-    def held(self) -> bool:
-        """Whether the lock is held by this object."""
-        return self.file is not None
-
-    def take(self, wait: bool = False) -> bool:
-        """Whether the lock is now held."""
-        file = self.path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            file.close()
-            return False
-        self.file = file
-        return True
-
-    def release(self) -> None:
-        """Give the lock back, if it is held."""
-        if self.file is not None:
-            self.file.close()
-            self.file = None
 
 
 def claim(folder: Path, block: int) -> Lock | None:

@@ -43,7 +43,7 @@ class Draws:
     flip: npt.NDArray[np.bool_]
     """Whether the image is mirrored left to right."""
     cut_y: npt.NDArray[np.int16]
-    """First row of the square that is cut out; the square lies within the image."""
+    """First row of the square that is cut out of the mirrored and shifted image; the square lies within it."""
     cut_x: npt.NDArray[np.int16]
 
 

@@ -52,7 +52,7 @@ def verify_folder(settings: Settings) -> Path:
 def verify(settings: Settings, data: Dataset, models: Datamodels, targets: list[int], device: torch.device) -> str:
     """Verify the given targets and write verify.json; say in one line what came out.
 
-    Raises InputError when the weights were not made from the run's store as it is, or a target has no positive weight.
+    Raises InputError when the weights were not made from the run's store as it is.
     """
     _check_provenance(settings, data, models)
     rules, j = removal_rules(settings.verify, len(data.train.labels)), settings.verify.models
@@ -86,12 +86,8 @@ def removal_rules(settings: VerifySettings, n: int) -> list[str]:
 
 
 def plan(settings: VerifySettings, data: Dataset, models: Datamodels, target: int, rule: str) -> Removal:
-    """What to train for one target and one rule. Raises InputError when no weight of the target is positive."""
+    """What to train for one target and one rule."""
     weights, bias = np.asarray(models.weights[:, target]), float(models.bias[target])
-    if not (weights > 0).any():
-        raise InputError(
-            f"target {target} has no positive weight, so there is nothing to remove; train more models, or leave it out"
-        )
     if rule == SUPPORT:
         support = smallest_support(weights, bias, settings.threshold, min(settings.max_size, len(weights) - 1))
     else:

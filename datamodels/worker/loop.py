@@ -12,6 +12,7 @@ from datamodels.errors import InputError
 from datamodels.progress import Advance, progress
 from datamodels.provenance import refuse_difference
 from datamodels.settings import Settings
+from datamodels.stages import stage_seconds
 from datamodels.store import ArraySpec, Meta, Store, Writer, claim, create, grow, hand_over, merge_if_free, read_meta
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, for_each_group
@@ -62,7 +63,7 @@ def train_missing(settings: Settings, data: Dataset, device: torch.device) -> st
     total, done = settings.store.num_models, len(store.done)
     if done < total:
         trainer, size = Trainer(data, settings.training, device), settings.training.models_at_once
-        with progress("worker", "models", total, done) as advance:
+        with stage_seconds(settings.run_dir, "worker"), progress("worker", "models", total, done) as advance:
 
             def work(block: int) -> None:
                 _train_block(folder, settings, trainer, block, advance)

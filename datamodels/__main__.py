@@ -1,0 +1,34 @@
+"""Command: the whole road on one config, as `python -m datamodels -C configs/digits.yaml`; what is done is not done again."""
+
+import sys
+from pathlib import Path
+
+from datamodels.data import load, prepare
+from datamodels.errors import run_command
+from datamodels.regress import Datamodels
+from datamodels.regress.run import regress, regress_folder
+from datamodels.report import report
+from datamodels.settings import argument_parser, parse
+from datamodels.training import default_gpu, device_named
+from datamodels.verify import draw_targets, verify, write_targets
+from datamodels.worker import train_missing
+
+
+def main() -> None:
+    """Data, worker, regress, verify on random targets, report."""
+    parser = argument_parser("python -m datamodels", "All stages of one run, one after another.")
+    parser.add_argument("--gpu", default=default_gpu(), help="number of the GPU to train on, or cpu (default: what is there)")
+    settings, args = parse(sys.argv[1:], parser)
+    device = device_named(args.gpu)
+    print(prepare(settings), flush=True)
+    data = load(settings)
+    print(train_missing(settings, data, device), flush=True)
+    print(regress(settings), flush=True)
+    targets = draw_targets(settings.verify.random_targets, settings.data.test_images, settings.verify.seed)
+    write_targets(settings.run_dir / "targets.txt", targets)
+    print(verify(settings, data, Datamodels.load(regress_folder(settings)), targets, device), flush=True)
+    print(report(settings, data))
+    print(f"the page is at {Path(settings.run.dir, 'report', 'index.html').resolve()}")
+
+
+run_command(main)

@@ -1,0 +1,113 @@
+"""The figures of the report, each as the bytes of a PNG."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from datamodels.data import Dataset
+
+mpl.use("agg")
+
+# Okabe and Ito's colours, told apart by the colour-blind too.
+COLOURS = {"before": "#5f6b76", "after": "#d55e00", "control": "#0072b2"}
+NAMES = {"before": "all of S", "after": "R removed", "control": "as many random ones of the class removed"}
+DPI = 110
+MOST_THUMBNAILS = 30
+THUMBNAIL_COLUMNS = 10
+
+Array = npt.NDArray[Any]
+
+
+def heldout_figure(predicted: Array, true: Array, lds: Array) -> bytes:
+    """Predicted against true margin (m, T) of the held-out models, and how LDS (T,) spreads over targets."""
+    figure = Figure((9.6, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    bins = left.hexbin(predicted.ravel(), true.ravel(), gridsize=60, bins="log", cmap="viridis", mincnt=1, linewidths=0)
+    low, high = float(predicted.min()), float(predicted.max())
+    left.plot([low, high], [low, high], color=COLOURS["after"], lw=1.2, label="predicted = true")
+    left.set(xlabel="predicted margin", ylabel="true margin", title=f"{len(true)} held-out models × {true.shape[1]} targets")
+    left.legend(loc="upper left", frameon=False)
+    figure.colorbar(bins, ax=left, label="model–target pairs")
+    right.hist(lds, bins=30, color=COLOURS["control"])
+    right.axvline(float(lds.mean()), color=COLOURS["after"], lw=1.5, label=f"mean {lds.mean():.3f}")
+    right.set(xlabel="LDS of a target (Spearman, over held-out models)", ylabel="targets", title="How well margins are ranked")
+    right.legend(frameon=False)
+    return _png(figure)
+
+
+def verified_figure(verdicts: list[dict[str, Any]], title: str) -> bytes:
+    """Mean margins with their intervals for all targets of one rule, sorted by the margin before."""
+    ordered = sorted(verdicts, key=lambda v: v["before"]["mean_margin"])
+    figure = Figure((9.6, 1.4 + 0.24 * len(ordered)), layout="constrained")
+    axes = figure.subplots()
+    y = np.arange(len(ordered))
+    for offset, state in zip((0.0, -0.16, 0.16), COLOURS, strict=True):
+        mean, low, high = (np.array([v[state][key] for v in ordered]) for key in ("mean_margin", "low", "high"))
+        error = np.stack([mean - low, high - mean])
+        axes.errorbar(mean, y + offset, xerr=error, fmt="o", ms=4, lw=1.2, color=COLOURS[state], label=NAMES[state])
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set_yticks(y, [f"{v['target']}" for v in ordered], fontsize=8)
+    axes.set(xlabel="mean margin of the models, with 95 % interval (below 0: misclassified)", ylabel="target", title=title)
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(loc="lower right", fontsize=8)
+    return _png(figure)
+
+
+def target_figure(verdict: dict[str, Any], data: Dataset) -> bytes:
+    """One target: its picture, the images of R with their weights, the bars before, after and of the control."""
+    shown = verdict["removed_indices"][:MOST_THUMBNAILS]
+    rows = max(1, -(-len(shown) // THUMBNAIL_COLUMNS))
+    figure = Figure((9.6, 2.6 if rows < 3 else 3.0), layout="constrained")
+    picture, thumbnails, bars = figure.subfigures(1, 3, width_ratios=(1.3, 4.6, 2.6))
+    axes = picture.subplots()
+    name = data.class_names[verdict["label"]]
+    _image(axes, data.test.images[verdict["target"]].numpy(), f"target {verdict['target']}\nclass {name}", 10)
+    grid = thumbnails.subplots(rows, THUMBNAIL_COLUMNS, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, index, weight in zip(grid.flat, shown, verdict["removed_weights"], strict=False):
+        _image(axes, data.train.images[index].numpy(), f"{data.class_names[int(data.train.labels[index])]}\n{weight:.2f}", 6)
+    more = "" if len(shown) == verdict["size"] else f", the first {len(shown)} shown"
+    thumbnails.suptitle(f"R: {verdict['size']} training images{more} (class, weight)", fontsize=9)
+    _bars(bars.subplots(), verdict)
+    return _png(figure)
+
+
+def _bars(axes: Axes, verdict: dict[str, Any]) -> None:
+    labels = ("all of S", "R\nremoved", "control")
+    for x, state in enumerate(COLOURS):
+        outcome = verdict[state]
+        mean, error = (
+            outcome["mean_margin"],
+            [[outcome["mean_margin"] - outcome["low"]], [outcome["high"] - outcome["mean_margin"]]],
+        )
+        axes.bar(x, mean, yerr=error, color=COLOURS[state], capsize=3, width=0.7)
+        axes.annotate(
+            f"{outcome['correct']:.0%}", (x, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8
+        )
+    axes.axhline(0, color="black", lw=0.8)
+    axes.set_xticks(range(len(labels)), labels, fontsize=8)
+    axes.set_ylabel("mean margin", fontsize=8)
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_title("share of models that are right", fontsize=8, pad=14)
+
+
+def _image(axes: Axes, pixels: Array, title: str, size: int) -> None:
+    axes.axis("off")
+    axes.imshow(
+        pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest"
+    )
+    axes.set_title(title, fontsize=size, pad=2)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()

@@ -1,0 +1,72 @@
+"""What the tests share: a small run on real digits, and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from datamodels.data import Dataset, Split
+from datamodels.data.sources import read_source
+from datamodels.resources import CONFIGS
+from datamodels.settings import DataSettings, Settings, TrainingSettings, parse
+
+SMALL = {
+    "data.train_images": 60,
+    "data.test_images": 20,
+    "training.width": 4,
+    "training.epochs": 3,
+    "training.batch_size": 10,
+    "training.peak_epoch": 1,
+    "training.models_at_once": 4,
+    "store.num_models": 10,
+    "verify.models": 3,
+    "verify.sizes": "support,5",
+    "verify.random_targets": 2,
+    "regress.heldout": 0.2,
+}
+
+
+def flags(run_dir: Path, **changed: Any) -> list[str]:
+    """Command-line flags of a small run; `store__alpha=0.3` changes store.alpha."""
+    values = {**SMALL, "run.dir": str(run_dir), **{key.replace("__", "."): value for key, value in changed.items()}}
+    return ["-C", str(CONFIGS / "digits.yaml"), *(part for key, value in values.items() for part in (f"--{key}", str(value)))]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Callable[..., Settings]:
+    """Settings of a small run in a folder of its own."""
+    return lambda **changed: parse(flags(tmp_path / "run", **changed))[0]
+
+
+def dataset(n: int, t: int) -> Dataset:
+    """Real digits, N to train on and T to test on, without a folder."""
+    raw = read_source(DataSettings("digits", "unused", n, t, 0))
+    train, test = (Split(torch.from_numpy(s.images), torch.from_numpy(s.labels)) for s in raw[:2])
+    return Dataset(train, test, raw.class_names, "digest of the test's own")
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    """60 training and 20 test digits."""
+    return dataset(60, 20)
+
+
+@pytest.fixture(scope="session")
+def recipe() -> TrainingSettings:
+    """A recipe that uses everything a recipe can, and takes a moment."""
+    return TrainingSettings(
+        width=4,
+        last_padding=1,
+        epochs=3,
+        batch_size=10,
+        peak_lr=0.3,
+        peak_epoch=1.0,
+        nesterov=True,
+        max_shift=1,
+        flip=True,
+        cutout=2,
+    )

@@ -1,0 +1,127 @@
+"""The run's images: what is read is what the source holds, by either format, or a sentence that says why not."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from datamodels.data import beton, load, prepare
+from datamodels.data.files import folder
+from datamodels.data.sources import CIFAR10_CLASSES, RawSplit, read_source
+from datamodels.errors import InputError
+from datamodels.settings import DataSettings
+
+needs_ffcv = pytest.mark.skipif(not beton.available(), reason="FFCV is not installed here")
+
+
+def test_digits_are_scikit_learns_each_at_most_once():
+    raw = read_source(DataSettings("digits", "unused", 1000, 797, 3))
+    known = {image.tobytes(): label for image, label in zip((load_digits().images), load_digits().target, strict=True)}
+    for split in (raw.train, raw.test):
+        # 0 … 16 of the original, from 0 … 255
+        original = np.ceil(split.images[..., 0] / 16).astype(float)
+        assert [known[image.tobytes()] for image in original] == split.labels.tolist()
+    everything = np.concatenate([raw.train.images, raw.test.images]).reshape(1797, -1)
+    assert len(np.unique(everything, axis=0)) == len(np.unique(load_digits().data, axis=0))
+    with pytest.raises(InputError, match="digits has 1797 images"):
+        read_source(DataSettings("digits", "unused", 1000, 798, 0))
+
+
+@needs_ffcv
+def test_ffcv_and_npy_files_give_identical_tensors(settings, tmp_path):
+    by_ffcv, by_npy = (settings(run__dir=str(tmp_path / name)) for name in ("by ffcv", "by npy"))
+    assert "FFCV" in prepare(by_ffcv, use_ffcv=True)
+    assert "FFCV is not installed" in prepare(by_npy, use_ffcv=False)
+    assert {f.name for f in folder(by_ffcv).iterdir()} == {"meta.json", "train.beton", "test.beton"}
+    threads = torch.get_num_threads()
+    a, b = load(by_ffcv), load(by_npy)
+    assert torch.get_num_threads() == threads
+    for one, other in ((a.train, b.train), (a.test, b.test)):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert (one.images.dtype, one.labels.dtype) == (torch.uint8, torch.int64)
+    assert a.digest == b.digest
+
+
+@needs_ffcv
+@pytest.mark.parametrize("n", [1, 2500])
+def test_ffcv_returns_colour_images_in_order_over_several_batches(tmp_path, n):
+    rng = np.random.default_rng(0)
+    split = RawSplit(rng.integers(0, 256, (n, 8, 8, 3), np.uint8), rng.integers(0, 10, n))
+    beton.write(tmp_path / "x.beton", split)
+    images, labels = beton.read(tmp_path / "x.beton", n)
+    assert np.array_equal(images, split.images)
+    assert np.array_equal(labels, split.labels)
+
+
+def test_preparing_twice_changes_nothing_and_other_settings_are_refused(settings):
+    first = settings()
+    prepare(first, use_ffcv=False)
+    before = {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in folder(first).iterdir()}
+    assert "already" in prepare(first)
+    with pytest.raises(InputError, match=r"other settings \(data.seed: 0 → 5; data.test_images: 20 → 21\)"):
+        prepare(settings(data__seed=5, data__test_images=21))
+    with pytest.raises(InputError, match="other settings"):
+        load(settings(data__seed=5))
+    assert {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in folder(first).iterdir()} == before
+
+
+def test_altered_or_missing_data_is_refused(settings):
+    with pytest.raises(InputError, match="there is no data"):
+        load(settings())
+    prepare(settings(), use_ffcv=False)
+    path = folder(settings()) / "train_images.npy"
+    images = np.load(path)
+    images[3, 4, 4] ^= 1
+    np.save(path, images)
+    with pytest.raises(InputError, match="are not those that were written"):
+        load(settings())
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="cannot be read"):
+        load(settings())
+    meta = json.loads((folder(settings()) / "meta.json").read_text())
+    (folder(settings()) / "meta.json").write_text(json.dumps({**meta, "format_version": 99}))
+    with pytest.raises(InputError, match="format version 99"):
+        load(settings())
+
+
+@pytest.fixture
+def cifar(tmp_path):
+    """CIFAR-10's binary layout with images of noise, and where each image came from."""
+    rng = np.random.default_rng(0)
+    rows = {}
+    for name in [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]:
+        rows[name] = rng.integers(0, 256, (10_000, 3073), np.uint8)
+        rows[name][:, 0] %= 10
+        rows[name].tofile(tmp_path / name)
+    return tmp_path, rows
+
+
+def test_cifar10_binary_batches(cifar):
+    path, rows = cifar
+    raw = read_source(DataSettings("cifar10", str(path), 10_002, 3, 0))
+    assert raw.train.images.shape == (10_002, 32, 32, 3)
+    assert raw.class_names == CIFAR10_CLASSES
+    for split, index, name, row in ((raw.train, 10_001, "data_batch_2.bin", 1), (raw.test, 2, "test_batch.bin", 2)):
+        record = rows[name][row]
+        assert split.labels[index] == record[0]
+        y, x, channel = 5, 7, 2
+        assert split.images[index, y, x, channel] == record[1 + channel * 1024 + y * 32 + x]
+
+
+def test_damaged_cifar10_is_refused_and_nothing_is_written(cifar, settings):
+    path, rows = cifar
+    run = settings(data__dataset="cifar10", data__source=str(path))
+    (path / "data_batch_3.bin").write_bytes(rows["data_batch_3.bin"].tobytes()[:-1])
+    with pytest.raises(InputError, match=r"data_batch_3.bin has 30729999 bytes instead of 30730000"):
+        prepare(run)
+    rows["data_batch_3.bin"][4, 0] = 10
+    rows["data_batch_3.bin"].tofile(path / "data_batch_3.bin")
+    with pytest.raises(InputError, match="label above 9"):
+        prepare(run)
+    (path / "data_batch_3.bin").unlink()
+    with pytest.raises(InputError, match=r"data_batch_3.bin is missing"):
+        prepare(run)
+    assert not folder(run).exists()

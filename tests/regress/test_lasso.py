@@ -1,0 +1,139 @@
+"""The lasso against scikit-learn's, and against what must not change it."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Lasso
+
+from datamodels.regress.lasso import lam_max, lipschitz, soft_threshold, solve
+from datamodels.regress.moments import Moments
+from datamodels.subsets import pack
+
+PROBLEMS = range(20)
+
+
+def make(number):
+    """A random problem: m > N and m < N, columns correlated or rare, sparse weights, some targets pure noise."""
+    rng = np.random.default_rng(number)
+    m, n, t = int(rng.integers(40, 200)), int(rng.integers(5, 80)), 3
+    x = rng.random((m, n)) < rng.uniform(0.2, 0.8)
+    if number % 4 == 1:
+        x[:, 1::2] = x[:, 0::2][:, : x[:, 1::2].shape[1]] ^ (rng.random((m, n // 2)) < 0.1)
+    if number % 4 == 2:
+        x[:, ::3] &= rng.random((m, len(range(0, n, 3)))) < 0.1
+    w = rng.normal(size=(n, t)) * (rng.random((n, t)) < 0.2)
+    y = x @ w + rng.normal(size=(m, t)) + rng.normal(size=t)
+    return x, y
+
+
+def problem_of(x, y):
+    moments = Moments(x.shape[1], y.shape[1], np)
+    moments.add(pack(x), y)
+    return moments.problem()
+
+
+def objective(x, y, w, b, lam):
+    return ((y - x @ w - b) ** 2).mean() / 2 + lam * np.abs(w).sum()
+
+
+def solve_all(problem, lam, tolerance=1e-9):
+    start = np.zeros(problem.correlation.shape)
+    return solve(problem, lam, start, lipschitz(problem, np), np, tolerance)
+
+
+@pytest.mark.parametrize("number", PROBLEMS)
+def test_objective_equals_scikit_learns_and_the_gap_is_true(number):
+    x, y = make(number)
+    problem = problem_of(x, y)
+    for ratio in (0.5, 0.1, 0.03):
+        lam = lam_max(problem, np) * ratio
+        for tolerance in (1e-4, 1e-8):
+            solution = solve_all(problem, lam, tolerance)
+            assert (solution.gap <= tolerance).all()
+            bias = problem.bias(solution.weights)
+            for t in range(y.shape[1]):
+                oracle = Lasso(alpha=lam[t], tol=1e-10, max_iter=200_000).fit(x.astype(float), y[:, t])
+                best = objective(x, y[:, t], oracle.coef_, oracle.intercept_, lam[t])
+                mine = objective(x, y[:, t], solution.weights[:, t], bias[t], lam[t])
+                assert mine - best <= tolerance * mine + 1e-9
+                assert best - mine <= 1e-6 * best
+
+
+def test_weights_equal_scikit_learns_where_they_are_unique():
+    rng = np.random.default_rng(0)
+    x = rng.random((500, 30)) < 0.5
+    y = x @ rng.normal(size=(30, 4)) + rng.normal(size=(500, 4))
+    problem = problem_of(x, y)
+    lam = lam_max(problem, np) * np.array([0.5, 0.2, 0.1, 0.01])
+    solution = solve_all(problem, lam, 1e-12)
+    for t in range(4):
+        oracle = Lasso(alpha=lam[t], tol=1e-12, max_iter=200_000).fit(x.astype(float), y[:, t])
+        np.testing.assert_allclose(solution.weights[:, t], oracle.coef_, atol=1e-5)
+        assert problem.bias(solution.weights)[t] == pytest.approx(oracle.intercept_, abs=1e-5)
+
+
+def test_lam_max_is_where_the_first_weight_appears():
+    problem = problem_of(*make(3))
+    top = lam_max(problem, np)
+    assert not solve_all(problem, top * 1.0001).weights.any()
+    assert (np.count_nonzero(solve_all(problem, top * 0.98).weights, axis=0) >= 1).all()
+
+
+def test_a_warm_start_and_the_company_of_other_targets_change_nothing():
+    problem = problem_of(*make(0))
+    lam = lam_max(problem, np) * 0.1
+    cold = solve_all(problem, lam)
+    start = np.random.default_rng(0).normal(size=cold.weights.shape)
+    warm = solve(problem, lam, start, lipschitz(problem, np), np, 1e-9)
+    np.testing.assert_allclose(warm.weights, cold.weights, atol=1e-3)
+    again = solve(problem, lam, cold.weights, lipschitz(problem, np), np, 1e-9)
+    assert again.steps == 0
+
+
+def test_permuting_images_models_and_targets_permutes_the_solution():
+    x, y = make(4)
+    rng = np.random.default_rng(0)
+    models, images, targets = (rng.permutation(k) for k in (*x.shape, y.shape[1]))
+    problem, other = problem_of(x, y), problem_of(x[models][:, images], y[models][:, targets])
+    lam = lam_max(problem, np) * 0.2
+    first, second = solve_all(problem, lam, 1e-11), solve_all(other, lam[targets], 1e-11)
+    np.testing.assert_allclose(second.weights, first.weights[images][:, targets], atol=1e-4)
+
+
+def test_a_constant_target_gets_zero_weights_and_its_mean():
+    x, y = make(5)
+    y[:, 1] = 2.5
+    problem = problem_of(x, y)
+    solution = solve_all(problem, np.maximum(lam_max(problem, np) * 0.1, 1e-300))
+    assert not solution.weights[:, 1].any()
+    assert problem.bias(solution.weights)[1] == pytest.approx(2.5)
+    assert np.isfinite(solution.weights).all()
+
+
+def test_running_out_of_steps_is_an_error():
+    problem = problem_of(*make(1))
+    lam = lam_max(problem, np) * 1e-3
+    with pytest.raises(RuntimeError, match="duality gap above"):
+        solve(problem, lam, np.zeros(problem.correlation.shape), lipschitz(problem, np), np, 1e-12, max_steps=5)
+
+
+def test_moments_do_not_depend_on_the_tiles_and_equal_centred_products():
+    x, y = make(7)
+    whole = problem_of(x, y)
+    parts = Moments(x.shape[1], y.shape[1], np)
+    for rows in np.array_split(np.arange(len(x)), 7):
+        parts.add(pack(x[rows]), y[rows])
+    split = parts.problem()
+    xc, yc = x - x.mean(0), y - y.mean(0)
+    for name, oracle in (("gram", xc.T @ xc), ("correlation", xc.T @ yc), ("variance", (yc**2).sum(0))):
+        np.testing.assert_allclose(getattr(whole, name), oracle / len(x), atol=1e-12)
+        np.testing.assert_allclose(getattr(split, name), getattr(whole, name), atol=1e-12)
+
+
+def test_lipschitz_bounds_the_largest_eigenvalue_closely():
+    problem = problem_of(*make(8))
+    largest = np.linalg.eigvalsh(problem.gram)[-1]
+    assert largest <= lipschitz(problem, np) <= 1.1 * largest
+
+
+def test_soft_threshold():
+    assert soft_threshold(np.array([-3.0, -1, 0, 0.5, 2]), 1.0, np).tolist() == [-2, 0, 0, 0, 1]

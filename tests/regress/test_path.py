@@ -1,0 +1,135 @@
+"""From a store to datamodels: planted weights come back, held-out models stay held out, bad stores are refused."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from datamodels.errors import InputError
+from datamodels.regress import Datamodels, fit_datamodels, provenance, save
+from datamodels.regress.arrays import array_module
+from datamodels.regress.path import score, split_models
+from datamodels.settings import RegressSettings
+from datamodels.store import ArraySpec, Meta, Store, Writer, create, hand_over
+from datamodels.subsets import draw_masks, pack
+
+N, T, M = 40, 6, 800
+SETTINGS = RegressSettings(device="cpu", lams=30)
+
+
+def planted(noise=0.3, m=M):
+    """Masks, margins and the sparse weights that made them."""
+    rng = np.random.default_rng(1)
+    masks = draw_masks(0, range(m), N, 0.5)
+    weights = rng.normal(size=(N, T)) * (rng.random((N, T)) < 0.15)
+    return masks, masks @ weights + rng.normal(size=T) + noise * rng.normal(size=(m, T)), weights
+
+
+def store_of(folder, masks, margins, dtype="float32"):
+    m, t = margins.shape
+    create(folder, Meta(m, masks.shape[1], t, {"margins": ArraySpec(dtype, (t,))}, {}))
+    hand_over(folder, range(m), masks, {"margins": margins})
+    with Writer(folder) as writer:
+        writer.merge()
+    return Store(folder)
+
+
+def test_planted_weights_are_found(tmp_path):
+    masks, margins, weights = planted()
+    fit = fit_datamodels(store_of(tmp_path / "s", masks, margins), SETTINGS)
+    assert np.abs(fit.weights - weights).max() < 0.12
+    heldout = fit.parts.heldout
+    best = score(masks[heldout] @ weights, margins[heldout])["lds"]
+    np.testing.assert_allclose(fit.metrics["lds"], best, atol=0.1)
+    assert best.mean() > 0.8
+    mse = fit.metrics["mse"]
+    assert ((mse > 0.3**2 * 0.6) & (mse < 0.3**2 * 1.6)).all()
+
+
+def test_the_metrics_are_of_the_held_out_models_and_these_are_not_seen(tmp_path):
+    masks, margins, _ = planted()
+    first = fit_datamodels(store_of(tmp_path / "a", masks, margins), SETTINGS)
+    changed = margins.copy()
+    changed[first.parts.heldout] = np.random.default_rng(0).normal(size=(len(first.parts.heldout), T))
+    second = fit_datamodels(store_of(tmp_path / "b", masks, changed), SETTINGS)
+    assert np.array_equal(first.weights, second.weights)
+    assert np.array_equal(first.lam, second.lam)
+    assert np.abs(second.metrics["lds"]).mean() < 0.2
+    predicted = masks[first.parts.heldout] @ first.weights + first.bias
+    oracle = [spearmanr(predicted[:, t], margins[first.parts.heldout][:, t]).statistic for t in range(T)]
+    np.testing.assert_allclose(first.metrics["lds"], oracle, atol=1e-6)
+    error = ((predicted - margins[first.parts.heldout]) ** 2).mean(0)
+    np.testing.assert_allclose(first.metrics["mse"], error, rtol=1e-4)
+    np.testing.assert_allclose(first.metrics["r2"], 1 - error / margins[first.parts.heldout].var(0), rtol=1e-4)
+
+
+def test_models_are_split_into_disjoint_parts_by_the_seed():
+    done = np.arange(0, 3000, 3)
+    parts = split_models(done, SETTINGS)
+    assert sorted(np.concatenate([parts.fit, parts.choice, parts.heldout])) == done.tolist()
+    assert (len(parts.heldout), len(parts.choice)) == (100, 180)
+    other = split_models(done, dataclasses.replace(SETTINGS, seed=1))
+    assert not np.array_equal(parts.heldout, other.heldout)
+
+
+def test_too_few_models_are_refused(tmp_path):
+    masks, margins, _ = planted(m=99)
+    with pytest.raises(InputError, match="99 finished models are too few"):
+        fit_datamodels(store_of(tmp_path / "s", masks, margins), dataclasses.replace(SETTINGS, heldout=0.09))
+
+
+def test_a_margin_that_is_not_a_number_is_refused_by_its_model(tmp_path):
+    masks, margins, _ = planted()
+    margins[77, 2] = np.nan
+    with pytest.raises(InputError, match="model 77 "):
+        fit_datamodels(store_of(tmp_path / "s", masks, margins), SETTINGS)
+
+
+def test_constant_targets_and_constant_images_give_finite_results(tmp_path):
+    masks, margins, _ = planted()
+    margins[:, 0] = 1.5
+    masks[:, 3], masks[:, 4] = True, False
+    fit = fit_datamodels(store_of(tmp_path / "s", masks, margins), SETTINGS)
+    assert not fit.weights[:, 0].any()
+    assert fit.bias[0] == pytest.approx(1.5)
+    assert not fit.weights[3:5].any()
+    assert all(np.isfinite(values).all() for values in fit.metrics.values())
+    assert fit.metrics["lds"][0] == fit.metrics["r2"][0] == 0
+
+
+def test_saved_datamodels_predict_what_the_formula_says(tmp_path):
+    masks, margins, _ = planted()
+    store = store_of(tmp_path / "s", masks, margins, "float16")
+    fit = fit_datamodels(store, SETTINGS)
+    save(tmp_path / "out", fit, provenance(store, SETTINGS))
+    models = Datamodels.load(tmp_path / "out")
+    assert models.meta["store_digest"] == store.digest()
+    predicted = models.predict(masks[:5])
+    by_hand = [[sum(fit.weights[j, t] for j in range(N) if masks[i, j]) + fit.bias[t] for t in range(T)] for i in range(5)]
+    np.testing.assert_allclose(predicted, by_hand, atol=1e-4)
+    for name, shape in (("weights", (N, T)), ("bias", (T,)), ("lam", (T,))):
+        assert np.load(tmp_path / "out" / f"{name}.npy").shape == shape
+    with pytest.raises(InputError, match="no datamodels"):
+        Datamodels.load(tmp_path / "nowhere")
+
+
+def test_score_of_a_prediction_that_never_changes_is_zero_not_nan():
+    rng = np.random.default_rng(0)
+    metrics = score(np.ones((20, 2)), rng.normal(size=(20, 2)))
+    assert metrics["lds"].tolist() == [0, 0]
+    assert np.isfinite(metrics["r2"]).all()
+
+
+def test_the_processor_is_numpys_and_a_missing_gpu_is_said():
+    assert array_module("cpu") is np
+    if array_module("auto") is np:
+        with pytest.raises(InputError, match=r"regress.device is gpu"):
+            array_module("gpu")
+
+
+def test_packed_masks_reach_the_solver_bit_for_bit():
+    from datamodels.regress.arrays import unpacked
+
+    masks = np.random.default_rng(0).random((9, 21)) < 0.5
+    assert np.array_equal(unpacked(pack(masks), 21, np), masks.astype(np.float32))

@@ -1,0 +1,133 @@
+"""The worker: rows are those of the seed, blocks are trained once, crashes cost a block, settings are guarded."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from datamodels.data import load, prepare
+from datamodels.errors import InputError
+from datamodels.store import Store, claim
+from datamodels.subsets import draw_masks
+from datamodels.training import Trainer
+from datamodels.training.devices import device_named, for_each_group
+from datamodels.worker import open_store, train_missing
+from tests.conftest import flags
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def data(settings):
+    prepare(settings(), use_ffcv=False)
+    return load(settings())
+
+
+def store_of(settings):
+    return Store(settings.run_dir / "store")
+
+
+def test_rows_hold_the_masks_of_the_seed_and_the_margins_of_their_models(settings, data):
+    train_missing(settings(), data, CPU)
+    store = store_of(settings())
+    assert store.done.tolist() == list(range(10))
+    assert np.array_equal(store.masks(store.done), draw_masks(0, range(10), 60, 0.5))
+    assert store.damaged(store.done) == []
+    trainer = Trainer(data, settings().training, CPU)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        block = trainer.margins(store.masks(range(4, 8)), [(0, i) for i in range(4, 8)])
+    finally:
+        torch.set_num_threads(threads)
+    assert np.array_equal(store.margins(range(4, 8)), block)
+
+
+def test_a_finished_store_is_left_alone(settings, data, monkeypatch):
+    train_missing(settings(), data, CPU)
+    digest = store_of(settings()).digest()
+    monkeypatch.setattr(Trainer, "margins", lambda *_: pytest.fail("trained again"))
+    assert "10 of 10" in train_missing(settings(), data, CPU)
+    assert store_of(settings()).digest() == digest
+
+
+def test_more_models_add_to_those_that_are_there(settings, data):
+    train_missing(settings(), data, CPU)
+    before = store_of(settings()).margins(range(10))
+    assert "16 of 16" in train_missing(settings(store__num_models=16), data, CPU)
+    store = store_of(settings())
+    assert len(store.done) == 16
+    assert np.array_equal(store.margins(range(10)), before)
+    assert np.array_equal(store.masks(store.done), draw_masks(0, range(16), 60, 0.5))
+
+
+def test_a_claimed_block_is_left_to_its_holder(settings, data):
+    folder = open_store(settings(), data)
+    lock = claim(folder, 1)
+    assert lock is not None
+    assert claim(folder, 1) is None
+    assert "6 of 10 models are done" in train_missing(settings(), data, CPU)
+    assert store_of(settings()).done.tolist() == [0, 1, 2, 3, 8, 9]
+    lock.release()
+    assert "10 of 10" in train_missing(settings(), data, CPU)
+
+
+def test_other_settings_are_refused_by_name_and_nothing_is_touched(settings, data):
+    train_missing(settings(), data, CPU)
+    digest = store_of(settings()).digest()
+    with pytest.raises(InputError, match=r"other settings \(store.alpha: 0.5 → 0.3; training.width: 4 → 5\)"):
+        open_store(settings(store__alpha=0.3, training__width=5), data)
+    assert store_of(settings()).digest() == digest
+
+
+def test_a_killed_worker_loses_no_row_and_the_next_one_ends_with_the_same_store(settings, tmp_path):
+    many = {"store__num_models": 64, "training__epochs": 6}
+    whole, broken = (settings(run__dir=str(tmp_path / name), **many) for name in ("whole", "broken"))
+    for chosen in (whole, broken):
+        prepare(chosen, use_ffcv=False)
+    train_missing(whole, load(whole), CPU)
+    command = [sys.executable, "-m", "datamodels.worker", *flags(tmp_path / "broken", **many), "--gpu", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker:
+        done = tmp_path / "broken" / "store" / "done.npy"
+        deadline = time.monotonic() + 60
+        while worker.poll() is None and time.monotonic() < deadline and not (done.exists() and np.load(done).any()):
+            time.sleep(0.02)
+        worker.send_signal(signal.SIGKILL)
+    half = store_of(broken)
+    assert 0 < len(half.done) < 64
+    assert half.damaged(half.done) == []
+    train_missing(broken, load(broken), CPU)
+    assert store_of(broken).digest() == store_of(whole).digest()
+
+
+def test_all_groups_run_and_the_first_error_is_raised():
+    seen: list[int] = []
+    for_each_group(range(5), seen.append, CPU)
+    assert sorted(seen) == list(range(5))
+    with pytest.raises(ZeroDivisionError):
+        for_each_group([1, 0], lambda k: seen.append(1 // k), CPU)
+
+
+def test_devices_are_named_or_refused():
+    assert device_named("cpu") == CPU
+    with pytest.raises(InputError, match="must be cpu or the number of a GPU"):
+        device_named("first")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"no GPU here.*GPU=cpu"):
+            device_named("0")
+
+
+def test_groups_run_side_by_side():
+    import threading
+
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core only")
+    both = threading.Barrier(2, timeout=10)
+    arrived: list[int] = []
+    for_each_group(range(2), lambda _: arrived.append(both.wait()), CPU)
+    assert sorted(arrived) == [0, 1]
