@@ -45,10 +45,10 @@ say "installing into .venv ($("$python" --version); a few minutes the first time
 rm -f "$stamp"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
-extras=dev
 case $cuda in
     12) extras=dev,cuda12 ;;
     1[3-9]) extras=dev,cuda13 ;;
+    *) extras=dev,kernels-check ;;
 esac
 pip install --quiet -c .ci/constraints.txt -e ".[$extras]" || fail "pip could not install the packages; its message stands above"
 

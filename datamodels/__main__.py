@@ -6,8 +6,9 @@ from pathlib import Path
 from datamodels.data import load, prepare
 from datamodels.errors import run_command
 from datamodels.regress import Datamodels
-from datamodels.regress.run import regress, regress_folder
+from datamodels.regress.run import regress
 from datamodels.report import report
+from datamodels.runs import stage_folder
 from datamodels.settings import argument_parser, parse
 from datamodels.training import default_gpu, device_named
 from datamodels.verify import draw_targets, verify, write_targets
@@ -25,8 +26,8 @@ def main() -> None:
     print(train_missing(settings, data, device), flush=True)
     print(regress(settings), flush=True)
     targets = draw_targets(settings.verify.random_targets, settings.data.test_images, settings.verify.seed)
-    write_targets(settings.run_dir / "targets.txt", targets)
-    print(verify(settings, data, Datamodels.load(regress_folder(settings)), targets, device), flush=True)
+    write_targets(Path(settings.run.dir, "targets.txt"), targets)
+    print(verify(settings, data, Datamodels.load(stage_folder(settings, "regress")), targets, device), flush=True)
     print(report(settings, data))
     print(f"the page is at {Path(settings.run.dir, 'report', 'index.html').resolve()}")
 

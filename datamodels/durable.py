@@ -39,10 +39,11 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """A temporary folder beside `path`; when the block ends without an error its files are synced and it becomes `path`.
 
-    A folder that stood at `path` before is replaced, and stays as it was when the block fails.
+    With `replace` a folder that stands at `path` gives way to it, and stays as it was when the block fails. Without, what
+    stands there stays, and OSError is raised.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{suffix}") for suffix in ("tmp", "old"))
@@ -54,7 +55,7 @@ def new_folder(path: Path) -> Iterator[Path]:
                 with file.open("rb") as f:
                     os.fsync(f.fileno())
         sync_folder(temporary)
-        if path.exists():
+        if replace and path.exists():
             path.rename(old)
         temporary.rename(path)
         sync_folder(path.parent)

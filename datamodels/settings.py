@@ -183,7 +183,7 @@ class VerifySettings:
     sizes: str = setting(
         Text(), "support", "what to remove: 'support' for R, or numbers of images with the largest weights, or both"
     )
-    random_targets: int = count(24, "targets that `python -m datamodels` draws")
+    random_targets: int = count(30, "targets that `python -m datamodels` draws")
     max_size: int = count(100, "R is never larger than this")
     seed: int = count(1, "of the retrained models and of the control's images", low=0)
 
@@ -198,11 +198,6 @@ class Settings:
     store: StoreSettings
     regress: RegressSettings
     verify: VerifySettings
-
-    @property
-    def run_dir(self) -> Path:
-        """The run's folder."""
-        return Path(self.run.dir)
 
 
 SECTIONS: dict[str, type[Any]] = {

@@ -21,8 +21,8 @@ from datamodels.data.sources import RawData, RawSplit, read_source
 from datamodels.durable import new_folder, read_json, write_json
 from datamodels.errors import InputError
 from datamodels.provenance import refuse_difference
+from datamodels.runs import stage_folder, stage_seconds
 from datamodels.settings import Settings
-from datamodels.stages import stage_seconds
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "test")
@@ -46,24 +46,19 @@ class Dataset:
     digest: str
 
 
-def folder(settings: Settings) -> Path:
-    """Where the run's data lies."""
-    return settings.run_dir / "data"
-
-
 def prepare(settings: Settings, use_ffcv: bool | None = None) -> str:
     """Write the run's data unless it is there, and say in one line what was done.
 
     `use_ffcv` chooses the format; by default FFCV where it is installed. Raises InputError when the folder was made under
     other settings or the source cannot be read; the folder then stays as it was.
     """
-    path = folder(settings)
+    path = stage_folder(settings, "data")
     if path.exists():
         _read_meta(settings)
         return f"data: already in {path}"
     use_ffcv = beton.available() if use_ffcv is None else use_ffcv
     raw = read_source(settings.data)
-    with stage_seconds(settings.run_dir, "data"), new_folder(path) as temporary:
+    with stage_seconds(settings, "data"), new_folder(path) as temporary:
         for name, split in zip(SPLITS, raw[:2], strict=True):
             _write_split(temporary, name, split, use_ffcv)
         write_json(temporary / "meta.json", _meta(settings, raw, use_ffcv))
@@ -76,7 +71,7 @@ def load(settings: Settings) -> Dataset:
 
     Raises InputError when the data is missing, was made under other settings, or is not what was written.
     """
-    meta, path = _read_meta(settings), folder(settings)
+    meta, path = _read_meta(settings), stage_folder(settings, "data")
     if meta["format"] == "beton" and not beton.available():
         raise InputError(f"{path} was written by FFCV, which is not installed here: install it, or delete the folder")
     try:
@@ -108,7 +103,7 @@ def _deciding(settings: Settings) -> dict[str, Any]:
 
 
 def _read_meta(settings: Settings) -> dict[str, Any]:
-    path = folder(settings)
+    path = stage_folder(settings, "data")
     try:
         meta: dict[str, Any] = read_json(path / "meta.json")
         version, made = meta["format_version"], meta["settings"]

@@ -114,7 +114,8 @@ def score(predicted: FloatArray, true: Array) -> dict[str, FloatArray]:
 def _correlation(a: FloatArray, b: FloatArray) -> FloatArray:
     a, b = a - a.mean(0), b - b.mean(0)
     scale = np.sqrt((a * a).sum(0) * (b * b).sum(0))
-    return np.divide((a * b).sum(0), scale, out=np.zeros(a.shape[1]), where=scale > 0)
+    correlation: FloatArray = np.divide((a * b).sum(0), scale, out=np.zeros(a.shape[1]), where=scale > 0)
+    return correlation
 
 
 def _checked(store: Store, ids: IndexArray) -> Array:

@@ -62,7 +62,7 @@ class Datamodels:
 
 def save(folder: Path, fit: Fit, meta: dict[str, Any]) -> None:
     """Write the folder, whole or not at all; one that stands there is replaced."""
-    with new_folder(folder) as temporary:
+    with new_folder(folder, replace=True) as temporary:
         arrays: dict[str, npt.NDArray[Any]] = {
             "weights": fit.weights,
             "bias": fit.bias,

@@ -8,22 +8,16 @@ from datamodels.durable import read_json
 from datamodels.progress import progress
 from datamodels.regress.path import fit_datamodels
 from datamodels.regress.results import provenance, save
+from datamodels.runs import read_store, stage_folder, stage_seconds
 from datamodels.settings import Settings
-from datamodels.stages import stage_seconds
-from datamodels.store import Store
-
-
-def regress_folder(settings: Settings) -> Path:
-    """Where the run's weights lie."""
-    return settings.run_dir / "regress"
 
 
 def regress(settings: Settings) -> str:
     """Fit the datamodels of a run unless they are there for just these models and settings; say what is there then."""
-    folder, store = regress_folder(settings), Store(settings.run_dir / "store")
+    folder, store = stage_folder(settings, "regress"), read_store(settings)
     meta = provenance(store, settings.regress)
     if not _is_made(folder, meta):
-        with stage_seconds(settings.run_dir, "regress"), progress("regress", "λ", settings.regress.lams) as advance:
+        with stage_seconds(settings, "regress"), progress("regress", "λ", settings.regress.lams) as advance:
             fit = fit_datamodels(store, settings.regress, advance)
         save(folder, fit, meta)
     metrics = read_json(folder / "metrics.json")

@@ -62,49 +62,53 @@ def verified_figure(verdicts: list[dict[str, Any]], title: str) -> bytes:
 
 def target_figure(verdict: dict[str, Any], data: Dataset) -> bytes:
     """One target: its picture, the images of R with their weights, the bars before, after and of the control."""
-    shown = verdict["removed_indices"][:MOST_THUMBNAILS]
-    rows = max(1, -(-len(shown) // THUMBNAIL_COLUMNS))
-    figure = Figure((9.6, 2.6 if rows < 3 else 3.0), layout="constrained")
-    picture, thumbnails, bars = figure.subfigures(1, 3, width_ratios=(1.3, 4.6, 2.6))
-    axes = picture.subplots()
-    name = data.class_names[verdict["label"]]
-    _image(axes, data.test.images[verdict["target"]].numpy(), f"target {verdict['target']}\nclass {name}", 10)
-    grid = thumbnails.subplots(rows, THUMBNAIL_COLUMNS, squeeze=False)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, index, weight in zip(grid.flat, shown, verdict["removed_weights"], strict=False):
-        _image(axes, data.train.images[index].numpy(), f"{data.class_names[int(data.train.labels[index])]}\n{weight:.2f}", 6)
-    more = "" if len(shown) == verdict["size"] else f", the first {len(shown)} shown"
-    thumbnails.suptitle(f"R: {verdict['size']} training images{more} (class, weight)", fontsize=9)
-    _bars(bars.subplots(), verdict)
+    figure = Figure((9.6, 3.0), layout="constrained")
+    picture, removed, bars = figure.subplots(1, 3, width_ratios=(1.3, 4.6, 2.6))
+    _show(picture, data.test.images[verdict["target"]].numpy())
+    picture.set_title(f"target {verdict['target']}\nclass {data.class_names[verdict['label']]}", fontsize=10)
+    _thumbnails(removed, verdict, data)
+    _bars(bars, verdict)
     return _png(figure)
 
 
+def _thumbnails(axes: Axes, verdict: dict[str, Any], data: Dataset) -> None:
+    """The images of R as one mosaic: a figure with axes for each of them takes seconds to lay out."""
+    shown = verdict["removed_indices"][:MOST_THUMBNAILS]
+    images, labels = data.train.images[shown].numpy(), data.train.labels[shown].tolist()
+    height, width, channels = images.shape[1:]
+    row_height, column_width = round(height * 1.6), round(width * 1.15)
+    rows = max(1, -(-len(shown) // THUMBNAIL_COLUMNS))
+    background = 0 if channels == 1 else 255  # white in either colour map
+    mosaic = np.full((rows * row_height, THUMBNAIL_COLUMNS * column_width, channels), background, np.uint8)
+    for k, (image, label) in enumerate(zip(images, labels, strict=True)):
+        y, x = k // THUMBNAIL_COLUMNS * row_height, k % THUMBNAIL_COLUMNS * column_width
+        mosaic[y : y + height, x : x + width] = image
+        text = f"{data.class_names[label]}: {verdict['removed_weights'][k]:.2f}"
+        axes.text(x + width / 2 - 0.5, y + height - 0.3, text, ha="center", va="top", fontsize=6)
+    _show(axes, mosaic)
+    more = "" if len(shown) == verdict["size"] else f", the first {len(shown)} shown"
+    axes.set_title(f"R: {verdict['size']} training images{more} (class: weight)", fontsize=9)
+
+
 def _bars(axes: Axes, verdict: dict[str, Any]) -> None:
-    labels = ("all of S", "R\nremoved", "control")
     for x, state in enumerate(COLOURS):
         outcome = verdict[state]
-        mean, error = (
-            outcome["mean_margin"],
-            [[outcome["mean_margin"] - outcome["low"]], [outcome["high"] - outcome["mean_margin"]]],
-        )
+        mean = outcome["mean_margin"]
+        error = [[mean - outcome["low"]], [outcome["high"] - mean]]
         axes.bar(x, mean, yerr=error, color=COLOURS[state], capsize=3, width=0.7)
-        axes.annotate(
-            f"{outcome['correct']:.0%}", (x, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8
-        )
+        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 8}
+        axes.annotate(f"{outcome['correct']:.0%}", (x, 1), **place)
     axes.axhline(0, color="black", lw=0.8)
-    axes.set_xticks(range(len(labels)), labels, fontsize=8)
+    axes.set_xticks(range(3), ("all of S", "R\nremoved", "control"), fontsize=8)
     axes.set_ylabel("mean margin", fontsize=8)
     axes.tick_params(axis="y", labelsize=7)
     axes.set_title("share of models that are right", fontsize=8, pad=14)
 
 
-def _image(axes: Axes, pixels: Array, title: str, size: int) -> None:
+def _show(axes: Axes, pixels: Array) -> None:
     axes.axis("off")
-    axes.imshow(
-        pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest"
-    )
-    axes.set_title(title, fontsize=size, pad=2)
+    shown = pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels
+    axes.imshow(shown, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
 
 
 def _png(figure: Figure) -> bytes:

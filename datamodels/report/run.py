@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +19,13 @@ from datamodels.data import Dataset
 from datamodels.durable import new_folder, read_json, write_json
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
-from datamodels.regress.run import regress_folder
 from datamodels.report.figures import heldout_figure, target_figure, verified_figure
+from datamodels.runs import read_seconds, read_store, stage_folder
 from datamodels.settings import Settings
-from datamodels.stages import read_seconds, stage_seconds
 from datamodels.store import Store
-from datamodels.verify.run import SUPPORT, verify_folder
+from datamodels.verify.run import SUPPORT
 
 Record = dict[str, Any]
-
-
-def report_folder(settings: Settings) -> Path:
-    """Where the run's page lies."""
-    return settings.run_dir / "report"
 
 
 def report(settings: Settings, data: Dataset) -> str:
@@ -37,21 +33,25 @@ def report(settings: Settings, data: Dataset) -> str:
 
     Raises InputError when a stage before is missing, or was made from another state of the store.
     """
-    store, models = Store(settings.run_dir / "store"), Datamodels.load(regress_folder(settings))
+    start = time.monotonic()
+    store, models = read_store(settings), Datamodels.load(stage_folder(settings, "regress"))
     verified = _read_verified(settings, models, store)
-    folder = report_folder(settings)
-    with stage_seconds(settings.run_dir, "report"), new_folder(folder) as temporary:
+    folder, made_from = stage_folder(settings, "report"), _made_from(verified, models)
+    if _is_made(folder, made_from):
+        return f"report: already in {folder / 'index.html'}"
+    with new_folder(folder, replace=True) as temporary:
         pictures = _pictures(store, models, verified, data)
         for name, png in pictures.items():
             (temporary / name).write_bytes(png)
-        summary = summarise(settings, store, models, verified)
+        seconds = {**read_seconds(settings), "report": round(time.monotonic() - start, 2)}
+        summary = {**summarise(store, models, verified), "seconds": seconds, "made_from": made_from}
         page = _page(settings, data, verified, summary, pictures)
         (temporary / "index.html").write_text(page, encoding="utf-8")
         write_json(temporary / "summary.json", summary)
     return f"report: {folder / 'index.html'}"
 
 
-def summarise(settings: Settings, store: Store, models: Datamodels, verified: Record) -> Record:
+def summarise(store: Store, models: Datamodels, verified: Record) -> Record:
     """The figures of the run. Those about removals are of the fixed size where there is one; `by_rule` has them all."""
     rules = {rule: _summarise_rule(verdicts) for rule, verdicts in _by_rule(verified).items()}
     main = next((rule for rule in rules if rule != SUPPORT), SUPPORT)
@@ -59,34 +59,39 @@ def summarise(settings: Settings, store: Store, models: Datamodels, verified: Re
         "models": len(store.done),
         "heldout_models": len(models.heldout),
         "lds": models.metrics["mean"]["lds"],
-        "accuracy": float(np.mean([(store.margins(part) > 0).mean() for part in np.array_split(store.done, 16)])),
+        "accuracy": sum(float((store.margins([i]) > 0).mean()) for i in store.done) / len(store.done),
         "rule": main,
         **rules[main],
         "by_rule": rules,
         "models_retrained": verified["models_used"],
-        "seconds": read_seconds(settings.run_dir),
         "version": __version__,
         "store_digest": models.meta["store_digest"],
     }
 
 
 def _summarise_rule(verdicts: list[Record]) -> Record:
-    def drop(state: str) -> float:
-        return float(np.mean([v["before"]["mean_margin"] - v[state]["mean_margin"] for v in verdicts]))
+    tried = [v for v in verdicts if v["after"]]
+
+    def mean(values: list[float]) -> float | None:
+        return float(np.mean(values)) if values else None
+
+    def drop(state: str) -> float | None:
+        return mean([v["before"]["mean_margin"] - v[state]["mean_margin"] for v in tried])
 
     return {
         "targets": len(verdicts),
-        "mean_size": float(np.mean([v["size"] for v in verdicts])),
+        "tried": len(tried),
+        "mean_size": mean([v["size"] for v in tried]),
         "mean_margin_drop_removed": drop("after"),
         "mean_margin_drop_control": drop("control"),
-        "right_before": sum(v["right_before"] for v in verdicts),
+        "right_before": sum(v["right_before"] for v in tried),
         "flipped_removed": sum(v["flipped"] for v in verdicts),
         "flipped_control": sum(v["control_flipped"] for v in verdicts),
     }
 
 
 def _read_verified(settings: Settings, models: Datamodels, store: Store) -> Record:
-    path = verify_folder(settings) / "verify.json"
+    path = stage_folder(settings, "verify") / "verify.json"
     try:
         verified: Record = read_json(path)
         digest = verified["store_digest"]
@@ -97,6 +102,18 @@ def _read_verified(settings: Settings, models: Datamodels, store: Store) -> Reco
             f"{path}, the weights and the store are not of one state; run datamodels.regress and datamodels.verify again"
         )
     return verified
+
+
+def _made_from(verified: Record, models: Datamodels) -> str:
+    """SHA-256 of everything that a report shows; equal before and after means that there is nothing to do again."""
+    return hashlib.sha256(json.dumps([__version__, verified, models.meta], sort_keys=True).encode()).hexdigest()
+
+
+def _is_made(folder: Path, made_from: str) -> bool:
+    try:
+        return bool(read_json(folder / "summary.json")["made_from"] == made_from)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _by_rule(verified: Record) -> dict[str, list[Record]]:
@@ -120,29 +137,37 @@ def _pictures(store: Store, models: Datamodels, verified: Record, data: Dataset)
     predicted = models.predict(store.masks(models.heldout))
     pictures = {"heldout.png": heldout_figure(predicted, true, np.array(models.metrics["per_target"]["lds"]))}
     for rule, verdicts in _by_rule(verified).items():
-        pictures[f"verified-{rule}.png"] = verified_figure(verdicts, f"Removed: {_title(rule)}")
-    return {**pictures, **{_target_picture(v): target_figure(v, data) for v in verified["removals"]}}
+        tried = [v for v in verdicts if v["after"]]
+        pictures |= {_target_picture(v): target_figure(v, data) for v in tried}
+        if tried:
+            pictures[f"verified-{rule}.png"] = verified_figure(tried, f"Removed: {_title(rule)}")
+    return pictures
 
 
 def _page(settings: Settings, data: Dataset, verified: Record, summary: Record, pictures: dict[str, bytes]) -> str:
     embedded = {name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in pictures.items()}
     rules = [
-        {**values, "title": _title(rule), "figure": embedded[f"verified-{rule}.png"]}
+        {**values, "title": _title(rule), "figure": embedded.get(f"verified-{rule}.png")}
         for rule, values in summary["by_rule"].items()
     ]
     seen: set[int] = set()
     verdicts = []
     for v in sorted(verified["removals"], key=lambda v: v["target"]):
-        shown = {"title": _title(v["rule"]), "class_name": data.class_names[v["label"]], "figure": embedded[_target_picture(v)]}
-        verdicts.append({**v, **shown, "first": v["target"] not in seen})
-        seen.add(v["target"])
+        shown = {
+            "title": _title(v["rule"]),
+            "class_name": data.class_names[v["label"]],
+            "figure": embedded.get(_target_picture(v)),
+        }
+        verdicts.append({**v, **shown, "first": v["target"] not in seen and v["after"]})
+        seen |= {v["target"]} if v["after"] else set()
     environment = jinja2.Environment(loader=jinja2.PackageLoader("datamodels.report", "."), autoescape=True)
     return environment.get_template("page.html.j2").render(
-        run=settings.run_dir.name,
+        run=Path(settings.run.dir).name,
         alpha=settings.store.alpha,
         train_images=len(data.train.labels),
         test_images=len(data.test.labels),
         models_per_removal=settings.verify.models,
+        max_size=settings.verify.max_size,
         heldout=embedded["heldout.png"],
         rules=rules,
         verdicts=verdicts,

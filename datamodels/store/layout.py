@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,14 +54,22 @@ class Meta:
 
 def create(folder: Path, meta: Meta) -> None:
     """Make an empty store, whole or not at all. Raises InputError when something is there already."""
+    refusal = f"{folder} exists already; a store is never created over something"
     if folder.exists():
-        raise InputError(f"{folder} exists already; a store is never created over something")
-    with new_folder(folder) as temporary:
-        for name, spec in meta.files.items():
-            new_array(temporary / f"{name}.npy", spec, meta.num_models)
-        for name in ("inbox", "claims"):
-            (temporary / name).mkdir()
-        write_meta(temporary, meta)
+        raise InputError(refusal)
+    try:
+        with new_folder(folder) as temporary:
+            for name, spec in meta.files.items():
+                new_array(temporary / f"{name}.npy", spec, meta.num_models)
+            for name in ("inbox", "claims"):
+                (temporary / name).mkdir()
+            write_meta(temporary, meta)
+    except FileExistsError as e:  # another process was faster
+        raise InputError(refusal) from e
+    except OSError as e:
+        if e.errno == errno.ENOTEMPTY:
+            raise InputError(refusal) from e
+        raise
 
 
 def new_array(path: Path, spec: ArraySpec, rows: int) -> Array:

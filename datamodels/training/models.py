@@ -102,7 +102,7 @@ class Trainer:
         """Logits (K, T, classes) on all targets, averaged over an image and its mirror image where the recipe flips."""
         k = len(parameters)
         parts = []
-        for images in self.test_images.split(EVALUATION_BATCH):
+        for images in torch.split(self.test_images, EVALUATION_BATCH):
             views = [images, images.flip(3)] if self.recipe.flip else [images]
             logits = [self.network.forward(parameters, statistics, _for_each(v, k), training=False) for v in views]
             parts.append(torch.stack(logits).mean(0))

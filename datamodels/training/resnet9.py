@@ -111,7 +111,7 @@ class ResNet9:
         """
         k = len(parameters)
         sizes = [math.prod(shape) for shape in self.shapes.values()]
-        rows = zip(self.shapes.items(), parameters.split(sizes, dim=1), strict=True)
+        rows = zip(self.shapes.items(), torch.split(parameters, sizes, dim=1), strict=True)
         p = {name: row.reshape(k, *shape) for (name, shape), row in rows}
 
         def conv(name: str, x: Tensor) -> Tensor:

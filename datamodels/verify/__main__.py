@@ -6,7 +6,7 @@ from pathlib import Path
 from datamodels.data import load
 from datamodels.errors import InputError, run_command
 from datamodels.regress import Datamodels
-from datamodels.regress.run import regress_folder
+from datamodels.runs import stage_folder
 from datamodels.settings import argument_parser, parse
 from datamodels.training import default_gpu, device_named
 from datamodels.verify import read_targets, verify
@@ -21,7 +21,7 @@ def main() -> None:
     if args.targets is None:
         raise InputError("--targets FILE is missing: a file with one test index a line")
     targets, device = read_targets(args.targets, settings.data.test_images), device_named(args.gpu)
-    models = Datamodels.load(regress_folder(settings))
+    models = Datamodels.load(stage_folder(settings, "regress"))
     print(verify(settings, load(settings), models, targets, device))
 
 

@@ -20,8 +20,8 @@ from datamodels.durable import Lock
 from datamodels.errors import InputError
 from datamodels.progress import Advance, progress
 from datamodels.provenance import refuse_difference
+from datamodels.runs import stage_seconds
 from datamodels.settings import Settings
-from datamodels.stages import stage_seconds
 from datamodels.store import ArraySpec, Meta, Store, Writer, create, grow, hand_over, merge_if_free, read_meta
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray, pack
@@ -89,7 +89,7 @@ def _train(folder: Path, settings: Settings, data: Dataset, missing: list[Reques
     missing = sorted(missing, key=lambda request: -int.from_bytes(request.packed, "little").bit_count())
     size, trainer = settings.training.models_at_once, Trainer(data, settings.training, device)
     groups = [slice(start, start + size) for start in range(0, len(missing), size)]
-    with stage_seconds(settings.run_dir, "verify"), progress("verify", "models", len(missing)) as advance:
+    with stage_seconds(settings, "verify"), progress("verify", "models", len(missing)) as advance:
         for_each_group(groups, lambda g: _train_group(folder, settings, trainer, free[g], missing[g], advance), device)
     with Writer(folder) as writer:
         writer.merge()

@@ -1,7 +1,8 @@
 """The verification of a run: for each target the set R to remove, models retrained without it, and beside it the control.
 
-The control removes as many random images of the target's class, others for each of its models, so that its mean is over
-the choice of images as well. Controls of one class and size serve every target of that class.
+Where the datamodel knows no set of at most `verify.max_size` images that brings g to C, there is nothing to prove, and nothing
+is trained. The control removes as many random images of the target's class, others for each of its models, so that its mean is
+over the choice of images as well. Controls of one class and size serve every target of that class.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ from datamodels.data import Dataset
 from datamodels.durable import write_json
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
-from datamodels.regress.run import regress_folder
+from datamodels.runs import read_store, stage_folder
 from datamodels.settings import Settings, VerifySettings
-from datamodels.store import Store
 from datamodels.subsets import IndexArray, mask_without
-from datamodels.verify.judge import judge
+from datamodels.verify.judge import Outcome, judge
 from datamodels.verify.retrain import Request, retrain
 
 FORMAT_VERSION = 1
@@ -33,7 +33,10 @@ SUPPORT = "support"
 
 @dataclass(frozen=True)
 class Removal:
-    """One thing to put to the proof: for one target, remove R; `rule` is 'support' or the fixed size in digits."""
+    """One thing to put to the proof: for one target, remove R; `rule` is 'support' or the fixed size in digits.
+
+    `removed` and `control` are the models to train for it, none where no R reaches the threshold.
+    """
 
     target: int
     label: int
@@ -42,11 +45,6 @@ class Removal:
     removed: list[Request]
     control: list[Request]
     control_size: int
-
-
-def verify_folder(settings: Settings) -> Path:
-    """Where the run's retrained models and verdicts lie."""
-    return settings.run_dir / "verify"
 
 
 def verify(settings: Settings, data: Dataset, models: Datamodels, targets: list[int], device: torch.device) -> str:
@@ -59,7 +57,7 @@ def verify(settings: Settings, data: Dataset, models: Datamodels, targets: list[
     removals = [plan(settings.verify, data, models, target, rule) for target in targets for rule in rules]
     base = [Request.of(mask_without(len(data.train.labels), []), r) for r in range(j)]
     requests = [*base, *(request for removal in removals for request in (*removal.removed, *removal.control))]
-    folder = verify_folder(settings)
+    folder = stage_folder(settings, "verify")
     folder.mkdir(parents=True, exist_ok=True)
     margins = retrain(folder / "store", settings, data, requests, device)
     by_request = dict(zip(requests, margins, strict=True))
@@ -95,7 +93,8 @@ def plan(settings: VerifySettings, data: Dataset, models: Datamodels, target: in
     label, n = int(data.test.labels[target]), len(weights)
     same_class = np.flatnonzero(data.train.labels.numpy() == label)
     size = min(len(support.indices), len(same_class))
-    repetitions = range(settings.models)
+    no_such_set = rule == SUPPORT and not support.reaches
+    repetitions = range(0 if no_such_set else settings.models)
     removed = [Request.of(mask_without(n, support.indices), r) for r in repetitions]
     control = [Request.of(mask_without(n, _control(settings.seed, label, same_class, size, r)), r) for r in repetitions]
     return Removal(target, label, rule, support, removed, control, size)
@@ -107,11 +106,13 @@ def _control(seed: int, label: int, same_class: IndexArray, size: int, repetitio
 
 
 def _verdict(removal: Removal, base: list[Request], margins: dict[Request, Any]) -> dict[str, Any]:
-    before, after, control = (
-        judge(np.array([margins[request][removal.target] for request in requests]))
-        for requests in (base, removal.removed, removal.control)
-    )
-    support, right_before = removal.support, before.mean_margin > 0
+    def outcome(requests: list[Request]) -> Outcome | None:
+        return judge(np.array([margins[request][removal.target] for request in requests])) if requests else None
+
+    states = {"before": outcome(base), "after": outcome(removal.removed), "control": outcome(removal.control)}
+    support, before = removal.support, states["before"]
+    right_before = before is not None and before.mean_margin > 0
+    flipped = {state: right_before and result is not None and result.wrong for state, result in states.items()}
     return {
         "target": removal.target,
         "label": removal.label,
@@ -123,27 +124,25 @@ def _verdict(removal: Removal, base: list[Request], margins: dict[Request, Any])
         "predicted_before": support.predicted_before,
         "predicted_after": support.predicted,
         "reaches_threshold": support.reaches,
-        "before": dataclasses.asdict(before),
-        "after": dataclasses.asdict(after),
-        "control": dataclasses.asdict(control),
+        **{state: dataclasses.asdict(result) if result else None for state, result in states.items()},
         "right_before": right_before,
-        "flipped": right_before and after.wrong,
-        "control_flipped": right_before and control.wrong,
+        "flipped": flipped["after"],
+        "control_flipped": flipped["control"],
     }
 
 
 def _check_provenance(settings: Settings, data: Dataset, models: Datamodels) -> None:
-    store = Store(settings.run_dir / "store")
+    store, weights, images = read_store(settings), stage_folder(settings, "regress"), stage_folder(settings, "data")
     if models.meta["store_digest"] != store.digest():
-        raise InputError(
-            f"the weights in {regress_folder(settings)} are not from the store as it is now; run python -m datamodels.regress"
-        )
+        raise InputError(f"the weights in {weights} are not from the store as it is now; run python -m datamodels.regress")
     if store.meta.provenance["data_digest"] != data.digest:
-        raise InputError(f"the models in {store.folder} were trained on other images than those in {settings.run_dir / 'data'}")
+        raise InputError(f"the models in {store.folder} were trained on other images than those in {images}")
 
 
 def _summary(verdicts: list[dict[str, Any]], folder: Path) -> str:
-    right = [v for v in verdicts if v["right_before"]]
-    flipped, control = (sum(v[name] for v in right) for name in ("flipped", "control_flipped"))
-    found = f"{flipped} of {len(right)} removals flip a prediction that was right, and {control} of their controls"
-    return f"verify: {found}, in {folder}"
+    tried = [v for v in verdicts if v["right_before"] and v["after"]]
+    flipped, control = (sum(v[name] for v in tried) for name in ("flipped", "control_flipped"))
+    found = f"{flipped} of {len(tried)} removals flip a prediction that was right, and {control} of their controls"
+    without = sum(not v["after"] for v in verdicts)
+    none = f"; for {without} targets no set is known that should" if without else ""
+    return f"verify: {found}{none}, in {folder}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -11,27 +10,17 @@ from datamodels.data import Dataset
 from datamodels.errors import InputError
 from datamodels.progress import Advance, progress
 from datamodels.provenance import refuse_difference
+from datamodels.runs import deciding_settings, stage_folder, stage_seconds
 from datamodels.settings import Settings
-from datamodels.stages import stage_seconds
 from datamodels.store import ArraySpec, Meta, Store, Writer, claim, create, grow, hand_over, merge_if_free, read_meta
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, for_each_group
 
 
-def store_folder(settings: Settings) -> Path:
-    """Where the run's store lies."""
-    return settings.run_dir / "store"
-
-
 def store_meta(settings: Settings, data: Dataset) -> Meta:
     """The meta.json of the store that these settings ask for."""
     targets = len(data.test.labels)
-    store = dataclasses.asdict(settings.store)
-    provenance = {
-        "training": dataclasses.asdict(settings.training),
-        "store": {key: value for key, value in store.items() if key != "num_models"},
-        "data_digest": data.digest,
-    }
+    provenance = {**deciding_settings(settings), "data_digest": data.digest}
     margins = ArraySpec(settings.store.margin_dtype, (targets,))
     return Meta(settings.store.num_models, len(data.train.labels), targets, {"margins": margins}, provenance)
 
@@ -41,7 +30,7 @@ def open_store(settings: Settings, data: Dataset) -> Path:
 
     Raises InputError when it was made under other settings, and says which.
     """
-    folder, meta = store_folder(settings), store_meta(settings, data)
+    folder, meta = stage_folder(settings, "store"), store_meta(settings, data)
     if not folder.exists():
         try:
             create(folder, meta)
@@ -63,7 +52,7 @@ def train_missing(settings: Settings, data: Dataset, device: torch.device) -> st
     total, done = settings.store.num_models, len(store.done)
     if done < total:
         trainer, size = Trainer(data, settings.training, device), settings.training.models_at_once
-        with stage_seconds(settings.run_dir, "worker"), progress("worker", "models", total, done) as advance:
+        with stage_seconds(settings, "worker"), progress("worker", "models", total, done) as advance:
 
             def work(block: int) -> None:
                 _train_block(folder, settings, trainer, block, advance)

@@ -8,9 +8,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from datamodels.data import beton, load, prepare
-from datamodels.data.files import folder
 from datamodels.data.sources import CIFAR10_CLASSES, RawSplit, read_source
 from datamodels.errors import InputError
+from datamodels.runs import stage_folder
 from datamodels.settings import DataSettings
 
 needs_ffcv = pytest.mark.skipif(not beton.available(), reason="FFCV is not installed here")
@@ -34,7 +34,7 @@ def test_ffcv_and_npy_files_give_identical_tensors(settings, tmp_path):
     by_ffcv, by_npy = (settings(run__dir=str(tmp_path / name)) for name in ("by ffcv", "by npy"))
     assert "FFCV" in prepare(by_ffcv, use_ffcv=True)
     assert "FFCV is not installed" in prepare(by_npy, use_ffcv=False)
-    assert {f.name for f in folder(by_ffcv).iterdir()} == {"meta.json", "train.beton", "test.beton"}
+    assert {f.name for f in stage_folder(by_ffcv, "data").iterdir()} == {"meta.json", "train.beton", "test.beton"}
     threads = torch.get_num_threads()
     a, b = load(by_ffcv), load(by_npy)
     assert torch.get_num_threads() == threads
@@ -59,20 +59,20 @@ def test_ffcv_returns_colour_images_in_order_over_several_batches(tmp_path, n):
 def test_preparing_twice_changes_nothing_and_other_settings_are_refused(settings):
     first = settings()
     prepare(first, use_ffcv=False)
-    before = {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in folder(first).iterdir()}
+    before = {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in stage_folder(first, "data").iterdir()}
     assert "already" in prepare(first)
     with pytest.raises(InputError, match=r"other settings \(data.seed: 0 → 5; data.test_images: 20 → 21\)"):
         prepare(settings(data__seed=5, data__test_images=21))
     with pytest.raises(InputError, match="other settings"):
         load(settings(data__seed=5))
-    assert {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in folder(first).iterdir()} == before
+    assert {f.name: (f.stat().st_mtime_ns, f.read_bytes()) for f in stage_folder(first, "data").iterdir()} == before
 
 
 def test_altered_or_missing_data_is_refused(settings):
     with pytest.raises(InputError, match="there is no data"):
         load(settings())
     prepare(settings(), use_ffcv=False)
-    path = folder(settings()) / "train_images.npy"
+    path = stage_folder(settings(), "data") / "train_images.npy"
     images = np.load(path)
     images[3, 4, 4] ^= 1
     np.save(path, images)
@@ -81,8 +81,8 @@ def test_altered_or_missing_data_is_refused(settings):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="cannot be read"):
         load(settings())
-    meta = json.loads((folder(settings()) / "meta.json").read_text())
-    (folder(settings()) / "meta.json").write_text(json.dumps({**meta, "format_version": 99}))
+    meta = json.loads((stage_folder(settings(), "data") / "meta.json").read_text())
+    (stage_folder(settings(), "data") / "meta.json").write_text(json.dumps({**meta, "format_version": 99}))
     with pytest.raises(InputError, match="format version 99"):
         load(settings())
 
@@ -124,4 +124,4 @@ def test_damaged_cifar10_is_refused_and_nothing_is_written(cifar, settings):
     (path / "data_batch_3.bin").unlink()
     with pytest.raises(InputError, match=r"data_batch_3.bin is missing"):
         prepare(run)
-    assert not folder(run).exists()
+    assert not stage_folder(run, "data").exists()

@@ -128,6 +128,18 @@ def test_creating_over_anything_is_refused(folder, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "store"]
 
 
+def test_of_two_creators_the_first_wins(folder, monkeypatch):
+    """Both find nothing there; the second must not replace what the first has made and perhaps filled."""
+    add(folder, [0])
+    digest = Store(folder).digest()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(folder), "exists", lambda _: False)
+        with pytest.raises(InputError, match="exists already"):
+            create(folder, META)
+    assert Store(folder).digest() == digest
+    assert [p.name for p in folder.parent.iterdir()] == ["store"]
+
+
 def test_growing_keeps_what_is_there(folder):
     add(folder, [0, 5])
     before = {name: np.array(raw(folder, name)) for name in META.files}

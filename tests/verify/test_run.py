@@ -11,12 +11,13 @@ from scipy import stats
 from datamodels.data import load, prepare
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
+from datamodels.runs import read_store, stage_folder
 from datamodels.store import Store
 from datamodels.training import Trainer
 from datamodels.verify import verify
 from datamodels.verify.judge import judge
 from datamodels.verify.retrain import Request, retrain
-from datamodels.verify.run import plan, removal_rules, verify_folder
+from datamodels.verify.run import plan, removal_rules
 from datamodels.worker import train_missing
 
 CPU = torch.device("cpu")
@@ -38,14 +39,14 @@ def run(settings):
     prepare(chosen, use_ffcv=False)
     data = load(chosen)
     train_missing(chosen, data, CPU)
-    return chosen, data, planted(data, Store(chosen.run_dir / "store"))
+    return chosen, data, planted(data, read_store(chosen))
 
 
 def test_the_verdicts_are_of_models_retrained_without_r(run):
     settings, data, models = run
     verify(settings, data, models, [3, 11], CPU)
-    result = json.loads((verify_folder(settings) / "verify.json").read_text())
-    store = Store(verify_folder(settings) / "store")
+    result = json.loads((stage_folder(settings, "verify") / "verify.json").read_text())
+    store = Store(stage_folder(settings, "verify") / "store")
     masks, repetitions = store.masks(store.done), store.array("repetition", store.done)
     assert [(r["target"], r["rule"]) for r in result["removals"]] == [(3, "support"), (3, "5"), (11, "support"), (11, "5")]
     assert result["models_used"] == len(store.done)
@@ -83,14 +84,14 @@ def test_the_control_removes_other_images_of_the_targets_class_for_each_model(ru
 def test_what_was_trained_is_not_trained_again_and_new_targets_add_to_it(run, monkeypatch):
     settings, data, models = run
     verify(settings, data, models, [3], CPU)
-    first = Store(verify_folder(settings) / "store")
-    before = (verify_folder(settings) / "verify.json").read_bytes()
+    first = Store(stage_folder(settings, "verify") / "store")
+    before = (stage_folder(settings, "verify") / "verify.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "margins", lambda *_: pytest.fail("trained again"))
         verify(settings, data, models, [3], CPU)
-    assert (verify_folder(settings) / "verify.json").read_bytes() == before
+    assert (stage_folder(settings, "verify") / "verify.json").read_bytes() == before
     verify(settings, data, models, [4, 3], CPU)
-    second = Store(verify_folder(settings) / "store")
+    second = Store(stage_folder(settings, "verify") / "store")
     assert len(second.done) > len(first.done)
     assert np.array_equal(second.margins(first.done), first.margins(first.done))
 
@@ -99,7 +100,7 @@ def test_a_retrained_model_follows_from_seed_mask_and_repetition(run):
     settings, data, _ = run
     masks = np.random.default_rng(0).random((3, 60)) < 0.7
     requests = [Request.of(mask, r) for mask in masks for r in range(2)]
-    margins = retrain(settings.run_dir / "other", settings, data, requests, CPU)
+    margins = retrain(stage_folder(settings, "other"), settings, data, requests, CPU)
     trainer = Trainer(data, settings.training, CPU, torch.float64)
     for k in (0, 3, 5):
         alone = trainer.margins(masks[k // 2 : k // 2 + 1], [requests[k].key(settings.verify.seed)])
@@ -144,3 +145,13 @@ def test_a_prediction_is_wrong_only_when_the_whole_interval_is():
     noise = np.random.default_rng(0).normal(0, 1, (2000, 16))
     # A target whose true mean is 0 is called wrong in one of forty draws: the upper end of a two-sided 95 % interval.
     assert np.mean([judge(row).wrong for row in noise]) == pytest.approx(0.025, abs=0.012)
+
+
+def test_nothing_is_trained_where_no_set_should_flip_the_target(run):
+    settings, data, models = run
+    far = dataclasses.replace(models, bias=models.bias + 100)
+    chosen = dataclasses.replace(settings, verify=dataclasses.replace(settings.verify, sizes="support"))
+    assert "for 1 targets no set is known" in verify(chosen, data, far, [3], CPU)
+    (removal,) = json.loads((stage_folder(settings, "verify") / "verify.json").read_text())["removals"]
+    assert (removal["reaches_threshold"], removal["after"], removal["control"]) == (False, None, None)
+    assert removal["before"]["models"] == len(Store(stage_folder(settings, "verify") / "store").done) == 3

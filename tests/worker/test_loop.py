@@ -12,7 +12,8 @@ import torch
 
 from datamodels.data import load, prepare
 from datamodels.errors import InputError
-from datamodels.store import Store, claim
+from datamodels.runs import read_store
+from datamodels.store import claim
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer
 from datamodels.training.devices import device_named, for_each_group
@@ -29,7 +30,7 @@ def data(settings):
 
 
 def store_of(settings):
-    return Store(settings.run_dir / "store")
+    return read_store(settings)
 
 
 def test_rows_hold_the_masks_of_the_seed_and_the_margins_of_their_models(settings, data):

@@ -1,0 +1,70 @@
+"""The folder of a run: where its stages lie, what decided its models, how long each stage has worked.
+
+RUN/data/      images, see data/files.py            RUN/regress/   weights, see regress/results.py
+RUN/store/     masks and margins, store/FORMAT.md   RUN/verify/    retrained models and verdicts
+RUN/report/    the page                             RUN/seconds.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datamodels.durable import Lock, read_json, write_json
+from datamodels.provenance import refuse_difference
+from datamodels.settings import Settings
+from datamodels.store import Store
+
+
+def stage_folder(settings: Settings, stage: str) -> Path:
+    """Where one stage of the run keeps its files: data, store, regress, verify or report."""
+    return Path(settings.run.dir) / stage
+
+
+def deciding_settings(settings: Settings) -> dict[str, Any]:
+    """The settings that decide every row of the run's store; how many rows it has does not."""
+    store = {key: value for key, value in dataclasses.asdict(settings.store).items() if key != "num_models"}
+    return {"training": dataclasses.asdict(settings.training), "store": store}
+
+
+def read_store(settings: Settings) -> Store:
+    """The run's store, opened for reading.
+
+    Raises InputError when there is none, or it was made under other settings than these.
+    """
+    store, wanted = Store(stage_folder(settings, "store")), deciding_settings(settings)
+    refuse_difference(store.folder, {key: store.meta.provenance.get(key, {}) for key in wanted}, wanted)
+    return store
+
+
+@contextmanager
+def stage_seconds(settings: Settings, stage: str) -> Iterator[None]:
+    """Add the time that the block takes to the stage's; to be put around work, not around finding it done.
+
+    The times of all processes of a stage add up.
+    """
+    start, run = time.monotonic(), Path(settings.run.dir)
+    try:
+        yield
+    finally:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = Lock(run / ".seconds.lock")
+        lock.take(wait=True)
+        try:
+            seconds = read_seconds(settings)
+            seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 2)
+            write_json(run / "seconds.json", seconds)
+        finally:
+            lock.release()
+
+
+def read_seconds(settings: Settings) -> dict[str, float]:
+    """Seconds of work of each stage so far."""
+    try:
+        return dict(read_json(Path(settings.run.dir) / "seconds.json"))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,59 @@
+"""What only a GPU can show: kernels against their NumPy references, and the same mathematics on either device."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from datamodels.regress import fit_datamodels
+from datamodels.regress.arrays import unpack_on_gpu, unpacked
+from datamodels.settings import RegressSettings
+from datamodels.subsets import draw_masks, pack
+from datamodels.training import Trainer
+from tests.regress.test_path import planted, store_of
+
+
+def _cupy_has_gpu():
+    if importlib.util.find_spec("cupy") is None:
+        return False
+    import cupy
+
+    return bool(cupy.cuda.is_available())
+
+
+needs_cupy = pytest.mark.skipif(not _cupy_has_gpu(), reason="CuPy is not installed here or finds no GPU")
+needs_torch = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU here")
+
+
+@needs_cupy
+@pytest.mark.parametrize("shape", [(1, 1), (7, 13), (300, 1001), (5, 50_000)])
+def test_unpacking_equals_numpys(shape):
+    masks = np.random.default_rng(0).random(shape) < 0.5
+    assert np.array_equal(unpack_on_gpu(pack(masks), shape[1]).get(), unpacked(pack(masks), shape[1], np))
+
+
+@needs_cupy
+def test_the_regression_is_the_same_on_either_device(tmp_path):
+    masks, margins, _ = planted()
+    store = store_of(tmp_path / "s", masks, margins)
+    on = {device: fit_datamodels(store, RegressSettings(device=device, lams=30, gap=1e-8)) for device in ("cpu", "gpu")}
+    np.testing.assert_allclose(on["gpu"].weights, on["cpu"].weights, atol=1e-4)
+    np.testing.assert_allclose(on["gpu"].lam, on["cpu"].lam)
+
+
+@needs_torch
+def test_a_model_is_the_same_on_either_device_in_float64(digits, recipe):
+    masks, keys = draw_masks(0, range(4), 60, 0.5), [(0, i) for i in range(4)]
+    margins = []
+    for device in ("cpu", "cuda"):
+        trainer = Trainer(digits, recipe, torch.device(device), torch.float64)
+        margins.append(trainer.margins(masks, keys))
+    np.testing.assert_allclose(margins[1], margins[0], atol=1e-5)
+
+
+@needs_torch
+def test_a_block_trained_twice_on_one_gpu_gives_bitwise_the_same_rows(digits, recipe):
+    masks, keys = draw_masks(0, range(4), 60, 0.5), [(0, i) for i in range(4)]
+    first, second = (Trainer(digits, recipe, torch.device("cuda")).margins(masks, keys) for _ in range(2))
+    assert np.array_equal(first, second)

@@ -1,0 +1,187 @@
+"""The commands, as a person starts them, one after another on a small run; then everything a person can get wrong."""
+
+import base64
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodels.data import prepare
+from datamodels.regress import Datamodels
+from datamodels.settings import parse
+from datamodels.store import Store
+from tests.conftest import flags
+
+MORE = {"store__num_models": 80, "data__train_images": 100, "verify__random_targets": 3, "training__models_at_once": 8}
+SUMMARY_KEYS = {
+    *("models", "heldout_models", "lds", "accuracy", "targets", "mean_margin_drop_removed", "mean_margin_drop_control"),
+    *("flipped_removed", "flipped_control", "seconds"),
+}
+
+
+def command(stage: str, run: Path, *extra: str, **changed: object) -> subprocess.CompletedProcess[str]:
+    module = "datamodels" if stage == "all" else f"datamodels.{stage}"
+    line = [sys.executable, "-m", module, *flags(run, **{**MORE, **changed}), *extra]
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
+
+
+def contents(run: Path) -> dict[str, str]:
+    """SHA-256 of every file of the run; locks and bookkeeping of time aside."""
+    files = [f for f in sorted(run.rglob("*")) if f.is_file() and "lock" not in f.name and f.name != "seconds.json"]
+    return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run made by the commands of the README, each in a process of its own."""
+    folder = tmp_path_factory.mktemp("road") / "run"
+    targets = folder.parent / "targets.txt"
+    targets.write_text("# three of twenty\n3\n7\n11\n")
+    # Without FFCV, whose compilation would take most of the time of each process; the one-command road goes through it.
+    prepare(parse(flags(folder, **MORE))[0], use_ffcv=False)
+    for stage, extra in (
+        ("data", []),
+        ("worker", ["--gpu", "cpu"]),
+        ("regress", []),
+        ("verify", ["--targets", str(targets)]),
+        ("report", []),
+    ):
+        done = command(stage, folder, *extra)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].startswith(f"{stage}: ")
+    return folder
+
+
+def test_the_summary_holds_what_the_stages_left(run):
+    summary = json.loads((run / "report" / "summary.json").read_text())
+    assert summary.keys() >= SUMMARY_KEYS
+    store, verified = Store(run / "store"), json.loads((run / "verify" / "verify.json").read_text())
+    assert (summary["models"], summary["heldout_models"], summary["targets"]) == (80, 16, 3)
+    assert summary["accuracy"] == pytest.approx((store.margins(store.done) > 0).mean())
+    removals = [r for r in verified["removals"] if r["rule"] == "5"]
+    for key, state in (("removed", "after"), ("control", "control")):
+        drops = [r["before"]["mean_margin"] - r[state]["mean_margin"] for r in removals]
+        assert summary[f"mean_margin_drop_{key}"] == pytest.approx(np.mean(drops))
+    assert summary["flipped_removed"] == sum(r["before"]["mean_margin"] > 0 >= r["after"]["high"] for r in removals)
+    assert set(summary["seconds"]) >= {"data", "worker", "regress", "verify"}
+    assert summary["seconds"]["worker"] > 0 <= min(summary["seconds"].values())
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.sources: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        self.tags.append(tag)
+        self.sources += [values["src"]] if values.get("src") else []
+        self.links += [values["href"]] if values.get("href") else []
+        self.ids += [values["id"]] if values.get("id") else []
+
+
+def test_the_page_is_self_contained_and_its_pictures_are_those_beside_it(run):
+    report = run / "report"
+    text = (report / "index.html").read_text()
+    page = Page()
+    page.feed(text)
+    embedded = {base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.sources}
+    files = {f.read_bytes() for f in report.glob("*.png")}
+    assert embedded == files
+    verified = json.loads((run / "verify" / "verify.json").read_text())["removals"]
+    tried = [(r["rule"], r["target"]) for r in verified if r["after"]]
+    assert len(files) == 1 + len({rule for rule, _ in tried}) + len(tried)
+    assert {target for _, target in tried} == {3, 7, 11}
+    assert all(png.startswith(b"\x89PNG") for png in files)
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert not re.search(r"https?://", text)
+    assert set(page.links) == {"#t3", "#t7", "#t11"} == {f"#{i}" for i in page.ids}
+
+
+def test_doing_it_all_again_changes_nothing(run):
+    before = contents(run)
+    again = command("worker", run, "--gpu", "cpu")
+    assert again.returncode == 0
+    assert "80 of 80" in again.stdout
+    for stage in ("regress", "report"):
+        assert command(stage, run).returncode == 0
+    assert contents(run) == before
+
+
+def test_a_run_grows_and_its_old_weights_are_not_mixed_with_it(run, tmp_path):
+    """Last stages refuse what was made from an earlier state of the store."""
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    assert command("worker", copy, "--gpu", "cpu", store__num_models=96).returncode == 0
+    stale = command("report", copy, store__num_models=96)
+    assert stale.returncode == 2
+    assert "not of one state" in stale.stderr
+    assert command("regress", copy, store__num_models=96).returncode == 0
+    assert Datamodels.load(copy / "regress").meta["models"] == 96
+
+
+def bad(name, stage, named, *extra, **changed):
+    return pytest.param(stage, extra, changed, named, id=name)
+
+
+@pytest.mark.parametrize(
+    ("stage", "extra", "changed", "named"),
+    [
+        bad("α of one", "worker", "store.alpha must be a number between 0 and 1", "--gpu", "cpu", store__alpha="1"),
+        bad("an unknown flag", "regress", "--regress.lambda", "--regress.lambda", "3"),
+        bad("other data", "data", "other settings (data.seed: 0 → 4)", data__seed=4),
+        bad("another store", "worker", "other settings (training.epochs: 3 → 9)", "--gpu", "cpu", training__epochs=9),
+        bad("weights from another store", "regress", "other settings (store.seed: 0 → 5)", store__seed=5),
+        bad("too few models", "regress", "80 finished models are too few", regress__heldout="0.05"),
+        bad("no targets flag", "verify", "--targets FILE is missing"),
+        bad("no targets file", "verify", "cannot read the targets file", "--targets", "nowhere.txt"),
+        bad("a word", "verify", "line 2: 'boat' is not a test index", "--targets", "word"),
+        bad("a bad rule", "verify", "verify.sizes takes", "--targets", "good", verify__sizes="most"),
+        bad("no GPU", "worker", "GPU", "--gpu", "99"),
+    ],
+)
+def test_bad_input_is_one_sentence_exit_2_and_nothing_is_touched(run, tmp_path, stage, extra, changed, named):
+    for name, text in (("word", "1\nboat\n"), ("good", "1\n")):
+        (tmp_path / name).write_text(text)
+    before = contents(run)
+    extra = [str(tmp_path / part) if part in ("word", "good") else part for part in extra]
+    ended = command(stage, run, *extra, **changed)
+    assert ended.returncode == 2
+    assert named in ended.stderr
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    assert contents(run) == before
+
+
+def test_stages_out_of_order_say_which_comes_first(tmp_path):
+    for stage, named in (
+        ("regress", "there is no store in"),
+        ("report", "there is no data in"),
+    ):
+        ended = command(stage, tmp_path / "empty")
+        assert (ended.returncode, named in ended.stderr) == (2, True)
+        assert not (tmp_path / "empty").exists()
+
+
+def test_the_whole_road_by_one_command(tmp_path):
+    ended = command("all", tmp_path / "run")
+    assert ended.returncode == 0, ended.stderr
+    page = tmp_path / "run" / "report" / "index.html"
+    assert ended.stdout.splitlines()[-1] == f"the page is at {page}"
+    assert page.is_file()
+    before = contents(tmp_path / "run")
+    again = command("all", tmp_path / "run")
+    assert again.returncode == 0
+    assert contents(tmp_path / "run") == before

@@ -1,0 +1,31 @@
+"""What is shipped: the wheel holds the CUDA sources and the configs, and the configs are read whole."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from datamodels import __version__
+from datamodels.resources import CONFIGS, KERNELS
+from datamodels.settings import parse
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_wheel_holds_kernels_configs_and_templates(tmp_path):
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob(f"datamodels-{__version__}-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {f"datamodels/{folder.name}/{f.name}" for folder in (KERNELS, CONFIGS) for f in folder.iterdir()}
+    expected |= {"datamodels/report/page.html.j2", "datamodels/store/FORMAT.md", "datamodels/py.typed"}
+    assert expected <= names
+    assert not any(name.startswith(("tests", "runs")) for name in names)
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_config_is_valid(config):
+    settings, _ = parse(["-C", str(config)])
+    assert settings.run.dir.startswith("runs/")
