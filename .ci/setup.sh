@@ -13,7 +13,7 @@ apt_ready=
 can_apt() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null && grep -qsiE '^ID(_LIKE)?=.*(debian|ubuntu)' /etc/os-release; }
 apt_install() {
     [ -n "$apt_ready" ] || { apt-get update -qq >/dev/null || return 1; apt_ready=1; }
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null 2>&1
 }
 
 # The CUDA release that the driver supports: 12, 13, or nothing.
@@ -58,7 +58,7 @@ install_ffcv() {
     local missing build=$PWD/.venv/ffcv-build
     missing=$(missing_for_ffcv | xargs)
     if [ -n "$missing" ] && can_apt; then
-        say "installing $missing"
+        say "installing $missing" >&2
         # shellcheck disable=SC2086
         apt_install $missing || true
         missing=$(missing_for_ffcv | xargs)

@@ -108,6 +108,13 @@ def test_the_page_is_self_contained_and_its_pictures_are_those_beside_it(run):
     assert set(page.links) == {"#t3", "#t7", "#t11"} == {f"#{i}" for i in page.ids}
 
 
+def test_the_python_example_of_the_readme_runs(run, capsys):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    exec(example.replace("runs/digits", str(run)), {})
+    assert len(capsys.readouterr().out.split("]")) > 5
+
+
 def test_doing_it_all_again_changes_nothing(run):
     before = contents(run)
     again = command("worker", run, "--gpu", "cpu")
