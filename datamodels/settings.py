@@ -123,7 +123,15 @@ class DataSettings:
     """Which images."""
 
     dataset: str = setting(Choice("digits", "cifar10"), "cifar10", "the data set")
-    source: str = setting(Text(), "data/cifar10", "cifar10: folder or archive with the official binary batches")
+    source: str = setting(Text(), "data/cifar10", "cifar10: its archive, or the folder with it or with the unpacked batches")
+    download: bool = switch(True, "cifar10: fetch the archive into the source when there is none")
+    url: str = setting(
+        Text(), "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "cifar10: where the archive comes from"
+    )
+    md5: str = setting(Text(), "c32a1d4ab5d03f1284b67883e8d87530", "cifar10: MD5 of the binary archive")
+    md5_python: str = setting(Text(), "c58f30108f718f92721af3b95e74349a", "cifar10: MD5 of the archive of pickled batches")
+    verify_md5: bool = switch(True, "cifar10: read nothing but an archive with one of these MD5s")
+    pool: int = count(1, "cifar10: average blocks of so many pixels a side into one", high=32)
     train_images: int = count(50_000, "size N of the training set S", low=2)
     test_images: int = count(10_000, "number T of test images, the targets")
     seed: int = count(0, "which images are drawn, and their order", low=0)

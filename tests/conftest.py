@@ -44,7 +44,7 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
 
 def dataset(n: int, t: int) -> Dataset:
     """Real digits, N to train on and T to test on, without a folder."""
-    raw = read_source(DataSettings("digits", "unused", n, t, 0))
+    raw = read_source(DataSettings("digits", train_images=n, test_images=t))
     train, test = (Split(torch.from_numpy(s.images), torch.from_numpy(s.labels)) for s in raw[:2])
     return Dataset(train, test, raw.class_names, "digest of the test's own")
 

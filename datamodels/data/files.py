@@ -7,7 +7,6 @@ data/train_images.npy, …_labels.npy  where it is not: the same images, uint8 (
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,8 +97,9 @@ def _meta(settings: Settings, raw: RawData, use_ffcv: bool) -> dict[str, Any]:
 
 
 def _deciding(settings: Settings) -> dict[str, Any]:
-    """The settings that decide the content; where the source lies does not."""
-    return {key: value for key, value in dataclasses.asdict(settings.data).items() if key != "source"}
+    """The settings that decide the content; where the source lies, and how it is had, does not."""
+    wanted = ("dataset", "train_images", "test_images", "seed", "pool")
+    return {name: getattr(settings.data, name) for name in wanted}
 
 
 def _read_meta(settings: Settings) -> dict[str, Any]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from datamodels.data import cifar10
 from datamodels.errors import InputError
 from datamodels.settings import DataSettings
-
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR10_ROW = 1 + 3 * 32 * 32
-CIFAR10_ROWS_PER_FILE = 10_000
 
 
 class RawSplit(NamedTuple):
@@ -55,30 +51,29 @@ def _digits(settings: DataSettings) -> RawData:
 
 
 def _cifar10(settings: DataSettings) -> RawData:
-    """CIFAR-10 in its official binary layout: the first N and T images of its training and test files."""
-    folder = Path(settings.source)
-    if (folder / "cifar-10-batches-bin").is_dir():
-        folder = folder / "cifar-10-batches-bin"
-    train = [_cifar10_file(folder / f"data_batch_{number}.bin") for number in range(1, 6)]
-    test = _cifar10_file(folder / "test_batch.bin")
-    together = RawSplit(np.concatenate([s.images for s in train]), np.concatenate([s.labels for s in train]))
-    for name, split, size in (("train", together, settings.train_images), ("test", test, settings.test_images)):
+    """CIFAR-10's first N and T images of its training and test files, averaged over blocks of `data.pool` pixels a side."""
+    train, test = (RawSplit(*split) for split in cifar10.read_cifar10(settings))
+    for name, split, size in (("train", train, settings.train_images), ("test", test, settings.test_images)):
         if size > len(split.labels):
             raise InputError(f"CIFAR-10 has {len(split.labels)} {name} images; data.{name}_images asks for {size}")
-    return RawData(_part(together, 0, settings.train_images), _part(test, 0, settings.test_images), CIFAR10_CLASSES)
+
+    def pooled(split: RawSplit, size: int) -> RawSplit:
+        return RawSplit(average_pool(split.images[:size], settings.pool), split.labels[:size])
+
+    return RawData(pooled(train, settings.train_images), pooled(test, settings.test_images), cifar10.CLASSES)
 
 
-def _cifar10_file(file: Path) -> RawSplit:
-    if not file.is_file():
-        raise InputError(f"{file} is missing; data.source must name a folder with CIFAR-10's binary batches")
-    size, expected = file.stat().st_size, CIFAR10_ROW * CIFAR10_ROWS_PER_FILE
-    if size != expected:
-        raise InputError(f"{file} has {size} bytes instead of {expected}: it is cut short or not a CIFAR-10 batch")
-    rows = np.fromfile(file, np.uint8).reshape(-1, CIFAR10_ROW)
-    if rows[:, 0].max() >= len(CIFAR10_CLASSES):
-        raise InputError(f"{file} has a label above 9: it is not a CIFAR-10 batch")
-    images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return RawSplit(np.ascontiguousarray(images), rows[:, 0].astype(np.int64))
+def average_pool(images: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+    """Images (n, H, W, C) averaged over blocks of side × side pixels, rounded: (n, H/side, W/side, C).
+
+    Raises InputError when H or W is no multiple of `side`.
+    """
+    n, height, width, channels = images.shape
+    if height % side or width % side:
+        raise InputError(f"data.pool must divide the images' {height} × {width} pixels, and {side} does not")
+    blocks = images.reshape(n, height // side, side, width // side, side, channels)
+    means: npt.NDArray[np.floating] = blocks.mean((2, 4))
+    return np.rint(means).astype(np.uint8)
 
 
 def _part(split: RawSplit, start: int, stop: int) -> RawSplit:

@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from datamodels.data import beton, load, prepare
-from datamodels.data.sources import CIFAR10_CLASSES, RawSplit, read_source
+from datamodels.data.sources import RawSplit, read_source
 from datamodels.errors import InputError
 from datamodels.runs import stage_folder
 from datamodels.settings import DataSettings
@@ -17,7 +17,7 @@ needs_ffcv = pytest.mark.skipif(not beton.available(), reason="FFCV is not insta
 
 
 def test_digits_are_scikit_learns_each_at_most_once():
-    raw = read_source(DataSettings("digits", "unused", 1000, 797, 3))
+    raw = read_source(DataSettings("digits", train_images=1000, test_images=797, seed=3))
     known = {image.tobytes(): label for image, label in zip((load_digits().images), load_digits().target, strict=True)}
     for split in (raw.train, raw.test):
         # 0 … 16 of the original, from 0 … 255
@@ -26,7 +26,7 @@ def test_digits_are_scikit_learns_each_at_most_once():
     everything = np.concatenate([raw.train.images, raw.test.images]).reshape(1797, -1)
     assert len(np.unique(everything, axis=0)) == len(np.unique(load_digits().data, axis=0))
     with pytest.raises(InputError, match="digits has 1797 images"):
-        read_source(DataSettings("digits", "unused", 1000, 798, 0))
+        read_source(DataSettings("digits", train_images=1000, test_images=798))
 
 
 @needs_ffcv
@@ -85,43 +85,3 @@ def test_altered_or_missing_data_is_refused(settings):
     (stage_folder(settings(), "data") / "meta.json").write_text(json.dumps({**meta, "format_version": 99}))
     with pytest.raises(InputError, match="format version 99"):
         load(settings())
-
-
-@pytest.fixture
-def cifar(tmp_path):
-    """CIFAR-10's binary layout with images of noise, and where each image came from."""
-    rng = np.random.default_rng(0)
-    rows = {}
-    for name in [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"]:
-        rows[name] = rng.integers(0, 256, (10_000, 3073), np.uint8)
-        rows[name][:, 0] %= 10
-        rows[name].tofile(tmp_path / name)
-    return tmp_path, rows
-
-
-def test_cifar10_binary_batches(cifar):
-    path, rows = cifar
-    raw = read_source(DataSettings("cifar10", str(path), 10_002, 3, 0))
-    assert raw.train.images.shape == (10_002, 32, 32, 3)
-    assert raw.class_names == CIFAR10_CLASSES
-    for split, index, name, row in ((raw.train, 10_001, "data_batch_2.bin", 1), (raw.test, 2, "test_batch.bin", 2)):
-        record = rows[name][row]
-        assert split.labels[index] == record[0]
-        y, x, channel = 5, 7, 2
-        assert split.images[index, y, x, channel] == record[1 + channel * 1024 + y * 32 + x]
-
-
-def test_damaged_cifar10_is_refused_and_nothing_is_written(cifar, settings):
-    path, rows = cifar
-    run = settings(data__dataset="cifar10", data__source=str(path))
-    (path / "data_batch_3.bin").write_bytes(rows["data_batch_3.bin"].tobytes()[:-1])
-    with pytest.raises(InputError, match=r"data_batch_3.bin has 30729999 bytes instead of 30730000"):
-        prepare(run)
-    rows["data_batch_3.bin"][4, 0] = 10
-    rows["data_batch_3.bin"].tofile(path / "data_batch_3.bin")
-    with pytest.raises(InputError, match="label above 9"):
-        prepare(run)
-    (path / "data_batch_3.bin").unlink()
-    with pytest.raises(InputError, match=r"data_batch_3.bin is missing"):
-        prepare(run)
-    assert not stage_folder(run, "data").exists()
