@@ -72,8 +72,8 @@ def average_pool(images: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uin
     if height % side or width % side:
         raise InputError(f"data.pool must divide the images' {height} × {width} pixels, and {side} does not")
     blocks = images.reshape(n, height // side, side, width // side, side, channels)
-    means: npt.NDArray[np.floating] = blocks.mean((2, 4))
-    return np.rint(means).astype(np.uint8)
+    pooled: npt.NDArray[np.uint8] = np.rint(blocks.mean((2, 4))).astype(np.uint8)
+    return pooled
 
 
 def _part(split: RawSplit, start: int, stop: int) -> RawSplit:

@@ -29,7 +29,7 @@ BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
 
 def python2_pickle(pixels, labels):
-    """A batch in the opcodes that Python 2 with NumPy 1 wrote, protocol 2: its strings are bytes, which Python 3 cannot write."""
+    """A batch in the opcodes that Python 2 with NumPy 1 wrote, protocol 2: strings are bytes, as Python 3 cannot write."""
     dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\x00tb"
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
     shape = b"M" + struct.pack("<H", pixels.shape[0]) + b"M" + struct.pack("<H", pixels.shape[1]) + b"\x86"
