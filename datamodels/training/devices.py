@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
@@ -10,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from datamodels.errors import InputError
+from datamodels.machine import cores
 
 Item = TypeVar("Item")
 
@@ -41,7 +41,7 @@ def groups_at_once(device: torch.device) -> int:
     A group on a core of its own, with no threads inside its operations, beats one group over all cores: the operations of
     small networks are too short to share. It also makes a group's result independent of the number of cores.
     """
-    return len(os.sched_getaffinity(0)) if device.type == "cpu" else 1
+    return cores() if device.type == "cpu" else 1
 
 
 def for_each_group(items: Iterable[Item], work: Callable[[Item], None], device: torch.device) -> None:

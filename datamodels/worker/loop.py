@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from datamodels.data import Dataset
@@ -13,7 +14,7 @@ from datamodels.provenance import refuse_difference
 from datamodels.runs import deciding_settings, stage_folder, stage_seconds
 from datamodels.settings import Settings
 from datamodels.store import ArraySpec, Meta, Store, Writer, claim, create, grow, hand_over, merge_if_free, read_meta
-from datamodels.subsets import draw_masks
+from datamodels.subsets import IndexArray, draw_masks
 from datamodels.training import Trainer, for_each_group
 
 
@@ -48,21 +49,27 @@ def train_missing(settings: Settings, data: Dataset, device: torch.device) -> st
     """Train every model of the run's store that is not done and that no other worker has claimed; say what is there then."""
     folder = open_store(settings, data)
     merge_if_free(folder)
-    store = Store(folder)
-    total, done = settings.store.num_models, len(store.done)
-    if done < total:
-        trainer, size = Trainer(data, settings.training, device), settings.training.models_at_once
-        with stage_seconds(settings, "worker"), progress("worker", "models", total, done) as advance:
+    total, size = settings.store.num_models, settings.training.models_at_once
+    missing = _missing(folder, range(total))
+    if len(missing):
+        trainer = Trainer(data, settings.training, device)
+        with stage_seconds(settings, "worker"), progress("worker", "models", total, total - len(missing)) as advance:
 
             def work(block: int) -> None:
                 _train_block(folder, settings, trainer, block, advance)
 
-            for_each_group(range(-(-total // size)), work, device)
+            for_each_group(np.unique(missing // size).tolist(), work, device)
         with Writer(folder) as writer:
             writer.merge()
-    done = int((Store(folder).done < total).sum())
-    rest = "" if done >= total else f"; the other {total - done} are with other workers"
-    return f"worker: {done} of {total} models are done in {folder}{rest}"
+        missing = _missing(folder, range(total))
+    rest = f"; the other {len(missing)} are with other workers" if len(missing) else ""
+    return f"worker: {total - len(missing)} of {total} models are done in {folder}{rest}"
+
+
+def _missing(folder: Path, ids: range) -> IndexArray:
+    """Those of the given models that are not done, in ascending order."""
+    done = np.asarray(Store(folder).arrays["done"][ids.start : ids.stop])
+    return np.flatnonzero(done == 0) + ids.start
 
 
 def _train_block(folder: Path, settings: Settings, trainer: Trainer, block: int, advance: Advance) -> None:
@@ -73,17 +80,16 @@ def _train_block(folder: Path, settings: Settings, trainer: Trainer, block: int,
     if lock is None:
         return
     try:
-        finished = set(Store(folder).done.tolist())
-        missing = [i for i in ids if i not in finished]
-        if not missing:
+        missing = _missing(folder, ids)
+        if not len(missing):
             return
         # The whole block, also where a part of it is done: rounding differs with the group, and a row must not depend on
         # what was done before.
         masks = draw_masks(seed, ids, trainer.n, settings.store.alpha)
         margins = trainer.margins(masks, [(seed, i) for i in ids])
-        keep = [i - ids.start for i in missing]
+        keep = missing - ids.start
         hand_over(folder, missing, masks[keep], {"margins": margins[keep]})
+        merge_if_free(folder)
         advance(len(missing))
     finally:
         lock.release()
-    merge_if_free(folder)

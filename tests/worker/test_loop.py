@@ -1,6 +1,5 @@
 """The worker: rows are those of the seed, blocks are trained once, crashes cost a block, settings are guarded."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import torch
 
 from datamodels.data import load, prepare
 from datamodels.errors import InputError
+from datamodels.machine import cores
 from datamodels.runs import read_store
 from datamodels.store import claim
 from datamodels.subsets import draw_masks
@@ -126,7 +126,7 @@ def test_devices_are_named_or_refused():
 def test_groups_run_side_by_side():
     import threading
 
-    if len(os.sched_getaffinity(0)) < 2:
+    if cores() < 2:
         pytest.skip("one core only")
     both = threading.Barrier(2, timeout=10)
     arrived: list[int] = []
