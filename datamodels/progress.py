@@ -15,6 +15,11 @@ from rich.text import Text
 LOG_INTERVAL_S = 15.0
 
 
+def say(line: str) -> None:
+    """A line about long work, beside its progress; it appears above the bar where there is one."""
+    print(line, file=sys.stderr, flush=True)
+
+
 class Advance:
     """Counts work that is done; safe to call from several threads."""
 

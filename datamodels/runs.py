@@ -16,8 +16,8 @@ from typing import Any
 
 from datamodels.durable import Lock, read_json, write_json
 from datamodels.provenance import refuse_difference
-from datamodels.settings import Settings
-from datamodels.store import Store
+from datamodels.settings import GroupSettings, Settings
+from datamodels.store import Meta, Store
 
 
 def stage_folder(settings: Settings, stage: str) -> Path:
@@ -26,7 +26,7 @@ def stage_folder(settings: Settings, stage: str) -> Path:
 
 
 def deciding_settings(settings: Settings) -> dict[str, Any]:
-    """The settings that decide every row of the run's store; how many rows it has does not."""
+    """The settings that decide every row of the run's store, up to its rounding; how many rows it has does not."""
     store = {key: value for key, value in dataclasses.asdict(settings.store).items() if key != "num_models"}
     return {"training": dataclasses.asdict(settings.training), "store": store}
 
@@ -39,6 +39,11 @@ def read_store(settings: Settings) -> Store:
     store, wanted = Store(stage_folder(settings, "store")), deciding_settings(settings)
     refuse_difference(store.folder, {key: store.meta.provenance.get(key, {}) for key in wanted}, wanted)
     return store
+
+
+def groups_of(meta: Meta) -> GroupSettings:
+    """How the models of a run's store were grouped: the block size, and what shares a kernel; chosen when it was made."""
+    return GroupSettings(**meta.provenance["groups"])
 
 
 @contextmanager

@@ -154,7 +154,9 @@ class TrainingSettings:
     max_shift: int = count(2, "augmentation: translation by up to so many pixels either way", low=0, high=63)
     flip: bool = switch(True, "augmentation: mirror images, in training and averaged at evaluation")
     cutout: int = count(4, "augmentation: side of the square that is cut out, in pixels; 0 is off", low=0)
-    models_at_once: int = count(16, "models in one group, trained side by side; a worker claims and hands over such blocks")
+    precision: str = setting(
+        Choice("float32", "bfloat16"), "float32", "number format of images and activations; weights are always float32"
+    )
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,18 @@ class StoreSettings:
     alpha: float = real(0.5, "share α of the training set that each model sees", high=1.0, open_ends=True)
     seed: int = count(0, "of masks, initialisations, batch orders and augmentation", low=0)
     margin_dtype: str = setting(Choice("float16", "float32"), "float16", "number format of the stored margins")
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """How models share a device. None of it changes a model but in its rounding."""
+
+    models_at_once: int = count(
+        0, "models in one group, trained side by side; a worker claims such blocks; 0: chosen by measuring", low=0, high=1024
+    )
+    models_per_kernel: int = count(
+        0, "models of a group that share one grouped convolution; the others go on streams; 0: chosen by measuring", low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -204,6 +218,7 @@ class Settings:
     data: DataSettings
     training: TrainingSettings
     store: StoreSettings
+    groups: GroupSettings
     regress: RegressSettings
     verify: VerifySettings
 
@@ -213,6 +228,7 @@ SECTIONS: dict[str, type[Any]] = {
     "data": DataSettings,
     "training": TrainingSettings,
     "store": StoreSettings,
+    "groups": GroupSettings,
     "regress": RegressSettings,
     "verify": VerifySettings,
 }

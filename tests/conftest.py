@@ -21,7 +21,7 @@ SMALL = {
     "training.epochs": 3,
     "training.batch_size": 10,
     "training.peak_epoch": 1,
-    "training.models_at_once": 4,
+    "groups.models_at_once": 4,
     "store.num_models": 10,
     "verify.models": 3,
     "verify.sizes": "support,5",

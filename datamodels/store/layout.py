@@ -19,6 +19,10 @@ from datamodels.errors import InputError
 FORMAT = "datamodels-store"
 FORMAT_VERSION = 1
 
+# The marks in done.npy.
+MISSING, DONE, FAILED = 0, 1, 2
+FAILURES = "failures.json"
+
 Array = npt.NDArray[Any]
 
 
@@ -99,6 +103,12 @@ def read_meta(folder: Path) -> Meta:
         return Meta(*sizes, arrays, content["provenance"])
     except (KeyError, TypeError, AttributeError) as e:
         raise InputError(f"{folder / 'meta.json'} is damaged: {type(e).__name__} {e}") from e
+
+
+def read_failures(folder: Path) -> dict[str, str]:
+    """The reasons for which models were given up, by id."""
+    file = folder / FAILURES
+    return dict(read_json(file)) if file.exists() else {}
 
 
 def open_array(folder: Path, name: str, meta: Meta, writable: bool = False) -> Array:

@@ -9,22 +9,27 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from datamodels.store.layout import Array, Meta, checksum, open_array, read_meta
+from datamodels.store.layout import DONE, FAILED, MISSING, Array, Meta, checksum, open_array, read_failures, read_meta
 from datamodels.subsets import BoolArray, ByteArray, IndexArray, unpack
 
 
 class Store:
     """A store opened for reading: memory maps of its arrays, and which rows are done.
 
-    `done` lists the finished model ids as they were when the store was opened, in ascending order; rows never change once
-    they are done, so everything read through it is consistent. Raises InputError where the folder holds no such store.
+    `done` lists the finished model ids as they were when the store was opened, in ascending order, and `failures` those that
+    were given up, with the reason; rows never change once they are done, so everything read through `done` is consistent.
+    Raises InputError where the folder holds no such store.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.meta: Meta = read_meta(folder)
         self.arrays: dict[str, Array] = {name: open_array(folder, name, self.meta) for name in self.meta.files}
-        self.done: IndexArray = np.flatnonzero(np.array(self.arrays["done"])).astype(np.int64)
+        marks = np.array(self.arrays["done"])
+        self.done: IndexArray = np.flatnonzero(marks == DONE).astype(np.int64)
+        self.missing: IndexArray = np.flatnonzero(marks == MISSING).astype(np.int64)
+        failed, reasons = np.flatnonzero(marks == FAILED).tolist(), read_failures(folder)
+        self.failures: dict[int, str] = {i: reasons[str(i)] for i in failed}
 
     def masks(self, ids: npt.ArrayLike) -> BoolArray:
         """Masks of the given models, bool (len(ids), N)."""

@@ -11,9 +11,21 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from datamodels.durable import Lock, new_file, sync_folder
+from datamodels.durable import Lock, new_file, read_json, sync_folder, write_json
 from datamodels.errors import InputError
-from datamodels.store.layout import Array, checksum, new_array, open_array, read_meta, write_meta
+from datamodels.store.layout import (
+    DONE,
+    FAILED,
+    FAILURES,
+    MISSING,
+    Array,
+    checksum,
+    new_array,
+    open_array,
+    read_failures,
+    read_meta,
+    write_meta,
+)
 from datamodels.subsets import BoolArray, pack
 
 
@@ -36,9 +48,19 @@ def hand_over(folder: Path, ids: npt.ArrayLike, masks: BoolArray, arrays: Mappin
     for name, spec in meta.arrays.items():
         if arrays[name].shape != (len(rows), *spec.shape):
             raise ValueError(f"{name} has shape {arrays[name].shape}, the store wants ({len(rows)}, …{spec.shape})")
+    if not len(rows):
+        return
     cast = {name: np.asarray(arrays[name]).astype(spec.dtype) for name, spec in meta.arrays.items()}
     with new_file(folder / "inbox" / f"{rows[0]:010d}-{uuid.uuid4().hex}.npz") as temporary, temporary.open("wb") as f:
         np.savez(f, ids=rows, masks=pack(masks), **cast)  # type: ignore[arg-type]
+
+
+def hand_over_failures(folder: Path, reasons: Mapping[int, str]) -> None:
+    """Put into the store's inbox, durably, which models were given up, and why: id → reason."""
+    if reasons:
+        write_json(
+            folder / "inbox" / f"{min(reasons):010d}-{uuid.uuid4().hex}.json", {str(i): why for i, why in reasons.items()}
+        )
 
 
 class Writer:
@@ -63,12 +85,23 @@ class Writer:
     def merge(self) -> int:
         """Take every file of the inbox into the arrays; the number of rows taken. Merging a file twice is harmless."""
         taken = 0
-        for file in sorted((self.folder / "inbox").glob("*.npz")):
-            taken += self._merge_file(file)
+        for file in sorted((self.folder / "inbox").glob("[0-9]*")):
+            taken += self._merge_failures(file) if file.suffix == ".json" else self._merge_file(file)
             file.unlink()
         if taken:
             sync_folder(self.folder / "inbox")
         return taken
+
+    def _merge_failures(self, file: Path) -> int:
+        reasons = read_json(file)
+        done = open_array(self.folder, "done", self.meta, writable=True)
+        ids = np.array([int(i) for i in reasons], np.int64)
+        ids = ids[np.asarray(done)[ids] == MISSING]
+        # The reasons first: a row marked as given up has one.
+        write_json(self.folder / FAILURES, {**read_failures(self.folder), **{str(i): reasons[str(i)] for i in ids}})
+        done[ids] = FAILED
+        _flush(done)
+        return len(ids)
 
     def _merge_file(self, file: Path) -> int:
         with np.load(file, allow_pickle=False) as content:
@@ -76,7 +109,7 @@ class Writer:
         ids = rows.pop("ids")
         arrays = {name: open_array(self.folder, name, self.meta, writable=True) for name in self.meta.files}
         # A row that is done stays as it is: readers may be at it.
-        new = np.flatnonzero(np.asarray(arrays["done"])[ids] == 0)
+        new = np.flatnonzero(np.asarray(arrays["done"])[ids] == MISSING)
         ids, rows = ids[new], {name: part[new] for name, part in rows.items()}
         for name, part in rows.items():
             arrays[name][ids] = part
@@ -84,7 +117,7 @@ class Writer:
         sums = [
             checksum(rows["masks"][k], {name: rows[name][k] for name in self.meta.arrays}, self.meta) for k in range(len(ids))
         ]
-        for name, marks in (("checksums", np.array(sums, np.uint32)), ("done", np.ones(len(ids), np.uint8))):
+        for name, marks in (("checksums", np.array(sums, np.uint32)), ("done", np.full(len(ids), DONE, np.uint8))):
             arrays[name][ids] = marks
             _flush(arrays[name])
         return len(ids)

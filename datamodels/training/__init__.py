@@ -2,5 +2,6 @@
 
 from datamodels.training.devices import default_gpu, device_named, for_each_group
 from datamodels.training.models import Trainer
+from datamodels.training.tuning import choose_groups
 
-__all__ = ["Trainer", "default_gpu", "device_named", "for_each_group"]
+__all__ = ["Trainer", "choose_groups", "default_gpu", "device_named", "for_each_group"]

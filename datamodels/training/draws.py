@@ -19,11 +19,17 @@ Key = Sequence[int]
 
 # The mask of model i is drawn from default_rng([seed, i]); these streams are told apart from it by a third number.
 INITIALISATION, ORDER, AUGMENTATION = 1, 2, 3
+SECOND_TRY = 4
 
 
 def generator(key: Key, stream: int) -> np.random.Generator:
     """The generator of one purpose (`stream`) of the model with this key."""
     return np.random.default_rng([*key, stream])
+
+
+def second_key(key: Key) -> Key:
+    """The key by which a model is trained once more when it has diverged."""
+    return (*key, SECOND_TRY)
 
 
 def num_steps(images: int, batch_size: int, epochs: int) -> int:

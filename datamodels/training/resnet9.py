@@ -108,15 +108,16 @@ class ResNet9:
 
         `parameters` is (K, P); `x` is (B, K·channels, H, W), model by model, best in channels_last; `training` normalises by
         the batch and updates `statistics`, otherwise `statistics` normalise.
+
+        Convolutions and activations are computed in x's number format (bfloat16, say), batch statistics and logits in that of
+        the parameters, which stay float32.
         """
         k = len(parameters)
-        sizes = [math.prod(shape) for shape in self.shapes.values()]
-        rows = zip(self.shapes.items(), torch.split(parameters, sizes, dim=1), strict=True)
-        p = {name: row.reshape(k, *shape) for (name, shape), row in rows}
+        p, cast = self._by_name(parameters), self._by_name(parameters.to(x.dtype))
 
         def conv(name: str, x: Tensor) -> Tensor:
             spec = self.convs[name]
-            x = F.conv2d(x, p[f"{name}.weight"].flatten(0, 1), None, spec.stride, spec.padding, 1, k)
+            x = F.conv2d(x, cast[f"{name}.weight"].flatten(0, 1), None, spec.stride, spec.padding, 1, k)
             mean, variance = statistics.mean[name], statistics.variance[name]
             gain, shift = p[f"{name}.gain"].flatten(), p[f"{name}.shift"].flatten()
             return F.relu_(F.batch_norm(x, mean, variance, gain, shift, training, BATCH_NORM_MOMENTUM, BATCH_NORM_EPS))
@@ -126,8 +127,14 @@ class ResNet9:
         x = F.max_pool2d(conv("conv3", x), 2)
         x = x + conv("residual2b", conv("residual2a", x))
         x = conv("conv4", x).amax((2, 3))
-        features = x.view(len(x), k, -1).transpose(0, 1)
+        features = x.view(len(x), k, -1).transpose(0, 1).to(parameters.dtype)
         return torch.bmm(features, p["linear.weight"]) * LOGIT_SCALE
+
+    def _by_name(self, parameters: Tensor) -> dict[str, Tensor]:
+        """Parameters (K, P) as views (K, …) of their shapes."""
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        rows = zip(self.shapes.items(), torch.split(parameters, sizes, dim=1), strict=True)
+        return {name: row.reshape(len(parameters), *shape) for (name, shape), row in rows}
 
 
 @dataclass
@@ -136,6 +143,18 @@ class BatchNormStatistics:
 
     mean: dict[str, Tensor]
     variance: dict[str, Tensor]
+
+    def clone(self) -> BatchNormStatistics:
+        """A copy with tensors of its own."""
+        return BatchNormStatistics(*({name: t.clone() for name, t in part.items()} for part in (self.mean, self.variance)))
+
+    def of(self, models: slice, k: int) -> BatchNormStatistics:
+        """Views of the statistics of some of the K models."""
+
+        def view(part: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: t.view(k, -1)[models].flatten() for name, t in part.items()}
+
+        return BatchNormStatistics(view(self.mean), view(self.variance))
 
     def keep(self, source: BatchNormStatistics, models: Tensor) -> None:
         """Take over from `source` the statistics of the models where `models`, bool (K,), is True."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student_t
 
+from datamodels.errors import InputError
 from datamodels.store.layout import Array
 
 CONFIDENCE = 0.95
@@ -32,8 +33,16 @@ class Outcome:
 
 
 def judge(margins: Array) -> Outcome:
-    """The outcome of margins (J,), J ≥ 2."""
+    """The outcome of margins (J,); models that diverged, with NaN, do not count.
+
+    Raises InputError where fewer than 2 are left.
+    """
     values = np.asarray(margins, np.float64)
+    values = values[np.isfinite(values)]
+    if len(values) < 2:
+        raise InputError(
+            f"all but {len(values)} of {len(margins)} retrained models diverged; lower training.peak_lr in a new run"
+        )
     mean, j = float(values.mean()), len(values)
     half = float(student_t.ppf((1 + CONFIDENCE) / 2, j - 1) * values.std(ddof=1) / np.sqrt(j))
     return Outcome(j, mean, mean - half, mean + half, float((values > 0).mean()))

@@ -20,7 +20,7 @@ from datamodels.durable import Lock
 from datamodels.errors import InputError
 from datamodels.progress import Advance, progress
 from datamodels.provenance import refuse_difference
-from datamodels.runs import stage_seconds
+from datamodels.runs import groups_of, read_store, stage_seconds
 from datamodels.settings import Settings
 from datamodels.store import ArraySpec, Meta, Store, Writer, create, grow, hand_over, merge_if_free, read_meta
 from datamodels.store.layout import Array
@@ -47,6 +47,8 @@ class Request(NamedTuple):
 
 def retrain(folder: Path, settings: Settings, data: Dataset, requests: Sequence[Request], device: torch.device) -> Array:
     """Margins (len(requests), T), float32, of the models asked for; those that the folder's store lacks are trained first.
+
+    A model that diverged, twice, has NaN for margins. Groups are as large as those of the run's own store.
 
     Raises InputError when the store was made under other settings, or another process is retraining into it.
     """
@@ -87,8 +89,9 @@ def _train(folder: Path, settings: Settings, data: Dataset, missing: list[Reques
     grow(folder, max(store.meta.num_models, free[-1] + 1))
     # Groups of models with subsets of about one size: a group takes as long as its largest.
     missing = sorted(missing, key=lambda request: -int.from_bytes(request.packed, "little").bit_count())
-    size, trainer = settings.training.models_at_once, Trainer(data, settings.training, device)
-    groups = [slice(start, start + size) for start in range(0, len(missing), size)]
+    together = groups_of(read_store(settings).meta)
+    trainer = Trainer(data, settings.training, device, together.models_per_kernel)
+    groups = [slice(start, start + together.models_at_once) for start in range(0, len(missing), together.models_at_once)]
     with stage_seconds(settings, "verify"), progress("verify", "models", len(missing)) as advance:
         for_each_group(groups, lambda g: _train_group(folder, settings, trainer, free[g], missing[g], advance), device)
     with Writer(folder) as writer:

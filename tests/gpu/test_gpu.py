@@ -47,7 +47,7 @@ def test_a_model_is_the_same_on_either_device_in_float64(digits, recipe):
     masks, keys = draw_masks(0, range(4), 60, 0.5), [(0, i) for i in range(4)]
     margins = []
     for device in ("cpu", "cuda"):
-        trainer = Trainer(digits, recipe, torch.device(device), torch.float64)
+        trainer = Trainer(digits, recipe, torch.device(device), dtype=torch.float64)
         margins.append(trainer.margins(masks, keys))
     np.testing.assert_allclose(margins[1], margins[0], atol=1e-5)
 

@@ -101,7 +101,7 @@ def test_a_retrained_model_follows_from_seed_mask_and_repetition(run):
     masks = np.random.default_rng(0).random((3, 60)) < 0.7
     requests = [Request.of(mask, r) for mask in masks for r in range(2)]
     margins = retrain(stage_folder(settings, "other"), settings, data, requests, CPU)
-    trainer = Trainer(data, settings.training, CPU, torch.float64)
+    trainer = Trainer(data, settings.training, CPU, dtype=torch.float64)
     for k in (0, 3, 5):
         alone = trainer.margins(masks[k // 2 : k // 2 + 1], [requests[k].key(settings.verify.seed)])
         # float32 in a group against float64 alone: the same model, but for rounding that training amplifies

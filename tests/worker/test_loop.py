@@ -12,12 +12,14 @@ import torch
 from datamodels.data import load, prepare
 from datamodels.errors import InputError
 from datamodels.machine import cores
-from datamodels.runs import read_store
+from datamodels.regress.run import regress
+from datamodels.runs import groups_of, read_store
+from datamodels.settings import GroupSettings
 from datamodels.store import claim
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer
 from datamodels.training.devices import device_named, for_each_group
-from datamodels.worker import open_store, train_missing
+from datamodels.worker import loop, open_store, train_missing
 from tests.conftest import flags
 
 CPU = torch.device("cpu")
@@ -68,7 +70,7 @@ def test_more_models_add_to_those_that_are_there(settings, data):
 
 
 def test_a_claimed_block_is_left_to_its_holder(settings, data):
-    folder = open_store(settings(), data)
+    folder = open_store(settings(), data, CPU)
     lock = claim(folder, 1)
     assert lock is not None
     assert claim(folder, 1) is None
@@ -82,8 +84,47 @@ def test_other_settings_are_refused_by_name_and_nothing_is_touched(settings, dat
     train_missing(settings(), data, CPU)
     digest = store_of(settings()).digest()
     with pytest.raises(InputError, match=r"other settings \(store.alpha: 0.5 → 0.3; training.width: 4 → 5\)"):
-        open_store(settings(store__alpha=0.3, training__width=5), data)
+        open_store(settings(store__alpha=0.3, training__width=5), data, CPU)
     assert store_of(settings()).digest() == digest
+
+
+def test_a_model_that_diverges_is_recorded_with_its_reason_and_the_rest_go_on(settings, data, monkeypatch):
+    margins = Trainer.margins
+
+    def seventh_diverges(self, masks, keys):
+        rows = margins(self, masks, keys)
+        rows[[key == (0, 7) for key in keys]] = np.nan
+        return rows
+
+    monkeypatch.setattr(Trainer, "margins", seventh_diverges)
+    assert "9 of 10 models are done" in (line := train_missing(settings(), data, CPU))
+    assert "given up: 7 (diverged" in line
+    store = store_of(settings())
+    assert store.done.tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert list(store.failures) == [7]
+    monkeypatch.setattr(Trainer, "margins", lambda *_: pytest.fail("trained again"))
+    assert train_missing(settings(), data, CPU) == line
+
+
+def test_a_recipe_by_which_every_model_diverges_leaves_nothing_to_regress(settings, data):
+    broken = settings(training__peak_lr=1e30)
+    assert "0 of 10 models are done" in train_missing(broken, data, CPU)
+    with pytest.raises(InputError, match="0 finished models"):
+        regress(broken)
+
+
+def test_the_measured_group_stays_with_the_store(settings, data, monkeypatch):
+    measured = settings(groups__models_at_once=0)
+    monkeypatch.setattr(loop, "choose_groups", lambda *_: (GroupSettings(3, 3), {GroupSettings(3, 3): 7.0}))
+    assert "10 of 10" in train_missing(measured, data, CPU)
+    store = store_of(measured)
+    assert groups_of(store.meta) == GroupSettings(3, 3)
+    assert store.meta.provenance["groups"] == {"models_at_once": 3, "models_per_kernel": 3}
+    monkeypatch.setattr(loop, "choose_groups", lambda *_: pytest.fail("measured again"))
+    assert "12 of 12" in train_missing(settings(groups__models_at_once=0, store__num_models=12), data, CPU)
+    with pytest.raises(InputError, match=r"groups.models_at_once: 3 → 4"):
+        open_store(settings(), data, CPU)
+    assert store_of(settings()).done.tolist() == list(range(12))
 
 
 def test_a_killed_worker_loses_no_row_and_the_next_one_ends_with_the_same_store(settings, tmp_path):

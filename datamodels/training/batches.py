@@ -1,0 +1,80 @@
+"""The batches of K models, gathered and augmented on the device from images that lie there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datamodels.data import Dataset
+from datamodels.training.draws import Augmentation, Draws
+
+
+class Images:
+    """A run's images and labels, resident on one device.
+
+    Images are normalised by the mean and standard deviation of each channel over S; a pixel outside an image is then 0, the
+    channel's mean. `pixels` (N·padded area, C) are those of S with a margin of `padding` pixels around each image.
+    """
+
+    def __init__(self, data: Dataset, padding: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.n, self.height, self.width, self.channels = data.train.images.shape
+        pixels = data.train.images.to(torch.float64)
+        mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2), correction=0)
+
+        def normalised(images: Tensor) -> Tensor:
+            return ((images.to(torch.float64) - mean) / std).to(dtype).to(device)
+
+        padded = F.pad(normalised(data.train.images), (0, 0, padding, padding, padding, padding))
+        self.padded_width = self.width + 2 * padding
+        self.padded_area = self.padded_width * (self.height + 2 * padding)
+        self.pixels = padded.reshape(-1, self.channels).contiguous()
+        self.labels = data.train.labels.to(device)
+        self.test = normalised(data.test.images).permute(0, 3, 1, 2)
+        self.test_labels = data.test.labels.to(device)
+
+
+class Batches:
+    """The batches of K models as their draws want them."""
+
+    def __init__(self, draws: Sequence[Draws], images: Images, augmentation: Augmentation) -> None:
+        self.images, self.side = images, augmentation.cutout
+        device, steps = images.labels.device, max(len(d.image) for d in draws)
+
+        def stacked(name: str) -> Tensor:
+            """(steps, B, K); a model that is done goes over its last batch again, to no effect."""
+            arrays = [getattr(d, name) for d in draws]
+            rows = [a if len(a) == steps else a[np.minimum(np.arange(steps), len(a) - 1)] for a in arrays]
+            return torch.from_numpy(np.stack(rows)).to(device).permute(1, 2, 0).contiguous()
+
+        self.image, self.dy, self.dx = stacked("image"), stacked("dy"), stacked("dx")
+        self.flip = stacked("flip") if augmentation.flip else None
+        self.cut = (stacked("cut_y"), stacked("cut_x")) if augmentation.cutout else None
+        self.rows = torch.arange(images.height, device=device)[:, None, None]
+        self.columns = torch.arange(images.width, device=device)[None, :, None]
+
+    def at(self, step: Tensor, models: slice) -> tuple[Tensor, Tensor]:
+        """One step's batch for K' of the models: x (B, K'·C, H, W) in channels_last, labels (K', B).
+
+        `step` is the number of the step as a tensor (1,) on the device: a CUDA graph reads it anew at each replay.
+        """
+
+        def now(drawn: Tensor) -> Tensor:
+            return drawn.index_select(0, step)[0, :, models]
+
+        images, image = self.images, now(self.image).long()
+        corner = image * images.padded_area + now(self.dy) * images.padded_width + now(self.dx)
+        columns = self.columns
+        if self.flip is not None:
+            columns = torch.where(now(self.flip)[:, None, None, :], images.width - 1 - columns, columns)
+        where = corner[:, None, None, :] + (self.rows * images.padded_width + columns)
+        x = images.pixels.index_select(0, where.flatten()).view(*where.shape, -1)
+        if self.cut is not None:
+            top, left = (now(cut)[:, None, None, :] for cut in self.cut)
+            inside_rows = (self.rows >= top) & (self.rows < top + self.side)
+            inside = inside_rows & (self.columns >= left) & (self.columns < left + self.side)
+            x = x.masked_fill(inside[..., None], 0)
+        return x.flatten(3).permute(0, 3, 1, 2), images.labels[image].T

@@ -1,0 +1,56 @@
+"""How many models at once is measured: what is given stays, memory bounds it, and more at once pays on a processor."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from datamodels.settings import GroupSettings, TrainingSettings
+from datamodels.training import Trainer, choose_groups, tuning
+from tests.conftest import dataset
+
+CPU = torch.device("cpu")
+RECIPE = TrainingSettings(width=4, last_padding=1, epochs=2, batch_size=10, max_shift=0, flip=False, cutout=0)
+
+
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch):
+    monkeypatch.setattr(tuning, "MEASURE_S", 0.05)
+
+
+def test_many_small_networks_at_once_are_faster_than_one(digits):
+    chosen, speeds = choose_groups(digits, RECIPE, GroupSettings(), CPU)
+    assert chosen.models_at_once == chosen.models_per_kernel > 1
+    assert speeds[chosen] >= 0.95 * max(speeds.values()) > speeds[GroupSettings(1, 1)]
+    assert [g.models_at_once for g in speeds] == [2**i for i in range(len(speeds))]
+
+
+def test_what_is_given_is_not_measured(digits, monkeypatch):
+    monkeypatch.setattr(tuning, "speed", lambda *_: pytest.fail("measured"))
+    assert choose_groups(digits, RECIPE, GroupSettings(6, 4), CPU) == (GroupSettings(6, 4), {})
+    assert choose_groups(digits, RECIPE, GroupSettings(6), CPU) == (GroupSettings(6, 6), {})
+    assert choose_groups(digits, RECIPE, GroupSettings(6, 10), CPU) == (GroupSettings(6, 6), {})
+
+
+def test_a_group_is_no_larger_than_memory_allows(digits, monkeypatch):
+    one = tuning.activation_bytes(Trainer(digits, RECIPE, CPU))
+    monkeypatch.setattr(tuning, "groups_at_once", lambda _: 2)
+    monkeypatch.setattr(tuning, "free_memory", lambda _: int(9 * one / tuning.MEMORY_SHARE))
+    _, speeds = choose_groups(digits, RECIPE, GroupSettings(), CPU)
+    assert max(g.models_at_once for g in speeds) == 4
+
+
+def test_the_first_group_that_nothing_beats_is_chosen(digits, monkeypatch):
+    speeds = {1: 100.0, 2: 180.0, 4: 300.0, 8: 310.0, 16: 280.0, 32: 300.0, 64: 900.0}
+    monkeypatch.setattr(tuning, "speed", lambda _, groups: speeds[groups.models_at_once])
+    chosen, measured = choose_groups(digits, RECIPE, GroupSettings(), CPU)
+    assert chosen == GroupSettings(4, 4)
+    assert list(measured.values()) == [100.0, 180.0, 300.0, 310.0, 280.0, 300.0]
+
+
+def test_activations_grow_with_the_batch(digits):
+    data = dataset(60, 5)
+    small, large = (
+        tuning.activation_bytes(Trainer(data, dataclasses.replace(RECIPE, batch_size=size), CPU)) for size in (10, 40)
+    )
+    assert 2 * small < large < 5 * small
