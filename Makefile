@@ -7,7 +7,7 @@ py = .venv/bin/python
 # Idle OpenMP threads that spin take the core that another group of models needs.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test lint setup worker clean
+.PHONY: demo test lint setup worker bench clean
 
 demo: setup  ## digits, end to end: data, models, datamodels, verification by retraining, a page
 	$(py) -m datamodels -C configs/digits.yaml
@@ -25,6 +25,10 @@ setup:  ## .venv with everything in it; quick when nothing has changed
 
 worker: setup  ## train models on one GPU (GPU=0) or on the processor (GPU=cpu)
 	$(py) -m datamodels.worker $(config_flag) --gpu $(GPU)
+
+bench: setup  ## measure training on this machine, on digits or CONFIG; the results go into tests/benchmarks/results/
+	$(py) -m datamodels.bench train -C $(or $(CONFIG),configs/digits.yaml) --out tests/benchmarks/results
+	$(py) -m datamodels.bench accuracy -C $(or $(CONFIG),configs/digits.yaml) --out tests/benchmarks/results
 
 clean:  ## forget the runs and the environment
 	rm -rf runs .venv

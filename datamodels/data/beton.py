@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def write(path: Path, split: RawSplit) -> None:
 
     Images of three channels go in as FFCV's raw RGB images, others as plain byte arrays.
     """
-    with _torch_threads_kept():
+    with torch_threads_kept():
         from ffcv.fields import IntField, NDArrayField, RGBImageField
         from ffcv.writer import DatasetWriter
 
@@ -60,38 +60,40 @@ def read(path: Path, n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
     Raises ValueError when the file holds other rows than 0 … n-1 in order.
     """
-    with _torch_threads_kept():
-        from ffcv.fields.decoders import IntDecoder, NDArrayDecoder, SimpleRGBImageDecoder
-        from ffcv.fields.rgb_image import RGBImageField
-        from ffcv.loader import Loader, OrderOption
-        from ffcv.reader import Reader
-        from ffcv.transforms import ToTensor
-
-        rgb = isinstance(Reader(str(path)).handlers["image"], RGBImageField)
-        pipelines = {
-            "image": [SimpleRGBImageDecoder() if rgb else NDArrayDecoder(), ToTensor()],
-            "label": [IntDecoder(), ToTensor()],
-            "index": [IntDecoder(), ToTensor()],
-        }
-        loader = Loader(
-            str(path),
-            batch_size=min(n, READ_BATCH),  # a batch larger than the file would yield nothing, silently
-            num_workers=1,
-            os_cache=True,
-            order=OrderOption.SEQUENTIAL,
-            drop_last=False,
-            pipelines=pipelines,
-        )
+    with torch_threads_kept():
+        # A batch larger than the file would yield nothing, silently.
+        rows = loader(path, batch_size=min(n, READ_BATCH), num_workers=1)
         # FFCV hands out the same buffers again and again: copy each batch before the next one is asked for.
-        batches = [tuple(field.clone() for field in batch) for batch in loader]
+        batches = [tuple(field.clone() for field in batch) for batch in rows]
     images, labels, indices = (torch.cat(parts) for parts in zip(*batches, strict=True))
     if not torch.equal(indices.flatten(), torch.arange(n)):
         raise ValueError(f"{path} does not hold rows 0 to {n - 1} in order")
     return images, labels.flatten().long()
 
 
+def loader(path: Path, batch_size: int, num_workers: int, augmentation: Sequence[Any] = (), **options: Any) -> Any:
+    """FFCV's Loader of (image, label, index) batches, in order and to the last row unless its `options` say otherwise.
+
+    Images are uint8 (B, H, W, C) after FFCV's own operations in `augmentation`.
+    """
+    from ffcv.fields.decoders import IntDecoder, NDArrayDecoder, SimpleRGBImageDecoder
+    from ffcv.fields.rgb_image import RGBImageField
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.reader import Reader
+    from ffcv.transforms import ToTensor
+
+    rgb = isinstance(Reader(str(path)).handlers["image"], RGBImageField)
+    pipelines = {
+        "image": [SimpleRGBImageDecoder() if rgb else NDArrayDecoder(), *augmentation, ToTensor()],
+        "label": [IntDecoder(), ToTensor()],
+        "index": [IntDecoder(), ToTensor()],
+    }
+    options = {"order": OrderOption.SEQUENTIAL, "drop_last": False, "os_cache": True, **options}
+    return Loader(str(path), batch_size=batch_size, num_workers=num_workers, pipelines=pipelines, **options)
+
+
 @contextmanager
-def _torch_threads_kept() -> Iterator[None]:
+def torch_threads_kept() -> Iterator[None]:
     """FFCV sets PyTorch's number of threads on import and in its Loader; put it back."""
     threads = torch.get_num_threads()
     try:

@@ -45,6 +45,11 @@ def default_gpu() -> str:
     return "0" if torch.cuda.is_available() else "cpu"
 
 
+def describe_device(device: torch.device) -> str:
+    """The device's name, for figures."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def groups_at_once(device: torch.device) -> int:
     """How many groups of models run side by side: one for each core of a processor, one on a GPU.
 

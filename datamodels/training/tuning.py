@@ -55,9 +55,9 @@ def speed(trainer: Trainer, groups: GroupSettings) -> float:
     rates: list[float] = []
     try:
         for_each_group(range(groups_at_once(trainer.device)), lambda i: rates.append(_rate(trainer, groups, i)), trainer.device)
+        return sum(rates)
     except torch.OutOfMemoryError:
         return 0.0
-    return sum(rates)
 
 
 def fits(groups: GroupSettings, activations: int, device: torch.device) -> bool:
@@ -86,8 +86,8 @@ def _candidates(wanted: GroupSettings, device: torch.device) -> list[list[GroupS
     sizes = [wanted.models_at_once] if wanted.models_at_once else list(doubling)
 
     def of_size(k: int) -> list[GroupSettings]:
-        shared = {k, 1} if device.type == "cuda" else {k}
-        return [GroupSettings(k, g) for g in ({min(wanted.models_per_kernel, k)} if wanted.models_per_kernel else shared)]
+        shared = sorted({k, 1}) if device.type == "cuda" else [k]
+        return [GroupSettings(k, g) for g in ([min(wanted.models_per_kernel, k)] if wanted.models_per_kernel else shared)]
 
     return [of_size(k) for k in sizes]
 

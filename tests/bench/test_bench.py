@@ -1,0 +1,146 @@
+"""The benches: the loop that is compared with trains the same model, and the figures fit together."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import runpy
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from datamodels.bench import train
+from datamodels.bench.accuracy import bench_accuracy
+from datamodels.bench.one_at_a_time import Loop, ffcv_batches, resident_batches
+from datamodels.bench.train import bench_train, flops_per_image, matmul_peak
+from datamodels.data import Split, beton, load, prepare
+from datamodels.errors import InputError
+from datamodels.runs import stage_folder
+from datamodels.settings import TrainingSettings
+from datamodels.subsets import draw_masks
+from datamodels.training import Trainer, tuning
+from datamodels.training.draws import INITIALISATION, generator
+from tests.conftest import dataset, flags
+from tests.training.test_resnet9 import load_row
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_the_plain_loop_trains_the_very_model_that_a_group_trains(digits, recipe, nesterov):
+    trainer = Trainer(digits, dataclasses.replace(recipe, nesterov=nesterov), CPU, dtype=torch.float64)
+    mask = draw_masks(0, [0], 60, 0.5)
+    subset = np.flatnonzero(mask[0])
+    loop = Loop(trainer, subset, resident_batches(trainer, subset))
+    loop.network.double()
+    start = torch.from_numpy(trainer.network.initial_parameters(generator((0, 0), INITIALISATION)))
+    load_row(loop.network, trainer.network, start.double())
+    for step in range(loop.num_steps):
+        loop.advance(step)
+    np.testing.assert_allclose(loop.margins().numpy(), trainer.margins(mask, [(0, 0)])[0], atol=1e-5)
+
+
+def test_the_papers_network_takes_the_operations_that_its_layers_take():
+    data = dataset(20, 2)
+    pixels_of = torch.randint(256, (20, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    color = Split(pixels_of, data.train.labels)
+    data = dataclasses.replace(data, train=color, test=color)
+    trainer = Trainer(data, TrainingSettings(batch_size=2), CPU)
+    w = 64
+    pixels = {1024: 27 * w, 256: 50 * w**2 + 2 * 36 * w**2 + 72 * w**2, 64: 2 * 144 * w**2, 36: 72 * w**2}
+    macs = sum(count * weights for count, weights in pixels.items())
+    # Forward, gradient by the weights, gradient by the input: the first layer needs none of the last.
+    expected = 6 * macs - 2 * 1024 * 27 * w
+    assert flops_per_image(trainer) == pytest.approx(expected, rel=0.001)
+    assert expected == pytest.approx(1.75e9, rel=0.02)
+
+
+@pytest.mark.skipif(not beton.available(), reason="FFCV is not installed")
+def test_ffcvs_loader_feeds_the_images_of_the_subset(settings):
+    prepare(settings())
+    data = load(settings())
+    trainer = Trainer(data, settings().training, CPU)
+    subset, threads = np.arange(10, 45), torch.get_num_threads()
+    batches = ffcv_batches(stage_folder(settings(), "data") / "train.beton", trainer, data)(subset)
+    seen = []
+    for _ in range(6):
+        x, labels = next(batches)
+        assert x.shape == (10, 1, 8, 8)
+        for image, label in zip(x.permute(0, 2, 3, 1), labels, strict=True):
+            near = (trainer.images.pixels.view(-1, 8, 8, 1) - image).abs().amax((1, 2, 3))
+            assert near.min() < 1e-4
+            seen.append(int(near.argmin()))
+            assert label == data.train.labels[seen[-1]]
+    batches.close()
+    torch.set_num_threads(threads)  # FFCV sets it in every epoch
+    assert set(seen[:30]) <= set(subset.tolist())
+    assert len(set(seen[:30])) == 30
+
+
+def test_figures_of_the_training_bench_fit_together(settings, monkeypatch):
+    monkeypatch.setattr(train, "PEAK_S", 0.05)
+    monkeypatch.setattr(tuning, "MEASURE_S", 0.02)
+    monkeypatch.setattr(tuning, "MOST_AT_ONCE", 4)
+    prepare(settings(), use_ffcv=False)
+    record, table = bench_train(settings(), load(settings()), CPU, 2)
+    rows = record["rows"]
+    alone = [row for row in rows if row["one_at_a_time"]]
+    at_once = [row for row in rows if not row["one_at_a_time"]]
+    assert [row["models_at_once"] for row in at_once] == [1, 2, 4][: len(at_once)]
+    best = max(row["models_per_s"] for row in alone)
+    for row in rows:
+        assert row["times_one_at_a_time"] == pytest.approx(row["models_per_s"] / best, abs=0.01)
+        assert row["models_per_s_range"][0] <= row["models_per_s"] <= row["models_per_s_range"][1]
+        assert row["tflop_per_s"] == pytest.approx(row["images_per_s"] * record["training_gflop_per_image"] / 1e3, abs=1e-3)
+        # A model of this run sees 3 × 30 images, and more than its steps belong to it.
+        assert 0 < row["models_per_s"] * 90 <= 1.01 * row["images_per_s"]
+        assert row["name"] in table
+    json.dumps(record, allow_nan=False)
+
+
+def test_a_partial_trial_reckons_the_rest_of_the_training_from_its_steps(monkeypatch):
+    monkeypatch.setattr(train, "TRIAL_S", 0.0)
+    taken: list[int] = []
+    _, step_s = train._steps(taken.append, 9, CPU)
+    assert taken == []
+    monkeypatch.setattr(train, "TRIAL_S", 10.0)
+    _, step_s = train._steps(taken.append, 9, CPU)
+    assert taken == list(range(9))
+    trial = train.Trial(4, 1.0, 10, 0.5, 2.0)
+    assert trial.models_per_s == 4 / 8
+    assert trial.steps_per_s == 8
+    assert step_s < 1
+
+
+def test_the_matmul_peak_is_within_what_a_processor_can_do(monkeypatch):
+    monkeypatch.setattr(train, "PEAK_S", 0.05)
+    assert 1e8 < matmul_peak(CPU, torch.float32) < 1e14
+
+
+def test_accuracy_is_that_of_the_margins(settings):
+    prepare(settings(), use_ffcv=False)
+    data = load(settings())
+    record, table = bench_accuracy(settings(), data, CPU, 3)
+    whole, part = record["rows"]
+    assert (whole["images"], part["images"], whole["models"]) == (60, 30, 3)
+    masks = draw_masks(0, range(3), 60, 0.5)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    margins = Trainer(data, settings().training, CPU).margins(masks, [(0, i) for i in range(3)])
+    torch.set_num_threads(threads)
+    assert part["accuracies"] == pytest.approx((margins > 0).mean(1).tolist(), abs=1e-4)
+    assert f"{part['mean']:.2%}" in table
+
+
+def test_nonsense_is_refused_in_a_sentence(settings, tmp_path, monkeypatch):
+    prepare(settings(), use_ffcv=False)
+    with pytest.raises(InputError, match="1 round or more, not 0"):
+        bench_train(settings(), load(settings()), CPU, 0)
+    monkeypatch.setattr(sys, "argv", ["bench", "accuracy", *flags(tmp_path / "run"), "--n", "1", "--gpu", "cpu"])
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as ended:
+        runpy.run_module("datamodels.bench", run_name="__main__")
+    assert ended.value.code == 2
+    assert errors.getvalue().splitlines()[-1] == "error: a mean accuracy with an interval takes 2 models or more, not 1"
