@@ -1,4 +1,7 @@
-"""Files that exist whole or not at all: written under a temporary name, synced, renamed. And locks."""
+"""Files that exist whole or not at all: written under a temporary name, synced, renamed. Writing in place, and locks.
+
+Everything the store writes goes through `os` here and nowhere else, so that a test can record and break each operation.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
-import numpy.typing as npt
+Data = bytes | memoryview
 
 
 def sync_folder(folder: Path) -> None:
     """Make the folder's entries (new files, renames) durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    _sync_path(folder)
 
 
 @contextmanager
@@ -30,12 +28,66 @@ def new_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with temporary.open("rb") as f:
-            os.fsync(f.fileno())
-        temporary.replace(path)
+        _sync_path(temporary)
+        os.replace(temporary, path)  # noqa: PTH105 (every operation through `os`, see above)
         sync_folder(path.parent)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_file(path: Path, data: Data) -> None:
+    """Write a file, whole or not at all."""
+    with new_file(path) as temporary, InPlace(temporary, new=True) as file:
+        file.write(data, 0)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file; durable once its folder is synced."""
+    os.unlink(path)  # noqa: PTH108
+
+
+class InPlace:
+    """A file that is written at given places; closed when the block ends. Raises OSError that names the file."""
+
+    def __init__(self, path: Path, new: bool = False) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDWR | (os.O_CREAT | os.O_TRUNC if new else 0), 0o666)
+
+    def __enter__(self) -> InPlace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, data: Data, offset: int) -> None:
+        """Write all of `data` from byte `offset` on. It is durable after the next `sync`."""
+        left = memoryview(data).cast("B")
+        with self._named():
+            while len(left):
+                written = os.pwrite(self.fd, left, offset)
+                left, offset = left[written:], offset + written
+
+    def resize(self, size: int) -> None:
+        """Cut the file, or let it grow by zeros that take no room."""
+        with self._named():
+            os.ftruncate(self.fd, size)
+
+    def sync(self) -> None:
+        """Make everything written so far durable."""
+        with self._named():
+            os.fsync(self.fd)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self.fd)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, str(self.path)) from e
 
 
 @contextmanager
@@ -52,8 +104,7 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         yield temporary
         for file in temporary.iterdir():
             if file.is_file():
-                with file.open("rb") as f:
-                    os.fsync(f.fileno())
+                _sync_path(file)
         sync_folder(temporary)
         if replace and path.exists():
             path.rename(old)
@@ -66,14 +117,7 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as readable JSON, whole or not at all."""
-    with new_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def write_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write an array as .npy, whole or not at all."""
-    with new_file(path) as temporary, temporary.open("wb") as f:
-        np.save(f, array)
+    write_file(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -95,17 +139,35 @@ class Lock:
 
     def take(self, wait: bool = False) -> bool:
         """Whether the lock is now held; it is taken at once or not at all, unless `wait` is set."""
-        file = self.path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            file.close()
-            return False
-        self.file = file
-        return True
+        while True:
+            file = self.path.open("ab")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                file.close()
+                return False
+            if self._is_current(file):
+                self.file = file
+                return True
+            file.close()  # its last holder has removed it meanwhile
 
-    def release(self) -> None:
-        """Give the lock back, if it is held."""
+    def release(self, remove: bool = False) -> None:
+        """Give the lock back, if it is held; with `remove` its file goes as well."""
         if self.file is not None:
+            if remove:
+                self.path.unlink()
             self.file.close()
             self.file = None
+
+    def _is_current(self, file: IO[bytes]) -> bool:
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+        return False
+
+
+def _sync_path(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

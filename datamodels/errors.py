@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class InputError(Exception):
@@ -11,11 +14,17 @@ class InputError(Exception):
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's main function: InputError ends with its sentence and exit code 2, Ctrl-C with 130."""
+    """Run a command's main function: InputError and a full disk end with a sentence and exit code 2, Ctrl-C with 130."""
     try:
         main()
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as e:
+        if e.errno not in NO_ROOM:
+            raise
+        where = f" for {e.filename}" if e.filename else ""
+        print(f"error: no room left on the disk{where}; make room and run the same command again to go on", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

@@ -35,6 +35,13 @@ class Advance:
             self.done += n
             self._show()
 
+    def to(self, done: int) -> None:
+        """`done` units are done by now, whoever did them."""
+        with self.lock:
+            if done > self.done:
+                self.done = done
+                self._show()
+
     @property
     def speed(self) -> float:
         """Units per second since the start."""

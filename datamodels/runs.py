@@ -16,7 +16,7 @@ from typing import Any
 
 from datamodels.durable import Lock, read_json, write_json
 from datamodels.provenance import refuse_difference
-from datamodels.settings import GroupSettings, Settings
+from datamodels.settings import BUILT_IN, GroupSettings, Settings
 from datamodels.store import Meta, Store
 
 
@@ -28,6 +28,8 @@ def stage_folder(settings: Settings, stage: str) -> Path:
 def deciding_settings(settings: Settings) -> dict[str, Any]:
     """The settings that decide every row of the run's store, up to its rounding; how many rows it has does not."""
     store = {key: value for key, value in dataclasses.asdict(settings.store).items() if key != "num_models"}
+    if settings.worker.main != BUILT_IN:
+        return {"worker": {"main": settings.worker.main}, "store": store}
     return {"training": dataclasses.asdict(settings.training), "store": store}
 
 

@@ -22,6 +22,8 @@ from datamodels.errors import InputError
 from datamodels.resources import CONFIGS
 
 DEFAULT_CONFIG = "cifar10.yaml"
+BUILT_IN = "built-in"
+NO_ARRAYS = "none"
 
 
 class Number(Checker):  # type: ignore[misc]
@@ -167,6 +169,22 @@ class StoreSettings:
     alpha: float = real(0.5, "share α of the training set that each model sees", high=1.0, open_ends=True)
     seed: int = count(0, "of masks, initialisations, batch orders and augmentation", low=0)
     margin_dtype: str = setting(Choice("float16", "float32"), "float16", "number format of the stored margins")
+    arrays: str = setting(
+        Text(),
+        NO_ARRAYS,
+        "what else is kept of each model: name:dtype:shape with commas between, such as logits:float16:500x10",
+    )
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What trains the models."""
+
+    main: str = setting(
+        Text(),
+        BUILT_IN,
+        f"'{BUILT_IN}' for this package's ResNet-9s, or a function of one's own as module:function",
+    )
 
 
 @dataclass(frozen=True)
@@ -218,6 +236,7 @@ class Settings:
     data: DataSettings
     training: TrainingSettings
     store: StoreSettings
+    worker: WorkerSettings
     groups: GroupSettings
     regress: RegressSettings
     verify: VerifySettings
@@ -228,6 +247,7 @@ SECTIONS: dict[str, type[Any]] = {
     "data": DataSettings,
     "training": TrainingSettings,
     "store": StoreSettings,
+    "worker": WorkerSettings,
     "groups": GroupSettings,
     "regress": RegressSettings,
     "verify": VerifySettings,

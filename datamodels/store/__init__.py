@@ -2,18 +2,19 @@
 
 from datamodels.store.layout import ArraySpec, Meta, create, read_meta
 from datamodels.store.reader import Store
-from datamodels.store.writer import Writer, claim, grow, hand_over, hand_over_failures, merge_if_free
+from datamodels.store.writer import Rows, Writer, claim, deliver, grow, hand_over, merge_if_free
 
 __all__ = [
     "ArraySpec",
     "Meta",
+    "Rows",
     "Store",
     "Writer",
     "claim",
     "create",
+    "deliver",
     "grow",
     "hand_over",
-    "hand_over_failures",
     "merge_if_free",
     "read_meta",
 ]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
+import io
+import json
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from datamodels.durable import new_folder, read_json, write_json
+from datamodels.durable import InPlace, new_folder, read_json, write_json
 from datamodels.errors import InputError
 
 FORMAT = "datamodels-store"
@@ -22,6 +25,7 @@ FORMAT_VERSION = 1
 # The marks in done.npy.
 MISSING, DONE, FAILED = 0, 1, 2
 FAILURES = "failures.json"
+SEAL = "sha256"
 
 Array = npt.NDArray[Any]
 
@@ -32,6 +36,18 @@ class ArraySpec:
 
     dtype: str
     shape: tuple[int, ...]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+
+    def header(self, rows: int) -> bytes:
+        """What an .npy file of so many rows begins with (format 1.0, little-endian); its length is the same for any number."""
+        descr = np.lib.format.dtype_to_descr(np.dtype(self.dtype).newbyteorder("<"))
+        buffer = io.BytesIO()
+        np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": (rows, *self.shape)})
+        return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -63,11 +79,7 @@ def create(folder: Path, meta: Meta) -> None:
         raise InputError(refusal)
     try:
         with new_folder(folder) as temporary:
-            for name, spec in meta.files.items():
-                new_array(temporary / f"{name}.npy", spec, meta.num_models)
-            for name in ("inbox", "claims"):
-                (temporary / name).mkdir()
-            write_meta(temporary, meta)
+            create_in(temporary, meta)
     except FileExistsError as e:  # another process was faster
         raise InputError(refusal) from e
     except OSError as e:
@@ -76,50 +88,84 @@ def create(folder: Path, meta: Meta) -> None:
         raise
 
 
-def new_array(path: Path, spec: ArraySpec, rows: int) -> Array:
-    """A new .npy file of zeros, mapped for writing. The disk's room is taken when rows are written."""
-    return np.lib.format.open_memmap(path, "w+", np.dtype(spec.dtype), (rows, *spec.shape))
+def create_in(folder: Path, meta: Meta) -> None:
+    """Put the files of an empty store into a folder. The disk's room is taken when rows are written."""
+    for name, spec in meta.files.items():
+        with InPlace(folder / f"{name}.npy", new=True) as file:
+            lay_out(file, spec, meta.num_models)
+    for name in ("inbox", "claims"):
+        (folder / name).mkdir()
+    write_meta(folder, meta)
+
+
+def lay_out(file: InPlace, spec: ArraySpec, rows: int) -> None:
+    """Make an .npy file, new or growing, one of so many rows. Their place comes before the header that tells of them."""
+    header = spec.header(rows)
+    file.resize(len(header) + rows * spec.row_bytes)
+    file.sync()
+    file.write(header, 0)
+    file.sync()
 
 
 def write_meta(folder: Path, meta: Meta) -> None:
     """Write meta.json, whole or not at all."""
-    write_json(folder / "meta.json", {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(meta)})
+    write_sealed(folder / "meta.json", {"format": FORMAT, "format_version": FORMAT_VERSION, **dataclasses.asdict(meta)})
 
 
 def read_meta(folder: Path) -> Meta:
-    """Read meta.json. Raises InputError when this is no store, or one of another format version."""
+    """Read meta.json. Raises InputError when this is no store, one of another format version, or damaged."""
+    file = folder / "meta.json"
     try:
-        content = read_json(folder / "meta.json")
+        content = read_json(file)
         is_store = content["format"] == FORMAT
+        version = content["format_version"] if is_store else None
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"there is no store in {folder}") from e
     if not is_store:
         raise InputError(f"{folder} holds {content['format']!r}, not a store")
-    if content["format_version"] != FORMAT_VERSION:
-        raise InputError(f"{folder} has store format {content['format_version']}, this program reads {FORMAT_VERSION}")
+    if version != FORMAT_VERSION:
+        raise InputError(f"{folder} has store format {version}, this program reads {FORMAT_VERSION}")
+    content = read_sealed(file)
     try:
         arrays = {name: ArraySpec(spec["dtype"], tuple(spec["shape"])) for name, spec in content["arrays"].items()}
         sizes = (content["num_models"], content["num_train"], content["num_targets"])
         return Meta(*sizes, arrays, content["provenance"])
     except (KeyError, TypeError, AttributeError) as e:
-        raise InputError(f"{folder / 'meta.json'} is damaged: {type(e).__name__} {e}") from e
+        raise InputError(f"{file} is damaged: {type(e).__name__} {e}") from e
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON with a checksum of itself, whole or not at all."""
+    write_json(path, {**content, SEAL: _seal(content)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read JSON with a checksum of itself. Raises InputError when it is missing or not what was written."""
+    try:
+        content = dict(read_json(path))
+        seal = content.pop(SEAL)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{path} is missing or damaged: {type(e).__name__} {e}") from e
+    if seal != _seal(content):
+        raise InputError(f"{path} is damaged: it does not have its checksum")
+    return content
 
 
 def read_failures(folder: Path) -> dict[str, str]:
-    """The reasons for which models were given up, by id."""
+    """The reasons for which models were given up, by id. Raises InputError when the file is damaged."""
     file = folder / FAILURES
-    return dict(read_json(file)) if file.exists() else {}
+    return read_sealed(file) if file.exists() else {}
 
 
-def open_array(folder: Path, name: str, meta: Meta, writable: bool = False) -> Array:
-    """One array of the store as a memory map of its M rows.
+def open_array(folder: Path, name: str, meta: Meta) -> Array:
+    """One array of the store as a read-only memory map of its M rows.
 
     Raises InputError when the file is missing, cut short, or of another type or shape than meta.json says.
     """
     path, spec = folder / f"{name}.npy", meta.files[name]
     try:
-        array: Array = np.load(path, mmap_mode="r+" if writable else "r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as e:
         raise InputError(f"{path} is missing or damaged: {e}") from e
     if array.dtype != np.dtype(spec.dtype) or array.shape[1:] != spec.shape or len(array) < meta.num_models:
         raise InputError(
@@ -128,9 +174,16 @@ def open_array(folder: Path, name: str, meta: Meta, writable: bool = False) -> A
     return array[: meta.num_models]
 
 
-def checksum(mask: Array, row: Mapping[str, Array], meta: Meta) -> int:
-    """CRC-32 of one row: its packed mask, then its part of each array in the order of meta.json."""
-    value = zlib.crc32(mask.tobytes())
-    for name in meta.arrays:
-        value = zlib.crc32(row[name].tobytes(), value)
-    return value
+def checksums(masks: Array, arrays: Mapping[str, Array], meta: Meta) -> npt.NDArray[np.uint32]:
+    """CRC-32 of each row, uint32 (K,): its packed mask, then its part of each array in the order of meta.json."""
+    values = [0] * len(masks)
+    for part in (masks, *(arrays[name] for name in meta.arrays)):
+        rows = np.ascontiguousarray(part).reshape(len(part), -1).view(np.uint8)
+        values = [zlib.crc32(row.data, value) for row, value in zip(rows, values, strict=True)]
+    return np.array(values, np.uint32)
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    """SHA-256 of JSON content, however it is laid out: keys in order, no white space."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

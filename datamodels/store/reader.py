@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from datamodels.store.layout import DONE, FAILED, MISSING, Array, Meta, checksum, open_array, read_failures, read_meta
+from datamodels.store.layout import DONE, FAILED, MISSING, Array, Meta, checksums, open_array, read_failures, read_meta
 from datamodels.subsets import BoolArray, ByteArray, IndexArray, unpack
 
 
@@ -49,12 +49,9 @@ class Store:
 
     def damaged(self, ids: npt.ArrayLike) -> list[int]:
         """Those of the given rows whose checksum does not fit what they hold."""
-        bad = []
-        for i in np.asarray(ids).tolist():
-            row = {name: self.arrays[name][i] for name in self.meta.arrays}
-            if checksum(self.arrays["masks"][i], row, self.meta) != self.arrays["checksums"][i]:
-                bad.append(i)
-        return bad
+        rows = np.asarray(ids, np.int64)
+        sums = checksums(self.packed(rows), {name: self.array(name, rows) for name in self.meta.arrays}, self.meta)
+        return [int(i) for i in rows[sums != self.arrays["checksums"][rows]]]
 
     def digest(self) -> str:
         """SHA-256 of what the store holds: its provenance, which rows are done, and their checksums."""

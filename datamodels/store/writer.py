@@ -1,17 +1,20 @@
-"""Writing a store: finished rows are handed over as files, and whoever holds the writer's lock merges them."""
+"""Writing a store: one process at a time holds the writer's lock and writes; the others hand their rows over as files."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from datamodels.durable import Lock, new_file, read_json, sync_folder, write_json
+from datamodels.durable import InPlace, Lock, read_json, remove_file, sync_folder, write_file, write_json
 from datamodels.errors import InputError
 from datamodels.store.layout import (
     DONE,
@@ -19,48 +22,106 @@ from datamodels.store.layout import (
     FAILURES,
     MISSING,
     Array,
-    checksum,
-    new_array,
+    ArraySpec,
+    Meta,
+    checksums,
+    lay_out,
     open_array,
     read_failures,
     read_meta,
     write_meta,
+    write_sealed,
 )
-from datamodels.subsets import BoolArray, pack
+from datamodels.subsets import BoolArray, ByteArray, IndexArray, pack
+
+Failures = Mapping[int, str]
+# Rows that are merged with one round of syncs.
+MERGE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Finished rows: ids (K,) ascending, packed masks uint8 (K, ⌈N/8⌉), each array (K, …) in the store's own type."""
+
+    ids: IndexArray
+    masks: ByteArray
+    arrays: Mapping[str, Array]
+
+    @classmethod
+    def of(cls, meta: Meta, ids: npt.ArrayLike, masks: BoolArray, arrays: Mapping[str, Array]) -> Rows:
+        """Rows for a store: ids (K,), masks bool (K, N), each array (K, …). Raises ValueError when the shapes do not fit it."""
+        rows = np.asarray(ids, np.int64)
+        if masks.shape != (len(rows), meta.num_train):
+            raise ValueError(f"masks have shape {masks.shape}, the store wants ({len(rows)}, {meta.num_train})")
+        if arrays.keys() != meta.arrays.keys():
+            raise ValueError(f"rows come with {sorted(arrays)}, the store wants {sorted(meta.arrays)}")
+        for name, spec in meta.arrays.items():
+            if arrays[name].shape != (len(rows), *spec.shape):
+                raise ValueError(f"{name} has shape {arrays[name].shape}, the store wants ({len(rows)}, …{spec.shape})")
+        cast = {name: np.asarray(arrays[name]).astype(_little(spec.dtype)) for name, spec in meta.arrays.items()}
+        return cls(rows, pack(masks), cast)._chosen(np.argsort(rows, kind="stable"))
+
+    @classmethod
+    def joined(cls, parts: list[Rows]) -> Rows:
+        """All rows of several lots, the first where an id comes twice."""
+        ids, first = np.unique(np.concatenate([part.ids for part in parts]), return_index=True)
+        arrays = {name: np.concatenate([part.arrays[name] for part in parts])[first] for name in parts[0].arrays}
+        return cls(ids, np.concatenate([part.masks for part in parts])[first], arrays)
+
+    def to_bytes(self) -> bytes:
+        """The rows as the content of an .npz file."""
+        buffer = io.BytesIO()
+        np.savez(buffer, ids=self.ids, masks=self.masks, **self.arrays)  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+    @classmethod
+    def read(cls, path: Path, meta: Meta) -> Rows:
+        """The rows of an .npz file."""
+        with np.load(path, allow_pickle=False) as content:
+            return cls(content["ids"], content["masks"], {name: content[name] for name in meta.arrays})
+
+    def missing_in(self, marks: Array) -> Rows:
+        """Those of the rows that are neither done nor given up."""
+        return self._chosen(np.flatnonzero(marks[self.ids] == MISSING))
+
+    def _chosen(self, which: IndexArray) -> Rows:
+        return Rows(self.ids[which], self.masks[which], {name: part[which] for name, part in self.arrays.items()})
 
 
 def claim(folder: Path, block: int) -> Lock | None:
-    """The lock on one block of models, or None where another worker has it."""
+    """The lock on one block of models, or None where another worker has it. To be released with `remove`."""
     lock = Lock(folder / "claims" / f"block-{block:08d}")
     return lock if lock.take() else None
 
 
-def hand_over(folder: Path, ids: npt.ArrayLike, masks: BoolArray, arrays: Mapping[str, Array]) -> None:
-    """Put finished rows into the store's inbox, durably: ids (K,), masks bool (K, N), each array (K, …).
+def deliver(
+    folder: Path, ids: npt.ArrayLike, masks: BoolArray, arrays: Mapping[str, Array], failures: Failures | None = None
+) -> None:
+    """Bring finished rows into the store, durably: ids (K,), masks bool (K, N), each array (K, …); and why models failed.
 
-    Raises ValueError when the shapes do not fit the store.
+    Where another process is writing they go into the inbox, from which it, or whoever writes next, takes them. Raises
+    ValueError when the shapes do not fit the store, OSError when there is no room.
     """
-    meta, rows = read_meta(folder), np.asarray(ids, np.int64)
-    if masks.shape != (len(rows), meta.num_train):
-        raise ValueError(f"masks have shape {masks.shape}, the store wants ({len(rows)}, {meta.num_train})")
-    if arrays.keys() != meta.arrays.keys():
-        raise ValueError(f"rows come with {sorted(arrays)}, the store wants {sorted(meta.arrays)}")
-    for name, spec in meta.arrays.items():
-        if arrays[name].shape != (len(rows), *spec.shape):
-            raise ValueError(f"{name} has shape {arrays[name].shape}, the store wants ({len(rows)}, …{spec.shape})")
-    if not len(rows):
+    writer = Writer(folder)
+    if not writer.lock.take():
+        hand_over(folder, ids, masks, arrays, failures)
         return
-    cast = {name: np.asarray(arrays[name]).astype(spec.dtype) for name, spec in meta.arrays.items()}
-    with new_file(folder / "inbox" / f"{rows[0]:010d}-{uuid.uuid4().hex}.npz") as temporary, temporary.open("wb") as f:
-        np.savez(f, ids=rows, masks=pack(masks), **cast)  # type: ignore[arg-type]
+    with writer:
+        writer.append(Rows.of(writer.meta, ids, masks, arrays))
+        writer.give_up(failures or {})
+        writer.merge()
 
 
-def hand_over_failures(folder: Path, reasons: Mapping[int, str]) -> None:
-    """Put into the store's inbox, durably, which models were given up, and why: id → reason."""
-    if reasons:
-        write_json(
-            folder / "inbox" / f"{min(reasons):010d}-{uuid.uuid4().hex}.json", {str(i): why for i, why in reasons.items()}
-        )
+def hand_over(
+    folder: Path, ids: npt.ArrayLike, masks: BoolArray, arrays: Mapping[str, Array], failures: Failures | None = None
+) -> None:
+    """Put finished rows into the store's inbox, as `deliver` does where another process is writing."""
+    rows = Rows.of(read_meta(folder), ids, masks, arrays)
+    if len(rows.ids):
+        write_file(folder / "inbox" / f"{rows.ids[0]:010d}-{uuid.uuid4().hex}.npz", rows.to_bytes())
+    if failures:
+        name = f"{min(failures):010d}-{uuid.uuid4().hex}.json"
+        write_json(folder / "inbox" / name, {str(i): why for i, why in failures.items()})
 
 
 class Writer:
@@ -76,51 +137,76 @@ class Writer:
     def __enter__(self) -> Writer:
         if not self.lock.held:
             self.lock.take(wait=True)
-        self.meta = read_meta(self.folder)
+        try:
+            self.meta = read_meta(self.folder)
+        except BaseException:
+            self.lock.release()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.lock.release()
 
+    def append(self, rows: Rows) -> int:
+        """Write rows, durably, and mark them done; how many. A row that is done stays as it is, for readers may be at it."""
+        rows = rows.missing_in(open_array(self.folder, "done", self.meta))
+        if not len(rows.ids):
+            return 0
+        sums = checksums(rows.masks, rows.arrays, self.meta)
+        self._write({"masks": rows.masks, **rows.arrays, "checksums": sums}, rows.ids)
+        self.mark(rows.ids, DONE)
+        return len(rows.ids)
+
+    def give_up(self, failures: Failures) -> int:
+        """Record why models were given up, and mark them; how many. One that is done stays done."""
+        marks = open_array(self.folder, "done", self.meta)
+        ids = np.array(sorted(i for i in failures if marks[i] == MISSING), np.int64)
+        if len(ids):
+            # The reasons first: a row marked as given up has one.
+            new = {str(i): failures[i] for i in ids.tolist()}
+            write_sealed(self.folder / FAILURES, {**read_failures(self.folder), **new})
+            self.mark(ids, FAILED)
+        return len(ids)
+
+    def mark(self, ids: IndexArray, mark: int) -> None:
+        """Set the marks of rows, ids ascending: MISSING, DONE or FAILED."""
+        self._write({"done": np.full(len(ids), mark, np.uint8)}, ids)
+
     def merge(self) -> int:
         """Take every file of the inbox into the arrays; the number of rows taken. Merging a file twice is harmless."""
-        taken = 0
-        for file in sorted((self.folder / "inbox").glob("[0-9]*")):
-            taken += self._merge_failures(file) if file.suffix == ".json" else self._merge_file(file)
-            file.unlink()
-        if taken:
-            sync_folder(self.folder / "inbox")
+        taken, lot, size = 0, list[Path](), 0
+        for file in sorted((self.folder / "inbox").glob("[0-9]*.npz")):
+            lot.append(file)
+            size += file.stat().st_size
+            if size >= MERGE_BYTES:
+                taken += self._merge_lot(lot)
+                lot, size = [], 0
+        taken += self._merge_lot(lot)
+        for file in sorted((self.folder / "inbox").glob("[0-9]*.json")):
+            taken += self.give_up({int(i): why for i, why in read_json(file).items()})
+            remove_file(file)
         return taken
 
-    def _merge_failures(self, file: Path) -> int:
-        reasons = read_json(file)
-        done = open_array(self.folder, "done", self.meta, writable=True)
-        ids = np.array([int(i) for i in reasons], np.int64)
-        ids = ids[np.asarray(done)[ids] == MISSING]
-        # The reasons first: a row marked as given up has one.
-        write_json(self.folder / FAILURES, {**read_failures(self.folder), **{str(i): reasons[str(i)] for i in ids}})
-        done[ids] = FAILED
-        _flush(done)
-        return len(ids)
+    def _merge_lot(self, files: list[Path]) -> int:
+        if not files:
+            return 0
+        taken = self.append(Rows.joined([Rows.read(file, self.meta) for file in files]))
+        for file in files:
+            remove_file(file)
+        sync_folder(self.folder / "inbox")
+        return taken
 
-    def _merge_file(self, file: Path) -> int:
-        with np.load(file, allow_pickle=False) as content:
-            rows = {name: content[name] for name in ("ids", "masks", *self.meta.arrays)}
-        ids = rows.pop("ids")
-        arrays = {name: open_array(self.folder, name, self.meta, writable=True) for name in self.meta.files}
-        # A row that is done stays as it is: readers may be at it.
-        new = np.flatnonzero(np.asarray(arrays["done"])[ids] == MISSING)
-        ids, rows = ids[new], {name: part[new] for name, part in rows.items()}
-        for name, part in rows.items():
-            arrays[name][ids] = part
-            _flush(arrays[name])
-        sums = [
-            checksum(rows["masks"][k], {name: rows[name][k] for name in self.meta.arrays}, self.meta) for k in range(len(ids))
-        ]
-        for name, marks in (("checksums", np.array(sums, np.uint32)), ("done", np.full(len(ids), DONE, np.uint8))):
-            arrays[name][ids] = marks
-            _flush(arrays[name])
-        return len(ids)
+    def _write(self, arrays: Mapping[str, Array], ids: IndexArray) -> None:
+        """Write rows of some of the store's arrays, then sync them all."""
+        files = {name: InPlace(self.folder / f"{name}.npy") for name in arrays}
+        try:
+            for name, rows in arrays.items():
+                _write_rows(files[name], self.meta.files[name], ids, rows)
+            for file in files.values():
+                file.sync()
+        finally:
+            for file in files.values():
+                file.close()
 
 
 def merge_if_free(folder: Path) -> None:
@@ -131,14 +217,11 @@ def merge_if_free(folder: Path) -> None:
             writer.merge()
 
 
-def _flush(array: Array) -> None:
-    base = array if isinstance(array, np.memmap) else array.base
-    assert isinstance(base, np.memmap)
-    base.flush()
-
-
 def grow(folder: Path, num_models: int) -> None:
-    """Make room for more models; what is there stays. Raises InputError when the store has more already."""
+    """Make room for more models; what is there stays, and open readers with it.
+
+    Raises InputError when the store has more already.
+    """
     with Writer(folder) as writer:
         meta = writer.meta
         if num_models < meta.num_models:
@@ -146,10 +229,20 @@ def grow(folder: Path, num_models: int) -> None:
         if num_models == meta.num_models:
             return
         for name, spec in meta.files.items():
-            old = open_array(folder, name, meta)
-            with new_file(folder / f"{name}.npy") as temporary:
-                array = new_array(temporary, spec, num_models)
-                array[: meta.num_models] = old
-                _flush(array)
+            with InPlace(folder / f"{name}.npy") as file:
+                lay_out(file, spec, num_models)
         # Arrays first: with the old meta.json they are a store that merely has rows to spare.
         write_meta(folder, dataclasses.replace(meta, num_models=num_models))
+
+
+def _write_rows(file: InPlace, spec: ArraySpec, ids: IndexArray, rows: Array) -> None:
+    """Write rows, ids ascending, each run of neighbours at once. Positions follow from the header's length, which is fixed."""
+    start, data = len(spec.header(0)), np.ascontiguousarray(rows, dtype=_little(spec.dtype))
+    for run in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(ids) != 1) + 1):
+        part: ByteArray = data[run[0] : run[-1] + 1].reshape(-1).view(np.uint8)
+        file.write(part.data, start + int(ids[run[0]]) * spec.row_bytes)
+
+
+def _little(dtype: str) -> np.dtype[Any]:
+    little: np.dtype[Any] = np.dtype(dtype).newbyteorder("<")
+    return little

@@ -27,6 +27,7 @@ from datamodels.training.group import Group
 from datamodels.training.resnet9 import BatchNormStatistics, ResNet9
 
 FloatArray = npt.NDArray[np.float32]
+Outputs = dict[str, FloatArray]
 
 EVALUATION_BATCH = 500
 # The largest margin that a float16 store can hold; a trained network's are below a hundred.
@@ -56,18 +57,24 @@ class Trainer:
         self.network = ResNet9(self.images.channels, self.classes, recipe.width, recipe.last_padding)
 
     def margins(self, masks: BoolArray, keys: Sequence[Key]) -> FloatArray:
-        """Margins on all targets, float32 (K, T), of K models trained on `masks`, bool (K, N), with `keys`.
+        """Margins on all targets, float32 (K, T), of K models trained on `masks`, bool (K, N), with `keys`; see `outputs`."""
+        return self.outputs(masks, keys)["margins"]
+
+    def outputs(self, masks: BoolArray, keys: Sequence[Key]) -> Outputs:
+        """What K models trained on `masks`, bool (K, N), with `keys` say: margins (K, T) and logits (K, T, classes), float32.
 
         A model with a margin that is not finite, or beyond float16, has diverged: it is trained once more, with a key that
         follows from its own, and when that diverges too its row is NaN. Out of memory on a GPU, half as many models are trained
         at once from then on. Raises InputError when even one does not fit.
         """
-        margins = self._margins(masks, keys)
-        again = np.flatnonzero(_diverged(margins)).tolist()
+        outputs = self._outputs(masks, keys)
+        again = np.flatnonzero(_diverged(outputs["margins"])).tolist()
         if again:
-            margins[again] = self._margins(masks[again], [second_key(keys[k]) for k in again])
-            margins[_diverged(margins)] = np.nan
-        return margins
+            second = self._outputs(masks[again], [second_key(keys[k]) for k in again])
+            second["margins"][_diverged(second["margins"])] = np.nan
+            for name, rows in second.items():
+                outputs[name][again] = rows
+        return outputs
 
     def train(self, masks: BoolArray, keys: Sequence[Key]) -> tuple[Tensor, BatchNormStatistics]:
         """Parameters (K, P) and running statistics of K trained models; their subsets may differ in size."""
@@ -96,25 +103,27 @@ class Trainer:
             logits.append(torch.stack(of_views).mean(0))
         return torch.cat(logits, 1)
 
-    def _margins(self, masks: BoolArray, keys: Sequence[Key]) -> FloatArray:
-        """As `margins`, of one training each, with as many models at once as the device has taken so far."""
-        parts: list[FloatArray] = []
+    def _outputs(self, masks: BoolArray, keys: Sequence[Key]) -> Outputs:
+        """As `outputs`, of one training each, with as many models at once as the device has taken so far."""
+        parts: list[Outputs] = []
         done = 0
         while done < len(keys):
             part = slice(done, done + (self.at_once or len(keys)))
-            rows = self._group_margins(masks[part], keys[part])
+            rows = self._group_outputs(masks[part], keys[part])
             if rows is None:
                 self._halve(len(keys[part]))
                 continue
             parts.append(rows)
-            done += len(rows)
-        return np.concatenate(parts)
+            done += len(rows["margins"])
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _group_margins(self, masks: BoolArray, keys: Sequence[Key]) -> FloatArray | None:
-        """Margins of one group, or None where the device has not the memory for it."""
+    def _group_outputs(self, masks: BoolArray, keys: Sequence[Key]) -> Outputs | None:
+        """Outputs of one group, or None where the device has not the memory for it."""
         try:
             with made_current(self.device):
-                return self.test_margins(*self.train(masks, keys)).to(torch.float32).cpu().numpy()
+                logits = self.test_logits(*self.train(masks, keys))
+                margins = margin(logits, self.images.test_labels)
+                return {"margins": margins.float().cpu().numpy(), "logits": logits.float().cpu().numpy()}
         except torch.OutOfMemoryError:
             return None
 

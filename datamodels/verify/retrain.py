@@ -22,7 +22,7 @@ from datamodels.progress import Advance, progress
 from datamodels.provenance import refuse_difference
 from datamodels.runs import groups_of, read_store, stage_seconds
 from datamodels.settings import Settings
-from datamodels.store import ArraySpec, Meta, Store, Writer, create, grow, hand_over, merge_if_free, read_meta
+from datamodels.store import ArraySpec, Meta, Store, Writer, create, deliver, grow, read_meta
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray, pack
 from datamodels.training import Trainer, for_each_group
@@ -105,6 +105,5 @@ def _train_group(
     masks = np.unpackbits(packed, axis=1, count=trainer.n, bitorder="little").view(bool)
     margins = trainer.margins(masks, [request.key(settings.verify.seed) for request in requests])
     repetitions = np.array([request.repetition for request in requests], np.int32)
-    hand_over(folder, rows, masks, {"margins": margins, "repetition": repetitions})
-    merge_if_free(folder)
+    deliver(folder, rows, masks, {"margins": margins, "repetition": repetitions})
     advance(len(requests))

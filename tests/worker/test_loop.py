@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_rows_hold_the_masks_of_the_seed_and_the_margins_of_their_models(setting
 def test_a_finished_store_is_left_alone(settings, data, monkeypatch):
     train_missing(settings(), data, CPU)
     digest = store_of(settings()).digest()
-    monkeypatch.setattr(Trainer, "margins", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(Trainer, "outputs", lambda *_: pytest.fail("trained again"))
     assert "10 of 10" in train_missing(settings(), data, CPU)
     assert store_of(settings()).digest() == digest
 
@@ -69,15 +70,21 @@ def test_more_models_add_to_those_that_are_there(settings, data):
     assert np.array_equal(store.masks(store.done), draw_masks(0, range(16), 60, 0.5))
 
 
-def test_a_claimed_block_is_left_to_its_holder(settings, data):
+def test_a_claimed_block_is_left_to_its_holder_and_taken_when_that_is_gone(settings, data):
     folder = open_store(settings(), data, CPU)
     lock = claim(folder, 1)
     assert lock is not None
     assert claim(folder, 1) is None
-    assert "6 of 10 models are done" in train_missing(settings(), data, CPU)
-    assert store_of(settings()).done.tolist() == [0, 1, 2, 3, 8, 9]
-    lock.release()
+    seen = []
+
+    def end_of_the_holder():
+        seen.append(store_of(settings()).done.tolist())
+        lock.release()
+
+    threading.Timer(3, end_of_the_holder).start()
     assert "10 of 10" in train_missing(settings(), data, CPU)
+    assert seen == [[0, 1, 2, 3, 8, 9]]
+    assert list((folder / "claims").iterdir()) == []
 
 
 def test_other_settings_are_refused_by_name_and_nothing_is_touched(settings, data):
@@ -89,20 +96,20 @@ def test_other_settings_are_refused_by_name_and_nothing_is_touched(settings, dat
 
 
 def test_a_model_that_diverges_is_recorded_with_its_reason_and_the_rest_go_on(settings, data, monkeypatch):
-    margins = Trainer.margins
+    outputs = Trainer.outputs
 
     def seventh_diverges(self, masks, keys):
-        rows = margins(self, masks, keys)
-        rows[[key == (0, 7) for key in keys]] = np.nan
-        return rows
+        found = outputs(self, masks, keys)
+        found["margins"][[key == (0, 7) for key in keys]] = np.nan
+        return found
 
-    monkeypatch.setattr(Trainer, "margins", seventh_diverges)
+    monkeypatch.setattr(Trainer, "outputs", seventh_diverges)
     assert "9 of 10 models are done" in (line := train_missing(settings(), data, CPU))
     assert "given up: 7 (diverged" in line
     store = store_of(settings())
     assert store.done.tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9]
     assert list(store.failures) == [7]
-    monkeypatch.setattr(Trainer, "margins", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(Trainer, "outputs", lambda *_: pytest.fail("trained again"))
     assert train_missing(settings(), data, CPU) == line
 
 
@@ -165,8 +172,6 @@ def test_devices_are_named_or_refused():
 
 
 def test_groups_run_side_by_side():
-    import threading
-
     if cores() < 2:
         pytest.skip("one core only")
     both = threading.Barrier(2, timeout=10)
