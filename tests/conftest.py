@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,17 @@ def flags(run_dir: Path, **changed: Any) -> list[str]:
 def settings(tmp_path: Path) -> Callable[..., Settings]:
     """Settings of a small run in a folder of its own."""
     return lambda **changed: parse(flags(tmp_path / "run", **changed))[0]
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs `python -m datamodels.STAGE` with the given arguments, in the current folder or `cwd`."""
+
+    def run(stage: str, *args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", f"datamodels.{stage}", *map(str, args)]
+        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=300, cwd=cwd)
+
+    return run
 
 
 def dataset(n: int, t: int) -> Dataset:

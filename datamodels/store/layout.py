@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import hashlib
-import io
 import json
+import math
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ FORMAT_VERSION = 1
 MISSING, DONE, FAILED = 0, 1, 2
 FAILURES = "failures.json"
 SEAL = "sha256"
+NPY_MAGIC = b"\x93NUMPY\x01\x00"
+ROW_DIGITS = 20  # a header has room for so large a number of rows, and can be written again when the store grows
 
 Array = npt.NDArray[Any]
 
@@ -43,11 +46,16 @@ class ArraySpec:
         return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
 
     def header(self, rows: int) -> bytes:
-        """What an .npy file of so many rows begins with (format 1.0, little-endian); its length is the same for any number."""
+        """What an .npy file of so many rows begins with (format 1.0, little-endian); its length is the same for any number.
+
+        Written here, byte for byte, because NumPy pads its own differently from version to version.
+        """
         descr = np.lib.format.dtype_to_descr(np.dtype(self.dtype).newbyteorder("<"))
-        buffer = io.BytesIO()
-        np.lib.format.write_array_header_1_0(buffer, {"descr": descr, "fortran_order": False, "shape": (rows, *self.shape)})
-        return buffer.getvalue()
+        start = f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': "
+        room = len(start) + len(repr((10**ROW_DIGITS, *self.shape)))
+        total = -(-(len(NPY_MAGIC) + 2 + room + len(", }\n")) // 64) * 64
+        text = f"{start}{(rows, *self.shape)!r}, }}".ljust(total - len(NPY_MAGIC) - 3) + "\n"
+        return NPY_MAGIC + len(text).to_bytes(2, "little") + text.encode("ascii")
 
 
 @dataclass(frozen=True)
@@ -164,21 +172,27 @@ def open_array(folder: Path, name: str, meta: Meta) -> Array:
     """
     path, spec = folder / f"{name}.npy", meta.files[name]
     try:
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as e:
-        raise InputError(f"{path} is missing or damaged: {e}") from e
-    if array.dtype != np.dtype(spec.dtype) or array.shape[1:] != spec.shape or len(array) < meta.num_models:
-        raise InputError(
-            f"{path} has shape {array.shape} and type {array.dtype}, not ({meta.num_models}, …{spec.shape}) {spec.dtype}"
-        )
-    return array[: meta.num_models]
+        with path.open("rb") as file:
+            header = file.read(len(spec.header(0)))
+        size = path.stat().st_size
+    except OSError as e:
+        raise InputError(f"{path} is missing: {e.strerror}") from e
+    found = re.search(rb"'shape': \((\d{1,18}),", header)
+    rows = int(found[1]) if found else 0
+    if header != spec.header(rows) or rows < meta.num_models:
+        wanted = f"{spec.dtype} of shape ({meta.num_models}, …{spec.shape})"
+        raise InputError(f"{path} is damaged, or not the array that meta.json tells of, {wanted}")
+    if size < len(header) + rows * spec.row_bytes:
+        raise InputError(f"{path} is cut short: it has {size} bytes, and {rows} rows take {rows * spec.row_bytes}")
+    dtype = np.dtype(spec.dtype).newbyteorder("<")
+    return np.memmap(path, dtype, "r", len(header), (meta.num_models, *spec.shape))
 
 
 def checksums(masks: Array, arrays: Mapping[str, Array], meta: Meta) -> npt.NDArray[np.uint32]:
     """CRC-32 of each row, uint32 (K,): its packed mask, then its part of each array in the order of meta.json."""
     values = [0] * len(masks)
     for part in (masks, *(arrays[name] for name in meta.arrays)):
-        rows = np.ascontiguousarray(part).reshape(len(part), -1).view(np.uint8)
+        rows = np.ascontiguousarray(part).reshape(len(part), math.prod(part.shape[1:])).view(np.uint8)
         values = [zlib.crc32(row.data, value) for row, value in zip(rows, values, strict=True)]
     return np.array(values, np.uint32)
 

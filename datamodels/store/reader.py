@@ -28,8 +28,8 @@ class Store:
         marks = np.array(self.arrays["done"])
         self.done: IndexArray = np.flatnonzero(marks == DONE).astype(np.int64)
         self.missing: IndexArray = np.flatnonzero(marks == MISSING).astype(np.int64)
-        failed, reasons = np.flatnonzero(marks == FAILED).tolist(), read_failures(folder)
-        self.failures: dict[int, str] = {i: reasons[str(i)] for i in failed}
+        self.reasons: dict[int, str] = {int(i): why for i, why in read_failures(folder).items()}
+        self.failures = {i: self.reasons.get(i, "no reason is on record") for i in np.flatnonzero(marks == FAILED).tolist()}
 
     def masks(self, ids: npt.ArrayLike) -> BoolArray:
         """Masks of the given models, bool (len(ids), N)."""
@@ -41,11 +41,14 @@ class Store:
 
     def array(self, name: str, ids: npt.ArrayLike) -> Array:
         """Rows of one of the store's arrays, copied out of the memory map."""
-        return np.array(self.arrays[name][np.asarray(ids)])
+        rows = np.asarray(ids, np.int64)
+        if len(rows) and (np.diff(rows) == 1).all():
+            return np.array(self.arrays[name][rows[0] : rows[-1] + 1])
+        return np.array(self.arrays[name][rows])
 
     def packed(self, ids: npt.ArrayLike) -> ByteArray:
         """Masks of the given models as they are stored, uint8 (len(ids), ⌈N/8⌉)."""
-        return np.array(self.arrays["masks"][np.asarray(ids)])
+        return self.array("masks", ids)
 
     def damaged(self, ids: npt.ArrayLike) -> list[int]:
         """Those of the given rows whose checksum does not fit what they hold."""

@@ -170,7 +170,8 @@ class Writer:
 
     def mark(self, ids: IndexArray, mark: int) -> None:
         """Set the marks of rows, ids ascending: MISSING, DONE or FAILED."""
-        self._write({"done": np.full(len(ids), mark, np.uint8)}, ids)
+        if len(ids):
+            self._write({"done": np.full(len(ids), mark, np.uint8)}, ids)
 
     def merge(self) -> int:
         """Take every file of the inbox into the arrays; the number of rows taken. Merging a file twice is harmless."""

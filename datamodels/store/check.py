@@ -1,0 +1,91 @@
+"""Is a store what it was when it was written? Every file and every row, against checksums, marks and the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from datamodels.progress import progress
+from datamodels.store.layout import DONE, FAILED, MISSING, Array, checksums
+from datamodels.store.reader import Store
+from datamodels.store.writer import Writer
+from datamodels.subsets import BoolArray, IndexArray, draw_masks, pack
+
+CHUNK_BYTES = 64 * 2**20
+WHOLE = "it is whole, but not marked as done"
+GIVEN_UP = "there is a reason for giving it up, but it is not marked so"
+# What repair makes of a fault: the next worker trains the row again, unless only the mark was missing.
+REPAIRED = {WHOLE: DONE, GIVEN_UP: FAILED}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one row."""
+
+    row: int
+    what: str
+
+
+def check(folder: Path) -> list[Fault]:
+    """The bad rows of a store, in ascending order.
+
+    Raises InputError when the folder holds no store, or one whose files themselves are damaged.
+    """
+    store = Store(folder)
+    faults: list[Fault] = []
+    with progress("check", "rows", store.meta.num_models) as advance:
+        for ids in chunks(store):
+            faults.extend(_faults(store, ids))
+            advance(len(ids))
+    return faults
+
+
+def repair(folder: Path, faults: list[Fault]) -> None:
+    """Unmark bad rows, so that they are trained again; where only a mark is missing it is set."""
+    with Writer(folder) as writer:
+        for mark in (MISSING, DONE, FAILED):
+            rows = {fault.row for fault in faults if REPAIRED.get(fault.what, MISSING) == mark}
+            writer.mark(np.array(sorted(rows), np.int64), mark)
+
+
+def chunks(store: Store) -> Iterator[IndexArray]:
+    """All rows of a store, so many at a time that memory stays small."""
+    unpacked = store.meta.num_train + sum(spec.row_bytes for spec in store.meta.files.values())
+    size = max(1, CHUNK_BYTES // unpacked)
+    for first in range(0, store.meta.num_models, size):
+        yield np.arange(first, min(first + size, store.meta.num_models))
+
+
+def _faults(store: Store, ids: IndexArray) -> list[Fault]:
+    marks, masks = np.array(store.arrays["done"][ids]), store.packed(ids)
+    sums = checksums(masks, {name: store.array(name, ids) for name in store.meta.arrays}, store.meta)
+    stored = np.array(store.arrays["checksums"][ids])
+    done, fits = marks == DONE, sums == stored
+    with_reason = np.isin(ids, list(store.reasons))
+    unmarked = ~np.isin(marks, (DONE, FAILED))
+    # A sum of 0 is that of a row that was never written.
+    whole = unmarked & fits & (stored != 0)
+    given_up = unmarked & ~whole & with_reason
+    found = {
+        "it does not have its checksum": done & ~fits,
+        "its mask is not that of the seed": done & fits & ~_as_drawn(store, ids, masks, done & fits),
+        "it is marked as given up, without a reason": (marks == FAILED) & ~with_reason,
+        WHOLE: whole,
+        GIVEN_UP: given_up,
+        "its mark in done.npy is none that there is": unmarked & (marks != MISSING) & ~whole & ~given_up,
+    }
+    faults = [Fault(int(i), what) for what, rows in found.items() for i in ids[rows]]
+    return sorted(faults, key=lambda fault: fault.row)
+
+
+def _as_drawn(store: Store, ids: IndexArray, masks: Array, which: BoolArray) -> BoolArray:
+    """Where the mask is that of the store's seed; True where the store was not drawn from one."""
+    result = np.ones(len(ids), bool)
+    drawn = store.meta.provenance.get("store", {})
+    if which.any() and {"seed", "alpha"} <= drawn.keys():
+        expected = draw_masks(drawn["seed"], ids[which].tolist(), store.meta.num_train, drawn["alpha"])
+        result[which] = (pack(expected) == masks[which]).all(1)
+    return result

@@ -1,0 +1,91 @@
+"""Into and out of the layout in which datamodel data is published: masks [M × N] bool, margins [M × T] float16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from datamodels.durable import InPlace, new_folder, write_json
+from datamodels.errors import InputError
+from datamodels.progress import progress
+from datamodels.store.check import chunks
+from datamodels.store.layout import Array, ArraySpec, Meta, create_in, lay_out
+from datamodels.store.reader import Store
+from datamodels.store.writer import Rows, Writer
+
+MARGIN_TYPES = ("float16", "float32")
+
+
+def import_arrays(masks_file: Path, margins_file: Path, folder: Path) -> None:
+    """A store made of two .npy files, row i of each being model i: masks bool (M, N), margins float16 or float32 (M, T).
+
+    Whole or not at all, in bounded memory. A model whose margins are not finite is recorded as given up. Raises InputError when
+    the files are not such arrays, or something stands where the store should be.
+    """
+    masks, margins = _open(masks_file), _open(margins_file)
+    if masks.dtype not in (np.bool_, np.uint8):
+        raise InputError(f"{masks_file} holds {masks.dtype}, and masks must be bool, or uint8 of 0 and 1")
+    if margins.dtype.name not in MARGIN_TYPES:
+        raise InputError(f"{margins_file} holds {margins.dtype}, and margins must be {' or '.join(MARGIN_TYPES)}")
+    if len(masks) != len(margins):
+        raise InputError(f"{masks_file} has {len(masks)} rows and {margins_file} {len(margins)}")
+    if folder.exists():
+        raise InputError(f"{folder} exists already; a store is never created over something")
+    provenance = {"imported": {"masks": masks_file.name, "margins": margins_file.name}}
+    specs = {"margins": ArraySpec(margins.dtype.name, margins.shape[1:])}
+    with new_folder(folder) as temporary:
+        create_in(temporary, Meta(len(masks), masks.shape[1], margins.shape[1], specs, provenance))
+        with Writer(temporary) as writer, progress("import", "rows", len(masks)) as advance:
+            for ids in chunks(Store(temporary)):
+                _import_rows(writer, ids, np.asarray(masks[ids]), np.asarray(margins[ids]), masks_file)
+                advance(len(ids))
+
+
+def export_arrays(folder: Path, out: Path) -> None:
+    """Every finished model of a store as plain arrays in a new folder, whole or not at all, in bounded memory.
+
+    masks.npy bool (m, N), ids.npy int64 (m,), meta.json with the provenance, and each of the store's arrays (m, …). Raises
+    InputError when the store is none, or something stands where the folder should be.
+    """
+    store = Store(folder)
+    if out.exists():
+        raise InputError(f"{out} exists already; nothing is written over it")
+    specs = {"masks": ArraySpec("bool", (store.meta.num_train,)), "ids": ArraySpec("int64", ()), **store.meta.arrays}
+    with new_folder(out) as temporary, progress("export", "rows", len(store.done)) as advance:
+        files = {name: InPlace(temporary / f"{name}.npy", new=True) for name in specs}
+        try:
+            for name, file in files.items():
+                lay_out(file, specs[name], len(store.done))
+            written = 0
+            for chunk in chunks(store):
+                ids = np.intersect1d(chunk, store.done)
+                rows = {"masks": store.masks(ids), "ids": ids, **{name: store.array(name, ids) for name in store.meta.arrays}}
+                for name, file in files.items():
+                    spec, data = specs[name], np.ascontiguousarray(rows[name])
+                    file.write(data.reshape(-1).view(np.uint8).data, len(spec.header(0)) + written * spec.row_bytes)
+                written += len(ids)
+                advance(len(ids))
+        finally:
+            for file in files.values():
+                file.close()
+        write_json(temporary / "meta.json", {"store_digest": store.digest(), "provenance": store.meta.provenance})
+
+
+def _open(file: Path) -> Array:
+    try:
+        array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as e:
+        raise InputError(f"{file} is no .npy file that can be read: {e}") from e
+    if array.ndim != 2 or 0 in array.shape:
+        raise InputError(f"{file} has shape {array.shape}, and must have two dimensions, none of them empty")
+    return array
+
+
+def _import_rows(writer: Writer, ids: Array, masks: Array, margins: Array, masks_file: Path) -> None:
+    if masks.dtype == np.uint8 and masks.max() > 1:
+        raise InputError(f"{masks_file} holds {masks.max()}, and masks of uint8 must be 0 and 1")
+    finite = np.isfinite(margins).all(1)
+    rows = Rows.of(writer.meta, ids[finite], masks[finite].astype(bool), {"margins": margins[finite]})
+    writer.append(rows)
+    writer.give_up(dict.fromkeys(ids[~finite].tolist(), "imported with margins that are not finite"))
