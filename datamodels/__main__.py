@@ -8,10 +8,10 @@ from datamodels.errors import run_command
 from datamodels.regress import Datamodels
 from datamodels.regress.run import regress
 from datamodels.report import report
-from datamodels.runs import stage_folder
+from datamodels.runs import refuse_own_function, stage_folder
 from datamodels.settings import argument_parser, parse
 from datamodels.training import default_gpu, device_named
-from datamodels.verify import draw_targets, verify, write_targets
+from datamodels.verify import built_in_subject, draw_targets, verify, write_targets
 from datamodels.worker import train_missing
 
 
@@ -20,6 +20,7 @@ def main() -> None:
     parser = argument_parser("python -m datamodels", "All stages of one run, one after another.")
     parser.add_argument("--gpu", default=default_gpu(), help="number of the GPU to train on, or cpu (default: what is there)")
     settings, args = parse(sys.argv[1:], parser)
+    refuse_own_function(settings)
     device = device_named(args.gpu)
     print(prepare(settings), flush=True)
     data = load(settings)
@@ -27,7 +28,8 @@ def main() -> None:
     print(regress(settings), flush=True)
     targets = draw_targets(settings.verify.random_targets, settings.data.test_images, settings.verify.seed)
     write_targets(Path(settings.run.dir, "targets.txt"), targets)
-    print(verify(settings, data, Datamodels.load(stage_folder(settings, "regress")), targets, device), flush=True)
+    models = Datamodels.load(stage_folder(settings, "regress"))
+    print(verify(settings, built_in_subject(settings, data, device), models, targets), flush=True)
     print(report(settings, data))
     print(f"the page is at {Path(settings.run.dir, 'report', 'index.html').resolve()}")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodels.durable import Lock, read_json, write_json
+from datamodels.errors import InputError
 from datamodels.provenance import refuse_difference
 from datamodels.settings import BUILT_IN, GroupSettings, Settings
 from datamodels.store import Meta, Store
@@ -41,6 +42,12 @@ def read_store(settings: Settings) -> Store:
     store, wanted = Store(stage_folder(settings, "store")), deciding_settings(settings)
     refuse_difference(store.folder, {key: store.meta.provenance.get(key, {}) for key in wanted}, wanted)
     return store
+
+
+def refuse_own_function(settings: Settings) -> None:
+    """Raise InputError where a run's models are not this package's, for what shows or needs its images."""
+    if settings.worker.main != BUILT_IN:
+        raise InputError("the page shows built-in data sets; with worker.main run datamodels.worker, .regress and .verify")
 
 
 def groups_of(meta: Meta) -> GroupSettings:

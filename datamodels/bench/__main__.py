@@ -5,6 +5,7 @@ from pathlib import Path
 
 from datamodels.bench.accuracy import bench_accuracy
 from datamodels.bench.record import file_name
+from datamodels.bench.store import bench_store
 from datamodels.bench.train import bench_train
 from datamodels.data import load, prepare
 from datamodels.durable import write_json
@@ -12,22 +13,25 @@ from datamodels.errors import run_command
 from datamodels.settings import argument_parser, parse
 from datamodels.training import default_gpu, device_named
 
-BENCHES = {"train": bench_train, "accuracy": bench_accuracy}
+OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy}
 
 
 def main() -> None:
     """Prepare the data if need be, measure, print a table, and write it as JSON where `--out` says."""
-    parser = argument_parser(
-        "python -m datamodels.bench", "train: models per second, at once and one at a time. accuracy: of the recipe's models."
-    )
-    parser.add_argument("bench", choices=sorted(BENCHES))
+    about = "train: models per second, at once and one at a time. accuracy: of the recipe's models. store: rows per second."
+    parser = argument_parser("python -m datamodels.bench", about)
+    parser.add_argument("bench", choices=[*OF_MODELS, "store"])
     parser.add_argument("--gpu", default=default_gpu(), help="number of the GPU, or cpu (default: what is there)")
-    parser.add_argument("--n", type=int, help="train: rounds, 3 by default; accuracy: models of either kind, 8 by default")
+    parser.add_argument("--n", type=int, help="train: rounds (3); accuracy: models of either kind (8); store: rows (10240)")
     parser.add_argument("--out", type=Path, help="folder to write the result into, as JSON")
     settings, args = parse(sys.argv[1:], parser)
-    device = device_named(args.gpu)
-    print(prepare(settings), flush=True)
-    result, table = BENCHES[args.bench](settings, load(settings), device, *([] if args.n is None else [args.n]))
+    n = [] if args.n is None else [args.n]
+    if args.bench == "store":
+        result, table = bench_store(settings, *n)
+    else:
+        device = device_named(args.gpu)
+        print(prepare(settings), flush=True)
+        result, table = OF_MODELS[args.bench](settings, load(settings), device, *n)
     print(table)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -60,9 +60,9 @@ def chunks(store: Store) -> Iterator[IndexArray]:
 
 
 def _faults(store: Store, ids: IndexArray) -> list[Fault]:
-    marks, masks = np.array(store.arrays["done"][ids]), store.packed(ids)
+    marks, masks = store.array("done", ids), store.packed(ids)
     sums = checksums(masks, {name: store.array(name, ids) for name in store.meta.arrays}, store.meta)
-    stored = np.array(store.arrays["checksums"][ids])
+    stored = store.array("checksums", ids)
     done, fits = marks == DONE, sums == stored
     with_reason = np.isin(ids, list(store.reasons))
     unmarked = ~np.isin(marks, (DONE, FAILED))

@@ -7,9 +7,10 @@ from datamodels.data import load
 from datamodels.errors import InputError, run_command
 from datamodels.regress import Datamodels
 from datamodels.runs import stage_folder
-from datamodels.settings import argument_parser, parse
+from datamodels.settings import BUILT_IN, argument_parser, parse
 from datamodels.training import default_gpu, device_named
-from datamodels.verify import read_targets, verify
+from datamodels.verify import built_in_subject, own_subject, read_targets, verify
+from datamodels.worker import use_gpu_of_own
 
 
 def main() -> None:
@@ -20,9 +21,16 @@ def main() -> None:
     settings, args = parse(sys.argv[1:], parser)
     if args.targets is None:
         raise InputError("--targets FILE is missing: a file with one test index a line")
-    targets, device = read_targets(args.targets, settings.data.test_images), device_named(args.gpu)
-    models = Datamodels.load(stage_folder(settings, "regress"))
-    print(verify(settings, load(settings), models, targets, device))
+    targets = read_targets(args.targets, settings.data.test_images)
+    if settings.worker.main == BUILT_IN:
+        device = device_named(args.gpu)
+        models = Datamodels.load(stage_folder(settings, "regress"))
+        subject = built_in_subject(settings, load(settings), device)
+    else:
+        use_gpu_of_own(args.gpu)
+        models = Datamodels.load(stage_folder(settings, "regress"))
+        subject = own_subject(settings)
+    print(verify(settings, subject, models, targets))
 
 
 run_command(main)

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from datamodels import __version__
 from datamodels.brittleness import Support, largest_weights, smallest_support
-from datamodels.data import Dataset
 from datamodels.durable import write_json
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
@@ -25,7 +23,8 @@ from datamodels.runs import read_store, stage_folder
 from datamodels.settings import Settings, VerifySettings
 from datamodels.subsets import IndexArray, mask_without
 from datamodels.verify.judge import Outcome, judge
-from datamodels.verify.retrain import Request, retrain
+from datamodels.verify.retrain import retrain
+from datamodels.verify.subject import Request, Subject
 
 FORMAT_VERSION = 1
 SUPPORT = "support"
@@ -47,19 +46,20 @@ class Removal:
     control_size: int
 
 
-def verify(settings: Settings, data: Dataset, models: Datamodels, targets: list[int], device: torch.device) -> str:
+def verify(settings: Settings, subject: Subject, models: Datamodels, targets: list[int]) -> str:
     """Verify the given targets and write verify.json; say in one line what came out.
 
     Raises InputError when the weights were not made from the run's store as it is.
     """
-    _check_provenance(settings, data, models)
-    rules, j = removal_rules(settings.verify, len(data.train.labels)), settings.verify.models
-    removals = [plan(settings.verify, data, models, target, rule) for target in targets for rule in rules]
-    base = [Request.of(mask_without(len(data.train.labels), []), r) for r in range(j)]
+    _check_provenance(settings, models)
+    n, j = len(subject.train_labels), settings.verify.models
+    rules = removal_rules(settings.verify, n)
+    removals = [plan(settings.verify, subject, models, target, rule) for target in targets for rule in rules]
+    base = [Request.of(mask_without(n, []), r) for r in range(j)]
     requests = [*base, *(request for removal in removals for request in (*removal.removed, *removal.control))]
     folder = stage_folder(settings, "verify")
     folder.mkdir(parents=True, exist_ok=True)
-    margins = retrain(folder / "store", settings, data, requests, device)
+    margins = retrain(folder / "store", settings, subject, requests)
     by_request = dict(zip(requests, margins, strict=True))
     result = {
         "format_version": FORMAT_VERSION,
@@ -83,15 +83,15 @@ def removal_rules(settings: VerifySettings, n: int) -> list[str]:
     return list(dict.fromkeys(rules))
 
 
-def plan(settings: VerifySettings, data: Dataset, models: Datamodels, target: int, rule: str) -> Removal:
+def plan(settings: VerifySettings, subject: Subject, models: Datamodels, target: int, rule: str) -> Removal:
     """What to train for one target and one rule."""
     weights, bias = np.asarray(models.weights[:, target]), float(models.bias[target])
     if rule == SUPPORT:
         support = smallest_support(weights, bias, settings.threshold, min(settings.max_size, len(weights) - 1))
     else:
         support = largest_weights(weights, bias, settings.threshold, int(rule))
-    label, n = int(data.test.labels[target]), len(weights)
-    same_class = np.flatnonzero(data.train.labels.numpy() == label)
+    label, n = int(subject.test_labels[target]), len(weights)
+    same_class = np.flatnonzero(subject.train_labels == label)
     size = min(len(support.indices), len(same_class))
     no_such_set = rule == SUPPORT and not support.reaches
     repetitions = range(0 if no_such_set else settings.models)
@@ -102,7 +102,7 @@ def plan(settings: VerifySettings, data: Dataset, models: Datamodels, target: in
 
 def _control(seed: int, label: int, same_class: IndexArray, size: int, repetition: int) -> IndexArray:
     """Random images of one class, a function of (seed, class, size, repetition) alone."""
-    return np.random.default_rng([seed, label, size, repetition]).permutation(same_class)[:size]
+    return np.random.default_rng([seed, abs(label), size, repetition]).permutation(same_class)[:size]
 
 
 def _verdict(removal: Removal, base: list[Request], margins: dict[Request, Any]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _verdict(removal: Removal, base: list[Request], margins: dict[Request, Any])
     flipped = {state: right_before and result is not None and result.wrong for state, result in states.items()}
     return {
         "target": removal.target,
-        "label": removal.label,
+        "label": removal.label if removal.label >= 0 else None,
         "rule": removal.rule,
         "size": len(support.indices),
         "control_size": removal.control_size,
@@ -131,12 +131,10 @@ def _verdict(removal: Removal, base: list[Request], margins: dict[Request, Any])
     }
 
 
-def _check_provenance(settings: Settings, data: Dataset, models: Datamodels) -> None:
-    store, weights, images = read_store(settings), stage_folder(settings, "regress"), stage_folder(settings, "data")
+def _check_provenance(settings: Settings, models: Datamodels) -> None:
+    store, weights = read_store(settings), stage_folder(settings, "regress")
     if models.meta["store_digest"] != store.digest():
         raise InputError(f"the weights in {weights} are not from the store as it is now; run python -m datamodels.regress")
-    if store.meta.provenance["data_digest"] != data.digest:
-        raise InputError(f"the models in {store.folder} were trained on other images than those in {images}")
 
 
 def _summary(verdicts: list[dict[str, Any]], folder: Path) -> str:

@@ -1,13 +1,12 @@
 """Command: train the models of a run on one device, as `python -m datamodels.worker -C configs/digits.yaml --gpu cpu`."""
 
-import os
 import sys
 
 from datamodels.data import load, prepare
 from datamodels.errors import run_command
 from datamodels.settings import BUILT_IN, argument_parser, parse
 from datamodels.training import device_named
-from datamodels.worker import own_function, train_missing, train_missing_by
+from datamodels.worker import own_function, train_missing, train_missing_by, use_gpu_of_own
 
 
 def main() -> None:
@@ -16,8 +15,7 @@ def main() -> None:
     parser.add_argument("--gpu", default="0", help="number of the GPU to train on, or cpu")
     settings, args = parse(sys.argv[1:], parser)
     if settings.worker.main != BUILT_IN:
-        # The function finds the one GPU that it is to use, whatever it trains with.
-        os.environ["CUDA_VISIBLE_DEVICES"] = "" if args.gpu == "cpu" else args.gpu
+        use_gpu_of_own(args.gpu)
         print(train_missing_by(own_function(settings.worker.main), settings))
         return
     device = device_named(args.gpu)

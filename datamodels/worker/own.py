@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,6 +31,11 @@ from datamodels.worker.loop import open_or_create, state
 
 Main = Callable[[int, BoolArray], Mapping[str, Any]]
 NOT_FINITE = "its training function gave margins that are not finite"
+
+
+def use_gpu_of_own(gpu: str) -> None:
+    """Let one's own function see the one GPU that it is to use, or none, whatever it trains with."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "" if gpu == "cpu" else gpu
 
 
 def own_function(name: str) -> Main:

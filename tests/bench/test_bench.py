@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from datamodels.bench import store as store_bench
 from datamodels.bench import train
 from datamodels.bench.accuracy import bench_accuracy
 from datamodels.bench.one_at_a_time import Loop, ffcv_batches, resident_batches
+from datamodels.bench.store import bench_store
 from datamodels.bench.train import bench_train, flops_per_image, matmul_peak
 from datamodels.data import Split, beton, load, prepare
 from datamodels.errors import InputError
@@ -144,3 +146,23 @@ def test_nonsense_is_refused_in_a_sentence(settings, tmp_path, monkeypatch):
         runpy.run_module("datamodels.bench", run_name="__main__")
     assert ended.value.code == 2
     assert errors.getvalue().splitlines()[-1] == "error: a mean accuracy with an interval takes 2 models or more, not 1"
+
+
+def test_the_store_bench_reads_back_what_it_wrote_and_leaves_nothing(settings, monkeypatch):
+    monkeypatch.setattr(store_bench, "N", 400)
+    monkeypatch.setattr(store_bench, "T", 30)
+    monkeypatch.setattr(store_bench, "ROUNDS", 1)
+    monkeypatch.setattr(store_bench, "BLOCKS", (3, 16))
+    record, table = bench_store(settings(), 40)
+    assert record["row_bytes"] == 400 // 8 + 2 * 30 + 4 + 1
+    assert record["mask_share_of_bool"] == 0.125
+    for name, per_s in record["rows_per_s"].items():
+        assert record["megabytes_per_s"][name] == pytest.approx(per_s * record["row_bytes"] / 1e6, rel=0.01, abs=0.1)
+        assert name in table
+    assert set(record["write_share_of_dd"]) == {"3", "16"}
+    assert not stage_folder(settings(), "bench").exists()
+    with pytest.raises(InputError, match="16 rows or more, not 15"):
+        bench_store(settings(), 15)
+    stage_folder(settings(), "bench").mkdir(parents=True)
+    with pytest.raises(InputError, match="another bench is at work"):
+        bench_store(settings(), 40)

@@ -8,6 +8,7 @@ choice of what no sync had made durable by then.
 import errno
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,24 @@ class CrashError(BaseException):
 class Recorder:
     """Stands for `os` within `datamodels.durable`: keeps a record of what changes files, and may fail at one operation."""
 
-    CHANGES = ("open", "pwrite", "ftruncate", "fsync", "close", "replace", "unlink")
+    CHANGES = ("open", "pwrite", "ftruncate", "fsync", "fdatasync", "close", "replace", "unlink")
 
     def __init__(self, fail_at=None, error=CrashError, half=False):
         self.record, self.paths = [], {}
         self.fail_at, self.error, self.half = fail_at, error, half
+        self.dead, self.one_at_a_time = False, threading.RLock()
 
     def __getattr__(self, name):
         real = getattr(os, name)
-        return (lambda *args: self._change(name, real, args)) if name in self.CHANGES else real
+        return (lambda *args: self._in_turn(name, real, args)) if name in self.CHANGES else real
+
+    def _in_turn(self, name, real, args):
+        with self.one_at_a_time:
+            if self.dead and name == "close":
+                return real(*args)  # so that the test does not run out of files
+            if self.dead:
+                raise CrashError("a thread of a process that has ended")
+            return self._change(name, real, args)
 
     def _change(self, name, real, args):
         named = [self.paths[args[0]] if isinstance(args[0], int) else Path(args[0]), *args[1:]]
@@ -79,6 +89,9 @@ class Recorder:
         if self.fail_at == len(self.record):
             if name == "pwrite" and self.half and len(args[1]) > 1:
                 real(args[0], args[1][: len(args[1]) // 2], args[2])
+            self.dead = self.error is CrashError
+            if self.dead and name == "close":
+                real(*args)
             raise self.error(errno.ENOSPC, "No space left on device")
         self.record.append((name, *named))
         result = real(*args)
@@ -152,7 +165,7 @@ def test_a_crash_at_any_operation_leaves_a_store_that_opens_and_resumes(empty, t
 
 def test_a_full_disk_at_any_write_marks_nothing_that_is_not_there_and_can_go_on(empty, tmp_path, monkeypatch):
     record = recorded(empty, tmp_path, monkeypatch)
-    for full in [k for k, operation in enumerate(record) if operation[0] in ("pwrite", "ftruncate", "fsync")]:
+    for full in [k for k, operation in enumerate(record) if operation[0] in ("pwrite", "ftruncate", "fsync", "fdatasync")]:
         folder = tmp_path / f"full-{full}"
         shutil.copytree(empty, folder)
         with monkeypatch.context() as patch:
@@ -188,7 +201,7 @@ class Disk:
             self._name(path, len(self.files) - 1)
         elif name in ("pwrite", "ftruncate"):
             self.lost_data.append((self.names[path], (name, *rest)))
-        elif name == "fsync" and path in self.names:
+        elif name in ("fsync", "fdatasync") and path in self.names:
             self._settle_data(self.names[path])
         elif name == "fsync":
             self.lost_names = [entry for entry in self.lost_names if entry[0].parent != path]
@@ -254,7 +267,9 @@ def test_a_loss_of_power_at_any_operation_leaves_a_store_that_opens_and_resumes(
 def test_without_a_sync_before_the_mark_the_loss_of_power_would_be_seen(empty, tmp_path, monkeypatch):
     """The test of the test: a writer that marks rows before they are durable is caught."""
     record, rng = recorded(empty, tmp_path, monkeypatch), np.random.default_rng(0)
-    careless = [operation for operation in record if operation[0] != "fsync" or operation[1].name == "done.npy"]
+    careless = [
+        operation for operation in record if operation[0] not in ("fsync", "fdatasync") or operation[1].name == "done.npy"
+    ]
     caught, disk = 0, Disk(empty)
     for k, operation in enumerate(careless):
         disk.apply(operation)

@@ -1,5 +1,6 @@
 """The store's files as anyone would read them: by NumPy, JSON and zlib alone."""
 
+import hashlib
 import json
 import multiprocessing
 import zlib
@@ -251,3 +252,29 @@ def test_a_model_given_up_is_marked_with_its_reason_and_never_counts_as_done(fol
     assert store.failures == {3: "diverged", 5: "diverged too"}
     assert (store.done.tolist(), store.missing.tolist()) == ([0], [1, 2, 4])
     assert store.digest() == digest
+
+
+def test_headers_are_those_of_format_md_and_stay_as_long_when_the_store_grows(folder):
+    for m in (M, 10_000):
+        grow(folder, m)
+        for name, descr, shape in (("margins", "<f2", (m, T)), ("extra", "<i4", (m, 2, 2)), ("done", "|u1", (m,))):
+            content = (folder / f"{name}.npy").read_bytes()
+            text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}"
+            assert content[:10] == bytes.fromhex("934e554d505901007600")
+            assert content[10:128] == text.ljust(117).encode() + b"\n"
+            assert len(content) == 128 + m * np.dtype(descr).itemsize * int(np.prod(shape[1:]))
+
+
+def test_json_ends_with_a_checksum_of_itself(folder):
+    with Writer(folder) as writer:
+        writer.give_up({2: "Gründe"})
+    for name in ("meta.json", "failures.json"):
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        seal = content.pop("sha256")
+        text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        assert hashlib.sha256(text.encode("utf-8")).hexdigest() == seal
+        (folder / name).write_text(json.dumps({**content, "sha256": seal, "more": 1}), encoding="utf-8")
+        with pytest.raises(InputError, match=f"{name} is damaged"):
+            Store(folder)
+        (folder / name).write_text(json.dumps({**content, "sha256": seal}), encoding="utf-8")
+        Store(folder)

@@ -14,10 +14,11 @@ from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder
 from datamodels.store import Store
 from datamodels.training import Trainer
-from datamodels.verify import verify
+from datamodels.verify import built_in_subject, verify
 from datamodels.verify.judge import judge
-from datamodels.verify.retrain import Request, retrain
+from datamodels.verify.retrain import retrain
 from datamodels.verify.run import plan, removal_rules
+from datamodels.verify.subject import Request
 from datamodels.worker import train_missing
 
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ def run(settings):
 
 def test_the_verdicts_are_of_models_retrained_without_r(run):
     settings, data, models = run
-    verify(settings, data, models, [3, 11], CPU)
+    verify(settings, built_in_subject(settings, data, CPU), models, [3, 11])
     result = json.loads((stage_folder(settings, "verify") / "verify.json").read_text())
     store = Store(stage_folder(settings, "verify") / "store")
     masks, repetitions = store.masks(store.done), store.array("repetition", store.done)
@@ -67,7 +68,7 @@ def test_the_verdicts_are_of_models_retrained_without_r(run):
 
 def test_the_control_removes_other_images_of_the_targets_class_for_each_model(run):
     settings, data, models = run
-    removal = plan(settings.verify, data, models, 3, "5")
+    removal = plan(settings.verify, built_in_subject(settings, data, CPU), models, 3, "5")
     label, labels = int(data.test.labels[3]), data.train.labels.numpy()
     expected = min(5, int((labels == label).sum()))
     sets = []
@@ -78,19 +79,19 @@ def test_the_control_removes_other_images_of_the_targets_class_for_each_model(ru
         assert (labels[removed] == label).all()
         sets.append(tuple(removed))
     assert [request.repetition for request in removal.control] == [0, 1, 2]
-    assert removal.control == plan(settings.verify, data, models, 3, "5").control
+    assert removal.control == plan(settings.verify, built_in_subject(settings, data, CPU), models, 3, "5").control
 
 
 def test_what_was_trained_is_not_trained_again_and_new_targets_add_to_it(run, monkeypatch):
     settings, data, models = run
-    verify(settings, data, models, [3], CPU)
+    verify(settings, built_in_subject(settings, data, CPU), models, [3])
     first = Store(stage_folder(settings, "verify") / "store")
     before = (stage_folder(settings, "verify") / "verify.json").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "margins", lambda *_: pytest.fail("trained again"))
-        verify(settings, data, models, [3], CPU)
+        verify(settings, built_in_subject(settings, data, CPU), models, [3])
     assert (stage_folder(settings, "verify") / "verify.json").read_bytes() == before
-    verify(settings, data, models, [4, 3], CPU)
+    verify(settings, built_in_subject(settings, data, CPU), models, [4, 3])
     second = Store(stage_folder(settings, "verify") / "store")
     assert len(second.done) > len(first.done)
     assert np.array_equal(second.margins(first.done), first.margins(first.done))
@@ -100,7 +101,7 @@ def test_a_retrained_model_follows_from_seed_mask_and_repetition(run):
     settings, data, _ = run
     masks = np.random.default_rng(0).random((3, 60)) < 0.7
     requests = [Request.of(mask, r) for mask in masks for r in range(2)]
-    margins = retrain(stage_folder(settings, "other"), settings, data, requests, CPU)
+    margins = retrain(stage_folder(settings, "other"), settings, built_in_subject(settings, data, CPU), requests)
     trainer = Trainer(data, settings.training, CPU, dtype=torch.float64)
     for k in (0, 3, 5):
         alone = trainer.margins(masks[k // 2 : k // 2 + 1], [requests[k].key(settings.verify.seed)])
@@ -112,13 +113,13 @@ def test_a_retrained_model_follows_from_seed_mask_and_repetition(run):
 
 def test_other_settings_and_stale_weights_are_refused(run):
     settings, data, models = run
-    verify(settings, data, models, [3], CPU)
+    verify(settings, built_in_subject(settings, data, CPU), models, [3])
     other = dataclasses.replace(settings, verify=dataclasses.replace(settings.verify, seed=9))
     with pytest.raises(InputError, match=r"other settings \(seed: 1 → 9\)"):
-        verify(other, data, models, [3], CPU)
+        verify(other, built_in_subject(other, data, CPU), models, [3])
     stale = dataclasses.replace(models, meta={**models.meta, "store_digest": "of another store"})
     with pytest.raises(InputError, match="not from the store as it is now"):
-        verify(settings, data, stale, [3], CPU)
+        verify(settings, built_in_subject(settings, data, CPU), stale, [3])
 
 
 def test_removal_rules_are_checked(settings):
@@ -151,7 +152,7 @@ def test_nothing_is_trained_where_no_set_should_flip_the_target(run):
     settings, data, models = run
     far = dataclasses.replace(models, bias=models.bias + 100)
     chosen = dataclasses.replace(settings, verify=dataclasses.replace(settings.verify, sizes="support"))
-    assert "for 1 targets no set is known" in verify(chosen, data, far, [3], CPU)
+    assert "for 1 targets no set is known" in verify(chosen, built_in_subject(chosen, data, CPU), far, [3])
     (removal,) = json.loads((stage_folder(settings, "verify") / "verify.json").read_text())["removals"]
     assert (removal["reaches_threshold"], removal["after"], removal["control"]) == (False, None, None)
     assert removal["before"]["models"] == len(Store(stage_folder(settings, "verify") / "store").done) == 3

@@ -1,0 +1,134 @@
+"""What verification needs to know of a run's models, whoever trains them: labels, and how models are trained on given masks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from datamodels.data import Dataset
+from datamodels.errors import InputError
+from datamodels.runs import groups_of, read_store, stage_folder
+from datamodels.settings import Settings
+from datamodels.store import ArraySpec
+from datamodels.store.layout import Array
+from datamodels.subsets import BoolArray, IndexArray, pack
+from datamodels.training import Trainer, for_each_group
+from datamodels.worker.blocks import SideBySide, in_turn
+from datamodels.worker.own import call, own_function
+
+# Retrained models of one's own get numbers from here on; those of a store are below.
+FIRST_RETRAINED = 2**31
+
+
+class Request(NamedTuple):
+    """One model to be trained: the packed mask of its subset, and its repetition number."""
+
+    packed: bytes
+    repetition: int
+
+    @classmethod
+    def of(cls, mask: BoolArray, repetition: int) -> Request:
+        """The request for a mask, bool (N,)."""
+        return cls(pack(mask).tobytes(), repetition)
+
+    def key(self, seed: int) -> tuple[int, ...]:
+        """The model's key: the seed, 64 bits of the mask's SHA-256, the repetition."""
+        digest = np.frombuffer(hashlib.sha256(self.packed).digest()[:8], "<u4")
+        return (seed, *digest.tolist(), self.repetition)
+
+    def number(self, seed: int) -> int:
+        """The model's number for a training function of one's own, 2³¹ … 2³²-1: 31 bits of its key's SHA-256."""
+        digest = hashlib.sha256(np.array(self.key(seed), "<u8").tobytes()).digest()
+        return FIRST_RETRAINED + int.from_bytes(digest[:4], "little") % FIRST_RETRAINED
+
+
+Train = Callable[[BoolArray, Sequence[Request]], Array]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The models of a run.
+
+    `train_labels` (N,) and `test_labels` (T,) are classes; where they are not known all are -1. `provenance` decides a
+    retrained model, up to its rounding. `train` gives margins (K, T) of K ≤ `models_at_once` models on masks, bool (K, N).
+    """
+
+    train_labels: IndexArray
+    test_labels: IndexArray
+    provenance: dict[str, Any]
+    models_at_once: int
+    train: Train
+    side_by_side: SideBySide
+
+
+def built_in_subject(settings: Settings, data: Dataset, device: torch.device) -> Subject:
+    """Models of this package, in groups as large as those of the run's store.
+
+    Raises InputError when that was made from other images.
+    """
+    store = read_store(settings)
+    if store.meta.provenance["data_digest"] != data.digest:
+        images = stage_folder(settings, "data")
+        raise InputError(f"the models in {store.folder} were trained on other images than those in {images}")
+    groups, seed = groups_of(store.meta), settings.verify.seed
+
+    @functools.cache
+    def trainer() -> Trainer:
+        return Trainer(data, settings.training, device, groups.models_per_kernel)
+
+    def train(masks: BoolArray, requests: Sequence[Request]) -> Array:
+        return trainer().margins(masks, [request.key(seed) for request in requests])
+
+    def side_by_side(blocks: Sequence[int], work: Callable[[int], None]) -> None:
+        trainer()  # before several threads ask for it
+        for_each_group(blocks, work, device)
+
+    return Subject(
+        data.train.labels.numpy(),
+        data.test.labels.numpy(),
+        {"training": dataclasses.asdict(settings.training), "seed": seed, "data_digest": data.digest},
+        groups.models_at_once,
+        train,
+        side_by_side,
+    )
+
+
+def own_subject(settings: Settings) -> Subject:
+    """Models of one's own. Labels are read from `train_labels` and `test_labels` in the function's module, where it has them.
+
+    Raises InputError when there is no such function, or labels are not as many as the examples.
+    """
+    main, seed = own_function(settings.worker.main), settings.verify.seed
+    meta = read_store(settings).meta
+    specs: dict[str, ArraySpec] = dict(meta.arrays)
+
+    def train(masks: BoolArray, requests: Sequence[Request]) -> Array:
+        rows = [call(main, request.number(seed), mask, specs) for request, mask in zip(requests, masks, strict=True)]
+        return np.stack([row["margins"] for row in rows]).astype(np.float32)
+
+    labels = [_labels(main, name, n) for name, n in (("train_labels", meta.num_train), ("test_labels", meta.num_targets))]
+    known = all(found is not None for found in labels)
+    train_labels, test_labels = (
+        found if known and found is not None else np.full(n, -1)
+        for found, n in zip(labels, (meta.num_train, meta.num_targets), strict=True)
+    )
+    provenance = {"worker": {"main": settings.worker.main}, "seed": seed}
+    return Subject(train_labels, test_labels, provenance, 1, train, in_turn)
+
+
+def _labels(main: Callable[..., Any], name: str, n: int) -> IndexArray | None:
+    found = getattr(sys.modules[main.__module__], name, None)
+    if found is None:
+        return None
+    labels = np.asarray(found)
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise InputError(f"{name} in {main.__module__} must be {n} whole numbers, not {labels.dtype} of shape {labels.shape}")
+    return labels.astype(np.int64)

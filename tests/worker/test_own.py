@@ -1,0 +1,193 @@
+"""Models of one's own: the README's example works as it stands, and what a function gives is checked."""
+
+import dataclasses
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from datamodels.errors import InputError
+from datamodels.regress import Datamodels
+from datamodels.resources import CONFIGS
+from datamodels.runs import read_store, stage_folder
+from datamodels.settings import parse
+from datamodels.store import ArraySpec, Store
+from datamodels.subsets import draw_masks
+from datamodels.verify import own_subject, verify
+from datamodels.verify.subject import Request
+from datamodels.worker import own_function, train_missing_by
+from datamodels.worker.arrays import declared_arrays
+from datamodels.worker.own import NOT_FINITE
+
+README = CONFIGS.parent / "README.md"
+
+
+@pytest.fixture
+def example(tmp_path):
+    """A folder with the README's two files."""
+    text = README.read_text(encoding="utf-8")
+    for name in ("cancer.py", "cancer.yaml"):
+        block = re.search(rf"```\w+\n# {re.escape(name)}\n(.*?)```", text, re.DOTALL)
+        assert block is not None
+        (tmp_path / name).write_text(block[1], encoding="utf-8")
+    return tmp_path
+
+
+def test_the_readmes_example_goes_from_models_to_verdicts(example, command):
+    config = ("-C", "cancer.yaml", "--store.num_models", 240, "--verify.models", 4)
+    worker = command("worker", *config, "--gpu", "cpu", cwd=example)
+    assert "240 of 240 models are done" in worker.stdout, worker.stderr
+    assert command("worker", *config, "--gpu", "cpu", cwd=example).stdout == worker.stdout
+    assert "LDS" in command("regress", *config, cwd=example).stdout
+    (example / "targets.txt").write_text("3\n5\n")
+    verified = command("verify", *config, "--targets", "targets.txt", cwd=example)
+    assert verified.returncode == 0, verified.stderr
+    removals = json.loads((example / "runs/cancer/verify/verify.json").read_text())["removals"]
+    store = Store(example / "runs/cancer/verify/store")
+    sys.path.insert(0, str(example))
+    try:
+        import cancer  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(example))
+        del sys.modules["cancer"]
+    # Logistic regression has nothing random: the store's row and the verifier's are what the function gives.
+    trained = Store(example / "runs/cancer/store")
+    mask = draw_masks(0, [17], 400, 0.5)[0]
+    assert np.array_equal(trained.margins([17])[0], cancer.train(17, mask)["margins"].astype(np.float32))
+    for removal in removals:
+        kept = np.ones(400, bool)
+        kept[removal["removed_indices"]] = False
+        assert removal["after"]["mean_margin"] == pytest.approx(cancer.train(0, kept)["margins"][removal["target"]], rel=1e-5)
+        assert removal["label"] == cancer.test_labels[removal["target"]]
+        assert removal["before"]["mean_margin"] > removal["after"]["mean_margin"]
+    controls = [
+        m for m in store.masks(store.done) if m.sum() == 390 and not any(not m[r["removed_indices"]].any() for r in removals)
+    ]
+    assert controls
+    assert all(len(set(cancer.train_labels[~m].tolist())) == 1 for m in controls)
+    datamodels = Datamodels.load(example / "runs/cancer/regress")
+    assert spearmanr(datamodels.predict(trained.masks(range(240)))[:, 3], trained.margins(range(240))[:, 3])[0] > 0.5
+
+
+def own(tmp_path, **changed):
+    flags = {"run.dir": tmp_path / "run", "data.train_images": 30, "data.test_images": 6, "worker.main": "unused:here"}
+    flags |= {"store.num_models": 12, "store.margin_dtype": "float32", **changed}
+    return parse(["-C", str(CONFIGS / "digits.yaml"), *(part for k, v in flags.items() for part in (f"--{k}", str(v)))])[0]
+
+
+def sums(index, mask):
+    return {"margins": mask.reshape(6, 5).sum(1) + 0.1 * (index % 3), "extra": np.full((2, 2), index)}
+
+
+def test_further_arrays_are_kept_as_declared(tmp_path):
+    settings = own(tmp_path, **{"store.arrays": "extra:int64:2x2"})
+    assert "12 of 12" in train_missing_by(sums, settings)
+    store = read_store(settings)
+    masks = draw_masks(0, range(12), 30, 0.5)
+    assert np.array_equal(store.array("extra", range(12))[:, 0, 0], np.arange(12))
+    np.testing.assert_allclose(store.margins(range(12)), [sums(i, mask)["margins"] for i, mask in enumerate(masks)], rtol=1e-6)
+
+
+def test_margins_that_are_not_finite_are_recorded_and_the_rest_go_on(tmp_path):
+    def fragile(index, mask):
+        return {"margins": np.full(6, np.inf if index == 4 else 1e9 if index == 7 else 1.0)}
+
+    settings = own(tmp_path, **{"store.margin_dtype": "float16"})
+    assert "10 of 12 models are done" in train_missing_by(fragile, settings)
+    assert read_store(settings).failures == {4: NOT_FINITE, 7: NOT_FINITE}
+
+
+@pytest.mark.parametrize(
+    ("result", "named"),
+    [
+        (np.ones(6), "gave ndarray for model 0"),
+        ({"margin": np.ones(6)}, r"gave \['margin'\] for model 0; the store wants \['margins'\]"),
+        ({"margins": np.ones(5)}, r"margins of shape \(5,\) for model 0, not \(6,\)"),
+        ({"margins": ["a"] * 6}, "margins of shape"),
+    ],
+)
+def test_what_is_no_result_is_refused_and_nothing_is_done(tmp_path, result, named):
+    settings = own(tmp_path)
+    with pytest.raises(InputError, match=named):
+        train_missing_by(lambda index, mask: result, settings)
+    assert not len(read_store(settings).done)
+
+
+def test_an_error_of_the_function_itself_comes_through_and_no_model_is_given_up(tmp_path):
+    def broken(index, mask):
+        raise ZeroDivisionError("mine")
+
+    settings = own(tmp_path)
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        train_missing_by(broken, settings)
+    store = read_store(settings)
+    assert (len(store.done), store.failures) == (0, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("no_colon", "takes module:function"),
+        ("no_such_module_anywhere:train", "there is no module no_such_module_anywhere"),
+        ("json:no_such_function", "json has no function no_such_function"),
+    ],
+)
+def test_a_function_that_is_not_there_is_refused_in_a_sentence(name, named):
+    with pytest.raises(InputError, match=named):
+        own_function(name)
+
+
+def test_a_missing_import_within_the_module_is_not_mistaken_for_a_missing_module(tmp_path, monkeypatch):
+    (tmp_path / "mine_with_a_hole.py").write_text("import nothing_of_this_name\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="nothing_of_this_name"):
+        own_function("mine_with_a_hole:train")
+
+
+def test_without_labels_controls_come_from_all_examples(tmp_path, monkeypatch):
+    (tmp_path / "mine_without_labels.py").write_text(
+        "def train(index, mask):\n    return {'margins': mask.reshape(6, 5).sum(1) - 2.2 + index % 7 / 10}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = own(tmp_path, **{"worker.main": "mine_without_labels:train", "verify.models": 3, "verify.sizes": "5"})
+    train_missing_by(own_function(settings.worker.main), settings)
+    weights = np.kron(np.eye(6), np.ones((5, 1))).astype(np.float32)
+    models = Datamodels(
+        weights, np.full(6, -2.2), np.ones(6), np.arange(2), {}, {"store_digest": read_store(settings).digest(), "regress": {}}
+    )
+    verify(settings, own_subject(settings), models, [2])
+    (removal,) = json.loads((stage_folder(settings, "verify") / "verify.json").read_text())["removals"]
+    assert (removal["label"], sorted(removal["removed_indices"])) == (None, list(range(10, 15)))
+    assert removal["after"]["mean_margin"] < 0 < removal["control"]["mean_margin"] < removal["before"]["mean_margin"]
+    numbers = {Request.of(np.ones(30, bool), r).number(1) for r in range(50)}
+    assert len(numbers) == 50
+    assert all(2**31 <= number < 2**32 for number in numbers)
+
+
+@pytest.mark.parametrize(
+    "text", ["logits", "logits:float16", "logits:object:3", "logits:float99:3", "a:float16:0", "Ä:float16:3"]
+)
+def test_declarations_that_are_none_are_refused(text):
+    with pytest.raises(InputError, match="takes name:dtype:shape"):
+        declared_arrays(text)
+
+
+def test_declarations_are_read_and_the_stores_own_names_refused():
+    assert declared_arrays("none") == {}
+    assert declared_arrays("logits:float16:5x10, f:int32:3") == {
+        "logits": ArraySpec("float16", (5, 10)),
+        "f": ArraySpec("int32", (3,)),
+    }
+    with pytest.raises(InputError, match="has an array 'done' already"):
+        declared_arrays("done:uint8:1")
+
+
+def test_another_function_is_another_run(tmp_path):
+    settings = own(tmp_path)
+    train_missing_by(lambda index, mask: {"margins": np.ones(6)}, settings)
+    other = dataclasses.replace(settings, worker=dataclasses.replace(settings.worker, main="another:one"))
+    with pytest.raises(InputError, match=r"worker\.main: unused:here → another:one"):
+        train_missing_by(lambda index, mask: {"margins": np.ones(6)}, other)
