@@ -68,10 +68,11 @@ class InPlace:
                 written = os.pwrite(self.fd, left, offset)
                 left, offset = left[written:], offset + written
 
-    def resize(self, size: int) -> None:
-        """Cut the file, or let it grow by zeros that take no room."""
+    def lengthen(self, size: int) -> None:
+        """Let the file grow to at least `size` bytes, by zeros that take no room."""
         with self._named():
-            os.ftruncate(self.fd, size)
+            if os.fstat(self.fd).st_size < size:
+                os.ftruncate(self.fd, size)
 
     def sync(self) -> None:
         """Make everything written so far durable."""

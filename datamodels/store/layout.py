@@ -107,9 +107,12 @@ def create_in(folder: Path, meta: Meta) -> None:
 
 
 def lay_out(file: InPlace, spec: ArraySpec, rows: int) -> None:
-    """Make an .npy file, new or growing, one of so many rows. Their place comes before the header that tells of them."""
+    """Make an .npy file, new or growing, one of so many rows. Their place comes before the header that tells of them.
+
+    The file is never cut: a growth that was cut off may have left a header that tells of more rows than are wanted now.
+    """
     header = spec.header(rows)
-    file.resize(len(header) + rows * spec.row_bytes)
+    file.lengthen(len(header) + rows * spec.row_bytes)
     file.sync()
     file.write(header, 0)
     file.sync()

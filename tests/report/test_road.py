@@ -115,7 +115,7 @@ def test_the_page_is_self_contained_and_its_pictures_are_those_beside_it(run):
 
 def test_the_python_example_of_the_readme_runs(run, capsys):
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (example,) = (code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "runs/digits" in code)
     exec(example.replace("runs/digits", str(run)), {})
     assert len(capsys.readouterr().out.split("]")) > 5
 

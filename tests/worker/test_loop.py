@@ -178,3 +178,16 @@ def test_groups_run_side_by_side():
     arrived: list[int] = []
     for_each_group(range(2), lambda _: arrived.append(both.wait()), CPU)
     assert sorted(arrived) == [0, 1]
+
+
+def test_logits_are_kept_beside_the_margins_where_they_are_asked_for(settings, data):
+    chosen = settings(store__arrays="logits:float32:20x10")
+    train_missing(chosen, data, CPU)
+    store = store_of(chosen)
+    logits, labels = store.array("logits", range(10)), data.test.labels.numpy()
+    right = np.take_along_axis(logits, labels[None, :, None], 2)[..., 0]
+    others = np.where(np.arange(10) == labels[:, None], -np.inf, logits).max(2)
+    np.testing.assert_allclose(store.margins(range(10)), right - others, rtol=1e-6)
+    for wrong in ("features:float32:20x10", "logits:float32:10x20"):
+        with pytest.raises(InputError, match="only logits of shape 20x10 can be kept"):
+            open_store(settings(store__arrays=wrong), data, CPU)
