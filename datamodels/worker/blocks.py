@@ -8,7 +8,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -104,9 +104,11 @@ def _attending(folder: Path, total: int, advance: Advance) -> Iterator[None]:
 
     def attend() -> None:
         while not ended.wait(POLL_S):
-            if any((folder / "inbox").iterdir()):
-                merge_if_free(folder)
-            advance.to(_there(folder, total))
+            # A full disk, say, is for the worker itself to find out and to say.
+            with suppress(OSError):
+                if any((folder / "inbox").glob("[0-9]*")):
+                    merge_if_free(folder)
+                advance.to(_there(folder, total))
 
     thread = threading.Thread(target=attend, daemon=True)
     thread.start()

@@ -109,7 +109,7 @@ def _choose_groups(settings: Settings, data: Dataset, device: torch.device) -> G
     groups, speeds = choose_groups(data, settings.training, settings.groups, device)
     for tried, speed in speeds.items():
         shared = f", {tried.models_per_kernel} a kernel" if device.type == "cuda" else ""
-        say(f"worker: {tried.models_at_once} models at once{shared}: {speed:.0f} steps/s{' (chosen)' * (tried == groups)}")
+        say(f"worker: K = {tried.models_at_once} at once{shared}: {speed:.0f} steps/s{' (chosen)' * (tried == groups)}")
     return groups
 
 

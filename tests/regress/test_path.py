@@ -133,3 +133,23 @@ def test_packed_masks_reach_the_solver_bit_for_bit():
 
     masks = np.random.default_rng(0).random((9, 21)) < 0.5
     assert np.array_equal(unpacked(pack(masks), 21, np), masks.astype(np.float32))
+
+
+def test_published_arrays_become_a_store_and_its_datamodels_by_two_commands(tmp_path, command):
+    masks, margins, weights = planted()
+    np.save(tmp_path / "masks.npy", masks)
+    np.save(tmp_path / "margins.npy", margins.astype(np.float16))
+    imported = command("store", "import", tmp_path / "masks.npy", tmp_path / "margins.npy", tmp_path / "store")
+    assert imported.returncode == 0, imported.stderr
+    line = ("regress", "--store", tmp_path / "store", "--out", tmp_path / "out", "--regress.device", "cpu")
+    done = command(*line, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    models = Datamodels.load(tmp_path / "out")
+    assert np.abs(models.weights - weights).max() < 0.12
+    assert models.meta["store_digest"] == Store(tmp_path / "store").digest()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["margins.npy", "masks.npy", "out", "store"]
+    assert command(*line).stdout == done.stdout
+    for wrong, named in ((line[:3], "go together"), ((*line[:4], tmp_path / "store" / "inbox"), "holds no datamodels")):
+        refused = command(*wrong)
+        assert refused.returncode == 2
+        assert named in refused.stderr
