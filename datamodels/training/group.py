@@ -12,7 +12,7 @@ from torch import Tensor
 from datamodels.settings import TrainingSettings
 from datamodels.subsets import BoolArray
 from datamodels.training.batches import Batches, Images
-from datamodels.training.devices import for_each_on_streams, side_streams
+from datamodels.training.devices import for_each_on_streams, side_streams, wait_for
 from datamodels.training.draws import INITIALISATION, Augmentation, Key, draw, generator
 from datamodels.training.resnet9 import BatchNormStatistics, ResNet9
 
@@ -68,6 +68,7 @@ class Group:
                 ended = torch.tensor([steps == done for steps in self.num_steps]).to(final.device)
                 torch.where(ended[:, None], self.parameters, final, out=final)
                 final_statistics.keep(self.statistics, ended)
+        wait_for(final.device)  # a graph must not go while its replays are under way
         return final, final_statistics
 
     def advance(self) -> None:
