@@ -66,7 +66,8 @@ class Batches:
             return drawn.index_select(0, step)[0, :, models]
 
         images, image = self.images, now(self.image).long()
-        corner = image * images.padded_area + now(self.dy) * images.padded_width + now(self.dx)
+        # Bytes would overflow: a shift of 4 rows of 36 pixels is past 127 already.
+        corner = image * images.padded_area + now(self.dy).long() * images.padded_width + now(self.dx)
         columns = self.columns
         if self.flip is not None:
             columns = torch.where(now(self.flip)[:, None, None, :], images.width - 1 - columns, columns)

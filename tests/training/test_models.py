@@ -183,23 +183,26 @@ def test_a_model_learns_nothing_of_images_outside_its_mask(digits, recipe):
     assert not np.array_equal(clean[0], changed[0])
 
 
+@pytest.mark.parametrize("size", [8, 32])
 @pytest.mark.parametrize("flip", [False, True])
-def test_batches_are_shifted_mirrored_and_cut_as_drawn(recipe, flip):
+def test_batches_are_shifted_mirrored_and_cut_as_drawn(recipe, flip, size):
     data = dataset(20, 5)
+    images = torch.randint(256, (20, size, size, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = dataclasses.replace(data, train=dataclasses.replace(data.train, images=images))
     trainer = Trainer(data, dataclasses.replace(recipe, flip=flip, max_shift=2, cutout=3), CPU, dtype=torch.float64)
     augmentation = Augmentation(2, flip, 3)
-    draws = [draw((0, k), np.ones(20, bool), recipe.batch_size, recipe.epochs, augmentation, 8, 8) for k in range(2)]
+    draws = [draw((0, k), np.ones(20, bool), recipe.batch_size, recipe.epochs, augmentation, size, size) for k in range(2)]
     batches = Batches(draws, trainer.images, augmentation)
     pixels = data.train.images.numpy().astype(float)
     normalised = np.pad((pixels - pixels.mean()) / pixels.std(), ((0, 0), (2, 2), (2, 2), (0, 0)))
     for step in (0, len(draws[0].image) - 1):
         x, labels = batches.at(torch.tensor([step]), slice(0, 2))
-        assert x.shape == (10, 2, 8, 8)
+        assert x.shape == (10, 2, size, size)
         assert x.is_contiguous(memory_format=torch.channels_last)
         for k, d in enumerate(draws):
             for b in range(10):
                 top, left = d.dy[step, b], d.dx[step, b]
-                image = normalised[d.image[step, b], top : top + 8, left : left + 8, 0].copy()
+                image = normalised[d.image[step, b], top : top + size, left : left + size, 0].copy()
                 image = image[:, ::-1].copy() if d.flip[step, b] else image
                 column, row = d.cut_x[step, b], d.cut_y[step, b]
                 shown = x[b, k].numpy().copy()
