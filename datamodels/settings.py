@@ -210,6 +210,7 @@ class RegressSettings:
     seed: int = count(0, "which models are held out", low=0)
     lams: int = count(50, "values of λ on the path", low=2)
     lam_ratio: float = real(1e-2, "last λ over the first, λ_max", high=1.0, open_ends=True)
+    block: int = count(256, "targets solved together; memory grows with it")
     gap: float = real(1e-4, "relative duality gap at which a solution is accepted", high=1.0, open_ends=True)
     device: str = setting(Choice("auto", "cpu", "gpu"), "auto", "where to compute: on a GPU, when CuPy finds one, or not")
 

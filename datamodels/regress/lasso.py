@@ -47,10 +47,10 @@ def lam_max(problem: Problem, xp: Any) -> Any:
 
 def lipschitz(problem: Problem, xp: Any) -> float:
     """An upper estimate of the largest eigenvalue of G, the Lipschitz constant of the smooth part's gradient."""
-    vector = xp.asarray(np.random.default_rng(0).standard_normal(len(problem.gram)))
+    vector = xp.asarray(np.random.default_rng(0).standard_normal(len(problem.mean_x)))
     norm = xp.linalg.norm(vector)
     for _ in range(POWER_ITERATIONS):
-        vector = problem.gram @ (vector / norm)
+        vector = problem.times(vector / norm)
         norm = xp.linalg.norm(vector)
         if float(norm) == 0:
             return 1.0
@@ -78,7 +78,7 @@ def solve(
                 todo, state = todo[~done], state.select(~done)
             if not len(todo):
                 return Solution(weights, gaps, step)
-        state.advance(problem.gram, step_constant)
+        state.advance(problem, step_constant)
     raise RuntimeError(f"{len(todo)} of {start.shape[1]} targets have a duality gap above {tolerance} after {max_steps} steps")
 
 
@@ -98,7 +98,7 @@ class _State:
 
     @classmethod
     def begin(cls, problem: Problem, lam: Any, start: Any, xp: Any) -> _State:
-        gw = problem.gram @ start
+        gw = problem.times(start)
         t = xp.ones(start.shape[1])
         return cls(xp, problem.correlation, problem.variance, lam, start, gw, start, gw, t)
 
@@ -108,11 +108,11 @@ class _State:
         w, gw, v, gv = matrices
         return _State(self.xp, self.c[:, keep], self.variance[keep], self.lam[keep], w, gw, v, gv, self.t[keep])
 
-    def advance(self, gram: Any, step_constant: float) -> None:
+    def advance(self, problem: Problem, step_constant: float) -> None:
         """One proximal gradient step from the extrapolated point, then the next extrapolation."""
         xp = self.xp
         w = soft_threshold(self.v + (self.c - self.gv) / step_constant, self.lam / step_constant, xp)
-        gw = gram @ w
+        gw = problem.times(w)
         # Momentum that points uphill is dropped, target by target.
         restart = ((self.v - w) * (w - self.w)).sum(0) > 0
         t = (1 + xp.sqrt(1 + 4 * self.t**2)) / 2

@@ -25,7 +25,7 @@ from datamodels.subsets import ByteArray, IndexArray
 FEWEST_IN_A_PART = 10
 PATIENCE = 5
 """Values of λ without a smaller error after which a target's path ends."""
-TILE_ROWS = 4096
+TILE_ROWS = 2048
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -43,7 +43,8 @@ class Parts:
 class Fit:
     """Datamodels of all targets: weights (N, T) and bias (T,) for raw masks, λ (T,), and how they do on held-out models.
 
-    `metrics` has for each target `lds`, `r2`, `mse` (on held-out models) and `nonzeros`, each an array (T,).
+    `metrics` has for each target `lds`, `r2`, `mse` (on held-out models) and `nonzeros`, each an array (T,). `constant_images`
+    are those in all of the masks or in none, about which nothing can be learnt, `constant_targets` those of one margin only.
     """
 
     weights: npt.NDArray[np.float32]
@@ -51,6 +52,8 @@ class Fit:
     lam: FloatArray
     metrics: dict[str, FloatArray]
     parts: Parts
+    constant_images: IndexArray
+    constant_targets: IndexArray
 
 
 def split_models(done: IndexArray, settings: RegressSettings) -> Parts:
@@ -79,19 +82,37 @@ def fit_datamodels(store: Store, settings: RegressSettings, advance: Callable[[i
     parts, xp = split_models(store.done, settings), array_module(settings.device)
     moments = Moments(store.meta.num_train, store.meta.num_targets, xp)
     _gather(moments, store, parts.fit)
-    problem = moments.problem()
-    choice = (store.packed(parts.choice), _checked(store, parts.choice))
-    lam, start = _choose(problem, choice, settings, xp, advance)
+    problem, blocks = moments.problem(), target_blocks(store.meta.num_targets, settings)
+    constant = lipschitz(problem, xp)
+    packed, margins = store.packed(parts.choice), _checked(store, parts.choice)
+    chosen = [_choose(problem.of(block), constant, packed, margins[:, block], settings, xp, advance) for block in blocks]
     # The refit sees the choosing models too: their moments are added to those that are there.
     _gather(moments, store, parts.choice)
     everything = moments.problem()
-    solution = solve(everything, lam, start, lipschitz(everything, xp), xp, settings.gap)
-    bias = everything.bias(solution.weights)
-    predicted = predict(solution.weights, bias, store.packed(parts.heldout), xp)
-    metrics = score(predicted, _checked(store, parts.heldout))
-    weights = to_numpy(solution.weights)
-    metrics["nonzeros"] = (weights != 0).sum(0).astype(np.float64)
-    return Fit(weights.astype(np.float32), to_numpy(bias).astype(np.float32), to_numpy(lam), metrics, parts)
+    constant = lipschitz(everything, xp)
+    packed, margins = store.packed(parts.heldout), _checked(store, parts.heldout)
+    fitted = []
+    for block, (lam, start) in zip(blocks, chosen, strict=True):
+        part = everything.of(block)
+        weights = solve(part, lam, start, constant, xp, settings.gap).weights
+        fitted.append(_fitted(part, weights, lam, packed, margins[:, block], xp))
+    weights, bias, lams = (np.concatenate([block[k] for block in fitted], -1) for k in range(3))
+    metrics = {name: np.concatenate([block[3][name] for block in fitted]) for name in fitted[0][3]}
+    return Fit(weights, bias, lams, metrics, parts, *map(to_numpy, moments.constants()))
+
+
+def target_blocks(targets: int, settings: RegressSettings) -> list[slice]:
+    """The targets, so many at a time as are solved together."""
+    return [slice(first, min(first + settings.block, targets)) for first in range(0, targets, settings.block)]
+
+
+def _fitted(problem: Problem, weights: Any, lam: Any, packed: ByteArray, margins: Array, xp: Any) -> tuple[Any, Any, Any, Any]:
+    """Weights, bias, λ and metrics of one block of targets, in host memory."""
+    bias = problem.bias(weights)
+    metrics = score(predict(weights, bias, packed, xp), margins)
+    host = to_numpy(weights)
+    metrics["nonzeros"] = (host != 0).sum(0).astype(np.float64)
+    return host.astype(np.float32), to_numpy(bias).astype(np.float32), to_numpy(lam), metrics
 
 
 def predict(weights: Any, bias: Any, packed: ByteArray, xp: Any) -> FloatArray:
@@ -134,23 +155,28 @@ def _gather(moments: Moments, store: Store, ids: IndexArray) -> None:
 
 
 def _choose(
-    problem: Problem, choice: tuple[ByteArray, Array], settings: RegressSettings, xp: Any, advance: Callable[[int], None]
+    problem: Problem,
+    constant: float,
+    packed: ByteArray,
+    margins: Array,
+    settings: RegressSettings,
+    xp: Any,
+    advance: Callable[[int], None],
 ) -> tuple[Any, Any]:
     """λ (T,) with the smallest error on the choosing models, and the weights (N, T) there.
 
     The path runs from λ_max down, each solution starting from the last; a target leaves it when its error has not fallen
     for a few values.
     """
-    packed, margins = choice
     truth, top = xp.asarray(margins, np.float64), lam_max(problem, xp)
-    constant, (n, t) = lipschitz(problem, xp), problem.correlation.shape
+    n, t = problem.correlation.shape
     weights, best = xp.zeros((n, t)), xp.zeros((n, t))
     least, at, since = xp.full(t, np.inf), xp.zeros(t, np.int64), xp.zeros(t, np.int64)
     ratios = np.geomspace(1, settings.lam_ratio, settings.lams)
     for k, ratio in enumerate(ratios):
         active = xp.flatnonzero(since < PATIENCE)
         if len(active):
-            part = _columns(problem, active)
+            part = problem.of(active)
             # A target without any correlation keeps zero weights; its λ only has to be positive.
             lam = xp.maximum(top[active] * ratio, np.finfo(np.float64).tiny)
             weights[:, active] = solve(part, lam, weights[:, active], constant, xp, settings.gap).weights
@@ -163,12 +189,6 @@ def _choose(
         advance(1)
     lam = xp.maximum(top * xp.asarray(ratios)[at], np.finfo(np.float64).tiny)
     return lam, best
-
-
-def _columns(problem: Problem, targets: Any) -> Problem:
-    """The problem of some of the targets."""
-    c, v, y = problem.correlation[:, targets], problem.variance[targets], problem.mean_y[targets]
-    return Problem(problem.gram, c, v, problem.mean_x, y)
 
 
 def _error(problem: Problem, weights: Any, packed: ByteArray, truth: Any, xp: Any) -> Any:

@@ -77,7 +77,7 @@ def save(folder: Path, fit: Fit, meta: dict[str, Any]) -> None:
 
 def provenance(store: Store, settings: RegressSettings) -> dict[str, Any]:
     """What decides a regression's result; equal before and after means that there is nothing to do again."""
-    deciding = {key: value for key, value in dataclasses.asdict(settings).items() if key != "device"}
+    deciding = {key: value for key, value in dataclasses.asdict(settings).items() if key not in ("device", "block")}
     return {
         "format_version": FORMAT_VERSION,
         "version": __version__,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from datamodels.durable import read_json
 from datamodels.errors import InputError
-from datamodels.progress import progress
-from datamodels.regress.path import fit_datamodels
+from datamodels.progress import progress, say
+from datamodels.regress.path import Fit, fit_datamodels, target_blocks
 from datamodels.regress.results import provenance, save
 from datamodels.runs import read_store, stage_folder, stage_seconds
 from datamodels.settings import RegressSettings, Settings
@@ -34,14 +34,27 @@ def regress_store(store: Path, out: Path, settings: RegressSettings) -> str:
 
 def _regress(store: Store, folder: Path, settings: RegressSettings, timed: AbstractContextManager[None]) -> str:
     meta = provenance(store, settings)
+    total = settings.lams * len(target_blocks(store.meta.num_targets, settings))
     if not _is_made(folder, meta):
-        with timed, progress("regress", "λ", settings.lams) as advance:
+        with timed, progress("regress", "λ", total) as advance:
             fit = fit_datamodels(store, settings, advance)
+        _say_what_is_constant(fit)
         save(folder, fit, meta)
     metrics = read_json(folder / "metrics.json")
     mean, heldout = metrics["mean"], metrics["models_heldout"]
     found = f"LDS {mean['lds']:.3f} on {heldout} held-out models of {meta['models']}"
     return f"regress: {found}, {mean['nonzeros']:.0f} non-zero weights a target, in {folder}"
+
+
+def _say_what_is_constant(fit: Fit) -> None:
+    found = {
+        "images are in all of the masks or in none": fit.constant_images,
+        "targets have one margin only": fit.constant_targets,
+    }
+    for what, which in found.items():
+        if len(which):
+            named = ", ".join(map(str, which[:5])) + ", …" * (len(which) > 5)
+            say(f"regress: {len(which)} {what}, and have zero weights: {named}")
 
 
 def _is_made(folder: Path, meta: object) -> bool:

@@ -124,14 +124,17 @@ def test_moments_do_not_depend_on_the_tiles_and_equal_centred_products():
         parts.add(pack(x[rows]), y[rows])
     split = parts.problem()
     xc, yc = x - x.mean(0), y - y.mean(0)
-    for name, oracle in (("gram", xc.T @ xc), ("correlation", xc.T @ yc), ("variance", (yc**2).sum(0))):
+    identity = np.eye(x.shape[1])
+    np.testing.assert_allclose(whole.times(identity), xc.T @ xc / len(x), atol=1e-12)
+    np.testing.assert_allclose(split.times(identity[:, 3]), whole.times(identity)[:, 3], atol=1e-12)
+    for name, oracle in (("correlation", xc.T @ yc), ("variance", (yc**2).sum(0))):
         np.testing.assert_allclose(getattr(whole, name), oracle / len(x), atol=1e-12)
         np.testing.assert_allclose(getattr(split, name), getattr(whole, name), atol=1e-12)
 
 
 def test_lipschitz_bounds_the_largest_eigenvalue_closely():
     problem = problem_of(*make(8))
-    largest = np.linalg.eigvalsh(problem.gram)[-1]
+    largest = np.linalg.eigvalsh(problem.times(np.eye(len(problem.mean_x))))[-1]
     assert largest <= lipschitz(problem, np) <= 1.1 * largest
 
 

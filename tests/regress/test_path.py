@@ -153,3 +153,31 @@ def test_published_arrays_become_a_store_and_its_datamodels_by_two_commands(tmp_
         refused = command(*wrong)
         assert refused.returncode == 2
         assert named in refused.stderr
+
+
+@pytest.mark.parametrize("block", [1, 4, 100])
+def test_the_size_of_a_block_of_targets_changes_nothing(tmp_path, block):
+    masks, margins, _ = planted()
+    steps: list[int] = []
+    store = store_of(tmp_path / "s", masks, margins)
+    exact = dataclasses.replace(SETTINGS, gap=1e-9)
+    whole = fit_datamodels(store, exact)
+    parts = fit_datamodels(store, dataclasses.replace(exact, block=block), steps.append)
+    np.testing.assert_allclose(parts.weights, whole.weights, atol=1e-4)
+    np.testing.assert_allclose(parts.lam, whole.lam)
+    np.testing.assert_allclose(parts.metrics["lds"], whole.metrics["lds"], atol=1e-3)
+    assert len(steps) == SETTINGS.lams * -(-T // block)
+    assert provenance(store, exact) == provenance(store, dataclasses.replace(exact, block=block))
+
+
+def test_what_is_constant_is_named_and_has_zero_weights(tmp_path, command):
+    masks, margins, _ = planted()
+    margins[:, 0] = 1.5
+    masks[:, 3], masks[:, 4] = True, False
+    store_of(tmp_path / "s", masks, margins)
+    done = command("regress", "--store", tmp_path / "s", "--out", tmp_path / "out", "--regress.device", "cpu")
+    assert "2 images are in all of the masks or in none, and have zero weights: 3, 4\n" in done.stderr
+    assert "1 targets have one margin only, and have zero weights: 0\n" in done.stderr
+    weights = Datamodels.load(tmp_path / "out").weights
+    assert not weights[3:5].any()
+    assert not weights[:, 0].any()
