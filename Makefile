@@ -26,10 +26,11 @@ setup:  ## .venv with everything in it; quick when nothing has changed
 worker: setup  ## train models on one GPU (GPU=0) or on the processor (GPU=cpu)
 	$(py) -m datamodels.worker $(config_flag) --gpu $(GPU)
 
-bench: setup  ## measure training, on digits or CONFIG, and the store on this machine; the results go into tests/benchmarks/results/
+bench: setup  ## measure training, on digits or CONFIG, the store and the regression; the results go into tests/benchmarks/results/
 	$(py) -m datamodels.bench train -C $(or $(CONFIG),configs/digits.yaml) --out tests/benchmarks/results
 	$(py) -m datamodels.bench accuracy -C $(or $(CONFIG),configs/digits.yaml) --out tests/benchmarks/results
 	$(py) -m datamodels.bench store --run.dir runs/bench --out tests/benchmarks/results
+	$(py) -m datamodels.bench regress --run.dir runs/bench --out tests/benchmarks/results
 
 clean:  ## forget the runs and the environment
 	rm -rf runs .venv

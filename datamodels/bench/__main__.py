@@ -5,6 +5,7 @@ from pathlib import Path
 
 from datamodels.bench.accuracy import bench_accuracy
 from datamodels.bench.record import file_name
+from datamodels.bench.regress import bench_regress
 from datamodels.bench.store import bench_store
 from datamodels.bench.train import bench_train
 from datamodels.data import load, prepare
@@ -14,20 +15,25 @@ from datamodels.settings import argument_parser, parse
 from datamodels.training import default_gpu, device_named
 
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy}
+OF_NOTHING = {"store": bench_store, "regress": bench_regress}  # on synthetic data
 
 
 def main() -> None:
     """Prepare the data if need be, measure, print a table, and write it as JSON where `--out` says."""
-    about = "train: models per second, at once and one at a time. accuracy: of the recipe's models. store: rows per second."
+    about = "train: models per second, at once and one at a time. accuracy: of the recipe's models. store, regress: on synthetic data."
     parser = argument_parser("python -m datamodels.bench", about)
-    parser.add_argument("bench", choices=[*OF_MODELS, "store"])
+    parser.add_argument("bench", choices=[*OF_MODELS, *OF_NOTHING])
     parser.add_argument("--gpu", default=default_gpu(), help="number of the GPU, or cpu (default: what is there)")
-    parser.add_argument("--n", type=int, help="train: rounds (3); accuracy: models of either kind (8); store: rows (10240)")
+    parser.add_argument(
+        "--n",
+        type=int,
+        help="train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: targets for scikit-learn (8)",
+    )
     parser.add_argument("--out", type=Path, help="folder to write the result into, as JSON")
     settings, args = parse(sys.argv[1:], parser)
     n = [] if args.n is None else [args.n]
-    if args.bench == "store":
-        result, table = bench_store(settings, *n)
+    if args.bench in OF_NOTHING:
+        result, table = OF_NOTHING[args.bench](settings, *n)
     else:
         device = device_named(args.gpu)
         print(prepare(settings), flush=True)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodels.bench import regress as regress_bench
 from datamodels.bench import store as store_bench
 from datamodels.bench import train
 from datamodels.bench.accuracy import bench_accuracy
@@ -166,3 +167,17 @@ def test_the_store_bench_reads_back_what_it_wrote_and_leaves_nothing(settings, m
     stage_folder(settings(), "bench").mkdir(parents=True)
     with pytest.raises(InputError, match="another bench is at work"):
         bench_store(settings(), 40)
+
+
+def test_the_regression_bench_compares_equal_solutions(settings, monkeypatch):
+    for name in ("LARGE", "SMALL"):
+        monkeypatch.setattr(regress_bench, name, regress_bench.Size(40, 300, 5, 6))
+    monkeypatch.setattr(regress_bench, "ROUNDS", 1)
+    record, table = regress_bench.bench_regress(settings(regress__device="cpu", regress__gap=1e-6), 3)
+    assert abs(record["worst_relative_objective_above_scikit_learns"]) < 1e-3
+    assert record["times_scikit_learn"] > 0
+    assert set(record["growth_seconds"]) == {"base", "2 × models", "2 × images", "2 × targets", "2 × lams"}
+    assert all(name in table for name in record["growth_seconds"])
+    json.dumps(record, allow_nan=False)
+    with pytest.raises(InputError, match="1 to 5 targets, not 6"):
+        regress_bench.bench_regress(settings(), 6)
