@@ -10,7 +10,7 @@ from datamodels.bench.store import bench_store
 from datamodels.bench.train import bench_train
 from datamodels.data import load, prepare
 from datamodels.durable import write_json
-from datamodels.errors import run_command
+from datamodels.errors import InputError, run_command
 from datamodels.settings import argument_parser, parse
 from datamodels.training import default_gpu, device_named
 
@@ -20,17 +20,20 @@ OF_NOTHING = {"store": bench_store, "regress": bench_regress}  # on synthetic da
 
 def main() -> None:
     """Prepare the data if need be, measure, print a table, and write it as JSON where `--out` says."""
-    about = "train: models per second, at once and one at a time. accuracy: of the recipe's models. store, regress: on synthetic data."
-    parser = argument_parser("python -m datamodels.bench", about)
-    parser.add_argument("bench", choices=[*OF_MODELS, *OF_NOTHING])
-    parser.add_argument("--gpu", default=default_gpu(), help="number of the GPU, or cpu (default: what is there)")
-    parser.add_argument(
-        "--n",
-        type=int,
-        help="train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: targets for scikit-learn (8)",
+    about = (
+        "train: models per second, at once and one at a time. accuracy: of the recipe's models. "
+        "store, regress: of synthetic rows, against the disk and against scikit-learn."
     )
+    benches = [*OF_MODELS, *OF_NOTHING]
+    parser = argument_parser("python -m datamodels.bench", about)
+    parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
+    parser.add_argument("--gpu", default=default_gpu(), help="number of the GPU, or cpu (default: what is there)")
+    counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
+    parser.add_argument("--n", type=int, help=counts)
     parser.add_argument("--out", type=Path, help="folder to write the result into, as JSON")
     settings, args = parse(sys.argv[1:], parser)
+    if args.bench is None:
+        raise InputError(f"which bench? There are {', '.join(benches)}")
     n = [] if args.n is None else [args.n]
     if args.bench in OF_NOTHING:
         result, table = OF_NOTHING[args.bench](settings, *n)

@@ -161,8 +161,8 @@ def _table(record: Record) -> str:
     lines = [
         describe(record),
         f"{size.format(**record['size'])}, gap {record['gap']:g}; n = 1",
-        f"moments {seconds['moments']:.1f} s, path {seconds['path']:.1f} s; scikit-learn's lasso_path with the Gram matrix, on all "
-        f"cores: {theirs}; ratio {record['times_scikit_learn']:.1f}",
+        f"moments {seconds['moments']:.1f} s, path {seconds['path']:.1f} s; scikit-learn's lasso_path with the Gram matrix, "
+        f"on all cores: {theirs}; ratio {record['times_scikit_learn']:.1f}",
         f"our objective lies at most {record['worst_relative_objective_above_scikit_learns']:.1e} above scikit-learn's",
         f"{size.format(**record['base_size'])} (n = {record['growth_rounds']}, medians):",
     ]

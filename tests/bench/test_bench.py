@@ -181,3 +181,11 @@ def test_the_regression_bench_compares_equal_solutions(settings, monkeypatch):
     json.dumps(record, allow_nan=False)
     with pytest.raises(InputError, match="1 to 5 targets, not 6"):
         regress_bench.bench_regress(settings(), 6)
+
+
+def test_the_command_explains_itself_and_asks_for_a_bench(command):
+    helped = command("bench", "--help")
+    assert helped.returncode == 0
+    assert "one at a time" in helped.stdout
+    asked = command("bench")
+    assert (asked.returncode, asked.stderr) == (2, "error: which bench? There are train, accuracy, store, regress\n")
