@@ -1,5 +1,6 @@
 """What is shipped: the wheel holds the CUDA sources and the configs, and the configs are read whole."""
 
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -29,3 +30,15 @@ def test_the_wheel_holds_kernels_configs_and_templates(tmp_path):
 def test_every_config_is_valid(config):
     settings, _ = parse(["-C", str(config)])
     assert settings.run.dir.startswith("runs/")
+
+
+FOLDERS = sorted(path.parent.relative_to(ROOT) for path in (ROOT / "datamodels").rglob("__main__.py"))
+
+
+@pytest.mark.parametrize("module", [".".join(folder.parts) for folder in FOLDERS])
+def test_every_command_explains_itself(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__", alter_sys=False)
+    assert ended.value.code == 0
+    assert module in capsys.readouterr().out

@@ -183,9 +183,6 @@ def test_the_regression_bench_compares_equal_solutions(settings, monkeypatch):
         regress_bench.bench_regress(settings(), 6)
 
 
-def test_the_command_explains_itself_and_asks_for_a_bench(command):
-    helped = command("bench", "--help")
-    assert helped.returncode == 0
-    assert "one at a time" in helped.stdout
+def test_without_a_name_the_command_asks_for_a_bench(command):
     asked = command("bench")
     assert (asked.returncode, asked.stderr) == (2, "error: which bench? There are train, accuracy, store, regress\n")
