@@ -151,7 +151,7 @@ def _median(size: Size, gap: float, xp: Any, advance: Callable[[], None]) -> dic
     for _ in range(ROUNDS):
         rounds.append(_ours(packed, margins, size, gap, xp)[0])
         advance()
-    return {name: round(statistics.median(taken[name] for taken in rounds), 3) for name in rounds[0]}
+    return {name: round(statistics.median(taken[name] for taken in rounds), 6) for name in rounds[0]}
 
 
 def _table(record: Record) -> str:
