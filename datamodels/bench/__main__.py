@@ -15,7 +15,7 @@ from datamodels.settings import argument_parser, parse
 from datamodels.training import default_gpu, device_named
 
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy}
-OF_NOTHING = {"store": bench_store, "regress": bench_regress}  # on synthetic data
+SYNTHETIC = {"store": bench_store, "regress": bench_regress}
 
 
 def main() -> None:
@@ -24,7 +24,7 @@ def main() -> None:
         "train: models per second, at once and one at a time. accuracy: of the recipe's models. "
         "store, regress: of synthetic rows, against the disk and against scikit-learn."
     )
-    benches = [*OF_MODELS, *OF_NOTHING]
+    benches = [*OF_MODELS, *SYNTHETIC]
     parser = argument_parser("python -m datamodels.bench", about)
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
     parser.add_argument("--gpu", default=default_gpu(), help="number of the GPU, or cpu (default: what is there)")
@@ -35,8 +35,8 @@ def main() -> None:
     if args.bench is None:
         raise InputError(f"which bench? There are {', '.join(benches)}")
     n = [] if args.n is None else [args.n]
-    if args.bench in OF_NOTHING:
-        result, table = OF_NOTHING[args.bench](settings, *n)
+    if args.bench in SYNTHETIC:
+        result, table = SYNTHETIC[args.bench](settings, *n)
     else:
         device = device_named(args.gpu)
         print(prepare(settings), flush=True)

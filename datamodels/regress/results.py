@@ -27,6 +27,7 @@ from datamodels.store import Store
 from datamodels.subsets import BoolArray, IndexArray
 
 FORMAT_VERSION = 1
+FILES = {"weights.npy", "bias.npy", "lam.npy", "heldout.npy", "metrics.json", "meta.json"}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from datamodels.durable import read_json
 from datamodels.errors import InputError
 from datamodels.progress import progress, say
 from datamodels.regress.path import Fit, fit_datamodels, target_blocks
-from datamodels.regress.results import provenance, save
+from datamodels.regress.results import FILES, provenance, save
 from datamodels.runs import read_store, stage_folder, stage_seconds
 from datamodels.settings import RegressSettings, Settings
 from datamodels.store import Store
@@ -27,9 +27,16 @@ def regress_store(store: Path, out: Path, settings: RegressSettings) -> str:
 
     Raises InputError when there is no such store, or something else than datamodels stands at `out`.
     """
-    if out.exists() and not (out / "meta.json").exists():
-        raise InputError(f"{out} exists and holds no datamodels; nothing is written over it")
+    if out.exists():
+        _refuse_anything_but_datamodels(out)
     return _regress(Store(store), out, settings, nullcontext())
+
+
+def _refuse_anything_but_datamodels(folder: Path) -> None:
+    """Raise InputError where a folder is not just what a regression leaves: it is replaced whole by the next one."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names != FILES:
+        raise InputError(f"{folder} exists and holds something else than datamodels; nothing is written over it")
 
 
 def _regress(store: Store, folder: Path, settings: RegressSettings, timed: AbstractContextManager[None]) -> str:

@@ -48,14 +48,13 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    faults = check(args.folder)
+    faults = repair(args.folder) if args.repair else check(args.folder)
     for fault in faults:
         print(f"row {fault.row}: {fault.what}")
     if not faults:
         print(f"{args.folder}: all is well")
         return 0
     if args.repair:
-        repair(args.folder, faults)
         print(f"{args.folder}: {len(faults)} rows repaired; those that were bad are trained again by the next worker")
         return 0
     print(f"{args.folder}: {len(faults)} bad rows; --repair unmarks them, so that they are trained again")

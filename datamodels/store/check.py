@@ -43,12 +43,17 @@ def check(folder: Path) -> list[Fault]:
     return faults
 
 
-def repair(folder: Path, faults: list[Fault]) -> None:
-    """Unmark bad rows, so that they are trained again; where only a mark is missing it is set."""
+def repair(folder: Path) -> list[Fault]:
+    """Unmark bad rows, so that they are trained again, and set marks where only they are missing; what was found.
+
+    Holds the writer's lock all the while: nobody writes between the look and the repair.
+    """
     with Writer(folder) as writer:
+        faults = check(folder)
         for mark in (MISSING, DONE, FAILED):
             rows = {fault.row for fault in faults if REPAIRED.get(fault.what, MISSING) == mark}
             writer.mark(np.array(sorted(rows), np.int64), mark)
+    return faults
 
 
 def chunks(store: Store) -> Iterator[IndexArray]:

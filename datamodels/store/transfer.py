@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from datamodels.progress import progress
 from datamodels.store.check import chunks
 from datamodels.store.layout import Array, ArraySpec, Meta, create_in, lay_out
 from datamodels.store.reader import Store
-from datamodels.store.writer import Rows, Writer
+from datamodels.store.writer import Rows, Writer, write_rows
 
 MARGIN_TYPES = ("float16", "float32")
 
@@ -62,8 +63,7 @@ def export_arrays(folder: Path, out: Path) -> None:
                 ids = np.intersect1d(chunk, store.done)
                 rows = {"masks": store.masks(ids), "ids": ids, **{name: store.array(name, ids) for name in store.meta.arrays}}
                 for name, file in files.items():
-                    spec, data = specs[name], np.ascontiguousarray(rows[name])
-                    file.write(data.reshape(-1).view(np.uint8).data, len(spec.header(0)) + written * spec.row_bytes)
+                    write_rows(file, specs[name], np.arange(written, written + len(ids)), rows[name])
                 written += len(ids)
                 advance(len(ids))
         finally:
@@ -75,7 +75,7 @@ def export_arrays(folder: Path, out: Path) -> None:
 def _open(file: Path) -> Array:
     try:
         array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as e:
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as e:
         raise InputError(f"{file} is no .npy file that can be read: {e}") from e
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"{file} has shape {array.shape}, and must have two dimensions, none of them empty")

@@ -178,8 +178,7 @@ class Writer:
 
     def mark(self, ids: IndexArray, mark: int) -> None:
         """Set the marks of rows, ids ascending: MISSING, DONE or FAILED."""
-        if len(ids):
-            self._write("done", np.full(len(ids), mark, np.uint8), ids)
+        self._write("done", np.full(len(ids), mark, np.uint8), ids)
 
     def merge(self) -> int:
         """Take every file of the inbox into the arrays; the number of rows taken. Merging a file twice is harmless."""
@@ -208,7 +207,7 @@ class Writer:
     def _write(self, name: str, rows: Array, ids: IndexArray) -> None:
         """Write rows of one of the store's arrays, ids ascending, and sync it."""
         with InPlace(self.folder / f"{name}.npy") as file:
-            _write_rows(file, self.meta.files[name], ids, rows)
+            write_rows(file, self.meta.files[name], ids, rows)
             file.sync()
 
 
@@ -238,10 +237,11 @@ def grow(folder: Path, num_models: int) -> None:
         write_meta(folder, dataclasses.replace(meta, num_models=num_models))
 
 
-def _write_rows(file: InPlace, spec: ArraySpec, ids: IndexArray, rows: Array) -> None:
+def write_rows(file: InPlace, spec: ArraySpec, ids: IndexArray, rows: Array) -> None:
     """Write rows, ids ascending, each run of neighbours at once. Positions follow from the header's length, which is fixed."""
     start, data = len(spec.header(0)), np.ascontiguousarray(rows, dtype=_little(spec.dtype))
-    for run in np.split(np.arange(len(ids)), np.flatnonzero(np.diff(ids) != 1) + 1):
+    runs = np.split(np.arange(len(ids)), np.flatnonzero(np.diff(ids) != 1) + 1) if len(ids) else []
+    for run in runs:
         part: ByteArray = data[run[0] : run[-1] + 1].reshape(-1).view(np.uint8)
         file.write(part.data, start + int(ids[run[0]]) * spec.row_bytes)
 

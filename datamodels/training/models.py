@@ -95,6 +95,10 @@ class Trainer:
         """Margins (K, T) on all targets: the logit of the right class less the largest other one."""
         return margin(self.test_logits(parameters, statistics), self.images.test_labels)
 
+    def no_room(self) -> InputError:
+        """The error to raise where not even one model fits."""
+        return InputError(f"{self.device} has too little memory for one model of width {self.recipe.width}")
+
     def _part_logits(self, parameters: Tensor, statistics: BatchNormStatistics) -> Tensor:
         k, logits = len(parameters), []
         for images in torch.split(self.images.test, EVALUATION_BATCH):
@@ -130,7 +134,7 @@ class Trainer:
     def _halve(self, at_once: int) -> None:
         """Go on with half as many models. The failed group is gone by now; what it held is given back first."""
         if at_once == 1:
-            raise InputError(f"{self.device} has too little memory for one model of width {self.recipe.width}")
+            raise self.no_room()
         self.at_once = at_once // 2
         say(f"out of memory on {self.device} with {at_once} models at once: going on with {self.at_once}")
         if self.device.type == "cuda":

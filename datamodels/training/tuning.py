@@ -67,7 +67,7 @@ def fits(groups: GroupSettings, activations: int, device: torch.device) -> bool:
 
 
 def activation_bytes(trainer: Trainer) -> int:
-    """Bytes that one step of one model keeps for its backward pass."""
+    """Bytes that one step of one model keeps for its backward pass. Raises InputError where a GPU has not the memory."""
     seen: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -75,8 +75,11 @@ def activation_bytes(trainer: Trainer) -> int:
         seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with made_current(trainer.device), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        _group(trainer, 1).advance()
+    try:
+        with made_current(trainer.device), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            _group(trainer, 1).advance()
+    except torch.OutOfMemoryError as e:
+        raise trainer.no_room() from e
     return sum(seen.values())
 
 

@@ -8,6 +8,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -108,27 +109,26 @@ def own_subject(settings: Settings) -> Subject:
     """
     main, seed = own_function(settings.worker.main), settings.verify.seed
     meta = read_store(settings).meta
-    specs: dict[str, ArraySpec] = dict(meta.arrays)
+    n, targets = meta.num_train, meta.num_targets
+    specs = {**meta.arrays, "margins": ArraySpec("float32", (targets,))}
 
     def train(masks: BoolArray, requests: Sequence[Request]) -> Array:
         rows = [call(main, request.number(seed), mask, specs) for request, mask in zip(requests, masks, strict=True)]
-        return np.stack([row["margins"] for row in rows]).astype(np.float32)
+        return np.stack([row["margins"] for row in rows])
 
-    labels = [_labels(main, name, n) for name, n in (("train_labels", meta.num_train), ("test_labels", meta.num_targets))]
-    known = all(found is not None for found in labels)
-    train_labels, test_labels = (
-        found if known and found is not None else np.full(n, -1)
-        for found, n in zip(labels, (meta.num_train, meta.num_targets), strict=True)
-    )
+    module = sys.modules[settings.worker.main.partition(":")[0]]
+    train_labels, test_labels = _labels(module, "train_labels", n), _labels(module, "test_labels", targets)
+    if train_labels is None or test_labels is None:
+        train_labels, test_labels = np.full(n, -1), np.full(targets, -1)
     provenance = {"worker": {"main": settings.worker.main}, "seed": seed}
     return Subject(train_labels, test_labels, provenance, 1, train, in_turn)
 
 
-def _labels(main: Callable[..., Any], name: str, n: int) -> IndexArray | None:
-    found = getattr(sys.modules[main.__module__], name, None)
+def _labels(module: ModuleType, name: str, n: int) -> IndexArray | None:
+    found = getattr(module, name, None)
     if found is None:
         return None
     labels = np.asarray(found)
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
-        raise InputError(f"{name} in {main.__module__} must be {n} whole numbers, not {labels.dtype} of shape {labels.shape}")
+        raise InputError(f"{name} in {module.__name__} must be {n} whole numbers, not {labels.dtype} of shape {labels.shape}")
     return labels.astype(np.int64)

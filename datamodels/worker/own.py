@@ -70,7 +70,8 @@ def train_missing_by(main: Main, settings: Settings) -> str:
         return Meta(total, n, targets, {"margins": margins, **declared_arrays(settings.store.arrays)}, provenance)
 
     size = settings.groups.models_at_once or 1
-    folder = open_or_create(settings, meta, lambda: GroupSettings(size, size))
+    groups = GroupSettings(size, min(settings.groups.models_per_kernel, size) or size)
+    folder = open_or_create(settings, meta, lambda: groups)
     specs = read_meta(folder).arrays
 
     def train(ids: range) -> Trained:

@@ -149,10 +149,16 @@ def test_published_arrays_become_a_store_and_its_datamodels_by_two_commands(tmp_
     assert models.meta["store_digest"] == Store(tmp_path / "store").digest()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["margins.npy", "masks.npy", "out", "store"]
     assert command(*line).stdout == done.stdout
-    for wrong, named in ((line[:3], "go together"), ((*line[:4], tmp_path / "store" / "inbox"), "holds no datamodels")):
+    digest = Store(tmp_path / "store").digest()
+    over = [(*line[:4], folder) for folder in (tmp_path / "store", tmp_path / "store" / "inbox", tmp_path)]
+    for wrong, named in [(line[:3], "go together"), *((each, "something else than datamodels") for each in over)]:
         refused = command(*wrong)
         assert refused.returncode == 2
         assert named in refused.stderr
+    assert Store(tmp_path / "store").digest() == digest
+    again = command(*line, "--regress.lams", 20)
+    assert again.returncode == 0, again.stderr
+    assert Datamodels.load(tmp_path / "out").meta["regress"]["lams"] == 20
 
 
 @pytest.mark.parametrize("block", [1, 4, 100])

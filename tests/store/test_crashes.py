@@ -290,6 +290,6 @@ def test_a_row_that_is_whole_but_unmarked_after_a_crash_is_marked_by_repair(empt
     with Writer(empty) as writer:
         writer.mark(np.array([5]), 0)
     assert [(fault.row, fault.what) for fault in check(empty)] == [(5, WHOLE)]
-    repair(empty, check(empty))
+    repair(empty)
     consistent(empty)
     assert Store(empty).done.tolist() == [5]

@@ -80,7 +80,7 @@ def test_repair_unmarks_bad_rows_and_they_can_be_trained_again(copy):
     done.flush()
     faults = check(copy)
     assert [fault.row for fault in faults] == [0, 2, 3, 4]
-    repair(copy, faults)
+    assert repair(copy) == faults
     assert Store(copy).done.tolist() == [1, 3]  # row 3 is whole, and only its mark was wrong
     assert Store(copy).failures == {M - 1: "diverged"}
     fill(copy, range(M - 1))

@@ -5,8 +5,10 @@ import dataclasses
 import pytest
 import torch
 
+from datamodels.errors import InputError
 from datamodels.settings import GroupSettings, TrainingSettings
 from datamodels.training import Trainer, choose_groups, tuning
+from datamodels.training.group import Group
 from tests.conftest import dataset
 
 CPU = torch.device("cpu")
@@ -54,3 +56,12 @@ def test_activations_grow_with_the_batch(digits):
         tuning.activation_bytes(Trainer(data, dataclasses.replace(RECIPE, batch_size=size), CPU)) for size in (10, 40)
     )
     assert 2 * small < large < 5 * small
+
+
+def test_too_little_memory_for_one_model_is_said_while_measuring(digits, monkeypatch):
+    def no_memory(group):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Group, "advance", no_memory)
+    with pytest.raises(InputError, match="too little memory for one model of width 4"):
+        choose_groups(digits, RECIPE, GroupSettings(), CPU)

@@ -185,6 +185,12 @@ def test_declarations_are_read_and_the_stores_own_names_refused():
         declared_arrays("done:uint8:1")
 
 
+def test_settings_of_groups_hold_for_own_models_too(tmp_path):
+    settings = own(tmp_path, **{"groups.models_at_once": 4, "groups.models_per_kernel": 2})
+    for _ in range(2):
+        assert "12 of 12" in train_missing_by(lambda index, mask: {"margins": np.ones(6)}, settings)
+
+
 def test_another_function_is_another_run(tmp_path):
     settings = own(tmp_path)
     train_missing_by(lambda index, mask: {"margins": np.ones(6)}, settings)
