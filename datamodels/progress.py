@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 LOG_INTERVAL_S = 15.0
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
+"""Makes the bar of one part of some work, from its unit and how many of these there are."""
 
 
 def say(line: str) -> None:
@@ -28,11 +31,13 @@ class Advance:
         self.first = done
         self.start = self.last_line = time.monotonic()
         self.lock = threading.Lock()
+        self.where = ""
 
-    def __call__(self, n: int = 1) -> None:
-        """`n` more units are done."""
+    def __call__(self, n: int = 1, where: str = "") -> None:
+        """`n` more units are done; `where` says in a few words at what the work is."""
         with self.lock:
             self.done += n
+            self.where = where
             self._show()
 
     def to(self, done: int) -> None:
@@ -53,11 +58,8 @@ class Advance:
             self.last_line = now
             left = (self.total - self.done) / max(self.speed, 1e-9)
             speed = f"{self.speed:.1f} {self.unit}/s"
-            print(
-                f"{self.label}: {self.done} of {self.total} {self.unit}, {speed}, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            where = f" ({self.where})" if self.where else ""
+            say(f"{self.label}: {self.done} of {self.total} {self.unit}, {speed}, {left:.0f} s left{where}")
 
 
 class _Speed(ProgressColumn):
@@ -69,10 +71,10 @@ class _Bar(Advance):
     def __init__(self, label: str, unit: str, total: int, done: int, progress: Progress) -> None:
         super().__init__(label, unit, total, done)
         self.progress = progress
-        self.task = progress.add_task(label, total=total, completed=done, unit=unit)
+        self.task = progress.add_task(label, total=total, completed=done, unit=unit, where="")
 
     def _show(self) -> None:
-        self.progress.update(self.task, completed=self.done)
+        self.progress.update(self.task, completed=self.done, where=self.where)
 
 
 @contextmanager
@@ -83,5 +85,18 @@ def progress(label: str, unit: str, total: int, done: int = 0) -> Iterator[Advan
         yield Advance(label, unit, total, done)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    where = TextColumn("{task.fields[where]}")
+    with Progress(*columns, where, console=console) as bar:
         yield _Bar(label, unit, total, done, bar)
+
+
+def no_advance(n: int = 1, where: str = "") -> None:
+    """Progress that nobody is shown."""
+    del n, where
+
+
+@contextmanager
+def no_progress(unit: str, total: int) -> Iterator[Callable[..., None]]:
+    """A bar that nobody is shown."""
+    del unit, total
+    yield no_advance

@@ -208,9 +208,14 @@ class RegressSettings:
     )
     choice: float = real(0.2, "share of the other models that choose λ", high=1.0, open_ends=True)
     seed: int = count(0, "which models are held out", low=0)
-    lams: int = count(50, "values of λ on the path", low=2)
-    lam_ratio: float = real(1e-2, "last λ over the first, λ_max", high=1.0, open_ends=True)
-    block: int = count(256, "targets solved together; memory grows with it")
+    targets: str = setting(Text(), "all", "which targets: 'all', or a range as 0:1000, such as for one of several GPUs")
+    lams: int = count(100, "values of λ on the path, which ends for a target once its error has risen", low=2)
+    lam_ratio: float = real(1e-3, "last λ over the first, λ_max", high=1.0, open_ends=True)
+    standardise: bool = switch(False, "penalise each weight by the standard deviation of its image's column of the masks")
+    solver: str = setting(
+        Choice("auto", "gram", "saga"), "auto", "gram: from XᵀX; saga: from the models in batches; auto: gram where XᵀX fits"
+    )
+    block: int = count(0, "targets solved together; memory grows with it; 0: up to 256, on a GPU 1024, as memory allows", low=0)
     gap: float = real(1e-4, "relative duality gap at which a solution is accepted", high=1.0, open_ends=True)
     device: str = setting(Choice("auto", "cpu", "gpu"), "auto", "where to compute: on a GPU, when CuPy finds one, or not")
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from datamodels.bench.accuracy import bench_accuracy
+from datamodels.bench.fit import DEFAULT, bench_fit, size_named
 from datamodels.bench.record import file_name
 from datamodels.bench.regress import bench_regress
 from datamodels.bench.store import bench_store
@@ -16,26 +17,30 @@ from datamodels.training import default_gpu, device_named
 
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy}
 SYNTHETIC = {"store": bench_store, "regress": bench_regress}
+FIT = "fit"
 
 
 def main() -> None:
     """Prepare the data if need be, measure, print a table, and write it as JSON where `--out` says."""
     about = (
         "train: models per second, at once and one at a time. accuracy: of the recipe's models. "
-        "store, regress: of synthetic rows, against the disk and against scikit-learn."
+        "store, regress: of synthetic rows, against the disk and against other solvers. fit: a whole regression."
     )
-    benches = [*OF_MODELS, *SYNTHETIC]
+    benches = [*OF_MODELS, *SYNTHETIC, FIT]
     parser = argument_parser("python -m datamodels.bench", about)
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
     parser.add_argument("--gpu", default=default_gpu(), help="number of the GPU, or cpu (default: what is there)")
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
     parser.add_argument("--n", type=int, help=counts)
+    parser.add_argument("--size", default=DEFAULT, help=f"fit: images, models, targets, values of λ ({DEFAULT})")
     parser.add_argument("--out", type=Path, help="folder to write the result into, as JSON")
     settings, args = parse(sys.argv[1:], parser)
     if args.bench is None:
         raise InputError(f"which bench? There are {', '.join(benches)}")
     n = [] if args.n is None else [args.n]
-    if args.bench in SYNTHETIC:
+    if args.bench == FIT:
+        result, table = bench_fit(settings, size_named(args.size))
+    elif args.bench in SYNTHETIC:
         result, table = SYNTHETIC[args.bench](settings, *n)
     else:
         device = device_named(args.gpu)

@@ -1,19 +1,17 @@
-"""NumPy or CuPy by one handle, `xp`, and the kernel that CuPy needs beyond what it brings."""
+"""NumPy or CuPy by one handle, `xp`: which it is, how much memory it has, and back to host memory."""
 
 from __future__ import annotations
 
 import importlib.util
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from datamodels.errors import InputError
-from datamodels.resources import KERNELS
-from datamodels.subsets import ByteArray, unpack
+from datamodels.machine import free_host_memory
 
-THREADS = 256
-BLOCKS = 4096
+FINEST_FLOAT32_GAP = 1e-5
+"""Relative duality gaps below this need float64."""
 
 
 def array_module(device: str) -> Any:
@@ -31,30 +29,18 @@ def array_module(device: str) -> Any:
     return np
 
 
+def number_format(gap: float) -> type[np.floating[Any]]:
+    """float32, twice as fast and half as large, where the wanted duality gap allows it; else float64."""
+    return np.float32 if gap >= FINEST_FLOAT32_GAP else np.float64
+
+
+def free_memory(xp: Any) -> int:
+    """Bytes that arrays of this module can still take."""
+    if xp is np:
+        return free_host_memory()
+    return int(xp.cuda.runtime.memGetInfo()[0] + xp.get_default_memory_pool().free_bytes())
+
+
 def to_numpy(array: Any) -> Any:
     """The array in host memory."""
     return array if isinstance(array, np.ndarray) else array.get()
-
-
-def unpacked(packed: ByteArray, n: int, xp: Any) -> Any:
-    """Masks as numbers on xp's device: uint8 (m, ⌈N/8⌉) to float32 (m, N) of zeros and ones."""
-    if xp is np:
-        return unpack(packed, n).astype(np.float32)
-    return unpack_on_gpu(packed, n)
-
-
-def unpack_on_gpu(packed: ByteArray, n: int) -> Any:
-    """`unpacked` by the CUDA kernel: the bits travel to the device, not the numbers."""
-    import cupy
-
-    source, out = cupy.asarray(packed), cupy.empty((len(packed), n), cupy.float32)
-    sizes = (np.int64(len(packed)), np.int64(n), np.int64(packed.shape[1]))
-    _kernel("unpack_bits")((BLOCKS,), (THREADS,), (source, out, *sizes))
-    return out
-
-
-@cache
-def _kernel(name: str) -> Any:
-    import cupy
-
-    return cupy.RawKernel((KERNELS / f"{name}.cu").read_text(encoding="utf-8"), name)

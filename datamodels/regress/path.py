@@ -5,18 +5,24 @@ Models are split three ways by a recorded seed: those to fit on, those that choo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csc_matrix
 from scipy.stats import rankdata
 
 from datamodels.errors import InputError
-from datamodels.regress.arrays import array_module, to_numpy, unpacked
-from datamodels.regress.lasso import lam_max, lipschitz, solve
-from datamodels.regress.moments import Moments, Problem
+from datamodels.progress import Bar, no_advance, no_progress
+from datamodels.regress.arrays import array_module, to_numpy
+from datamodels.regress.kernels import unpacked
+from datamodels.regress.solvers import Solver, plan
+from datamodels.regress.source import TILE_ROWS, Source, targets_named
+from datamodels.regress.unfinished import Kept, Unfinished
 from datamodels.settings import RegressSettings
 from datamodels.store import Store
 from datamodels.store.layout import Array
@@ -25,9 +31,11 @@ from datamodels.subsets import ByteArray, IndexArray
 FEWEST_IN_A_PART = 10
 PATIENCE = 5
 """Values of λ without a smaller error after which a target's path ends."""
-TILE_ROWS = 2048
+METRICS = ("lds", "r2", "mse", "nonzeros")
 
 FloatArray = npt.NDArray[np.float64]
+Work = Callable[..., Kept]
+LEAST_LAM = 1e-300
 
 
 @dataclass(frozen=True)
@@ -41,19 +49,29 @@ class Parts:
 
 @dataclass(frozen=True)
 class Fit:
-    """Datamodels of all targets: weights (N, T) and bias (T,) for raw masks, λ (T,), and how they do on held-out models.
+    """Datamodels of all targets: weights for raw masks, bias (T,), λ (T,), and how they do on held-out models.
 
-    `metrics` has for each target `lds`, `r2`, `mse` (on held-out models) and `nonzeros`, each an array (T,). `constant_images`
-    are those in all of the masks or in none, about which nothing can be learnt, `constant_targets` those of one margin only.
+    `columns` are the weights (N, T) as a sparse matrix (CSC, float32), `weights` the same as an array. `metrics` has for each
+    target `lds`, `r2`, `mse` (on held-out models) and `nonzeros`, each an array (T,). `constant_images` are those in all of the
+    masks or in none, about which nothing can be learnt, `constant_targets` those of one margin only. `seconds` says how long
+    each part took, `solver` what solved, how many targets at once, and in which number format.
     """
 
-    weights: npt.NDArray[np.float32]
+    columns: Any
     bias: npt.NDArray[np.float32]
     lam: FloatArray
     metrics: dict[str, FloatArray]
     parts: Parts
     constant_images: IndexArray
     constant_targets: IndexArray
+    seconds: dict[str, float]
+    solver: dict[str, Any]
+
+    @property
+    def weights(self) -> npt.NDArray[np.float32]:
+        """The weights, float32 (N, T)."""
+        weights: npt.NDArray[np.float32] = self.columns.toarray()
+        return weights
 
 
 def split_models(done: IndexArray, settings: RegressSettings) -> Parts:
@@ -74,45 +92,132 @@ def split_models(done: IndexArray, settings: RegressSettings) -> Parts:
     return Parts(fit=np.sort(cuts[2]), choice=np.sort(cuts[1]), heldout=np.sort(cuts[0]))
 
 
-def fit_datamodels(store: Store, settings: RegressSettings, advance: Callable[[int], None] = lambda _: None) -> Fit:
-    """Weights, biases and scores of all targets of a store; `advance(1)` is called after each λ of the path.
+def fit_datamodels(
+    store: Store, settings: RegressSettings, bar: Bar = no_progress, unfinished: Unfinished | None = None
+) -> Fit:
+    """Weights, biases and scores of the targets of a store that the settings name.
 
-    Raises InputError when too few models are finished or a margin is not a number.
+    `bar` makes the bars of the parts of the work, `unfinished` keeps what is done, and brings what was done before. Raises
+    InputError when too few models are finished, a margin is not a number, or there is too little memory.
     """
     parts, xp = split_models(store.done, settings), array_module(settings.device)
-    moments = Moments(store.meta.num_train, store.meta.num_targets, xp)
-    _gather(moments, store, parts.fit)
-    problem, blocks = moments.problem(), target_blocks(store.meta.num_targets, settings)
-    constant = lipschitz(problem, xp)
-    packed, margins = store.packed(parts.choice), _checked(store, parts.choice)
-    chosen = [_choose(problem.of(block), constant, packed, margins[:, block], settings, xp, advance) for block in blocks]
-    # The refit sees the choosing models too: their moments are added to those that are there.
-    _gather(moments, store, parts.choice)
-    everything = moments.problem()
-    constant = lipschitz(everything, xp)
-    packed, margins = store.packed(parts.heldout), _checked(store, parts.heldout)
-    fitted = []
-    for block, (lam, start) in zip(blocks, chosen, strict=True):
-        part = everything.of(block)
-        weights = solve(part, lam, start, constant, xp, settings.gap).weights
-        fitted.append(_fitted(part, weights, lam, packed, margins[:, block], xp))
-    weights, bias, lams = (np.concatenate([block[k] for block in fitted], -1) for k in range(3))
-    metrics = {name: np.concatenate([block[3][name] for block in fitted]) for name in fitted[0][3]}
-    return Fit(weights, bias, lams, metrics, parts, *map(to_numpy, moments.constants()))
+    source = Source(store, *targets_named(store, settings.targets))
+    solver, size = plan(source, settings, len(parts.fit) + len(parts.choice), xp)
+    blocks = [slice(first, min(first + size, source.t)) for first in range(0, source.t, size)]
+    run = _Run(source, settings, solver, blocks, unfinished or Unfinished(), bar, xp)
+    run.take_in(parts.fit)
+    chosen = run.each("chosen", "λ", settings.lams, run.choose, parts.choice, [{} for _ in blocks])
+    # The refit sees the choosing models too: they are added to those that are there.
+    run.take_in(parts.choice)
+    fitted = run.each("fitted", "blocks", 1, run.refit, parts.heldout, chosen)
+    bias, lam, *metrics = (np.concatenate([block[name] for block in fitted]) for name in ("bias", "lam", *METRICS))
+    images, targets = (to_numpy(found) for found in solver.constants())
+    how = {"solver": solver.name, "block": size, "number_format": solver.dtype.name, **solver.work}
+    scores = dict(zip(METRICS, metrics, strict=True))
+    return Fit(_stacked(source.n, fitted), bias, lam, scores, parts, images, targets, run.seconds, how)
 
 
-def target_blocks(targets: int, settings: RegressSettings) -> list[slice]:
-    """The targets, so many at a time as are solved together."""
-    return [slice(first, min(first + settings.block, targets)) for first in range(0, targets, settings.block)]
+@dataclass
+class _Run:
+    """One regression under way."""
+
+    source: Source
+    settings: RegressSettings
+    solver: Solver
+    blocks: list[slice]
+    unfinished: Unfinished
+    bar: Bar
+    xp: Any
+    advance: Callable[..., None] = no_advance
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def take_in(self, ids: IndexArray) -> None:
+        """Give models to the solver."""
+        with self._timed("moments"), self.bar("models", len(ids)) as advance:
+            self.solver.add(ids, advance)
+
+    def each(self, stage: str, unit: str, steps: int, work: Work, judged: IndexArray, given: list[Kept]) -> list[Kept]:
+        """Do a stage's work, of so many steps, for each block of targets, unless that is kept. It is judged by some models."""
+        packed = self.source.packed(judged)
+        found = []
+        with self._timed(stage), self.bar(unit, steps * len(self.blocks)) as self.advance:
+            for number, block in enumerate(self.blocks):
+                name = f"{stage}-{self.source.first + block.start}-{self.source.first + block.stop}"
+                done = self.unfinished.recall(name)
+                if done is None:
+                    done = work(number, packed, self.source.margins(judged, block), **given[number])
+                    self.unfinished.keep(name, done)
+                else:
+                    self.advance(steps)
+                found.append(done)
+        return found
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+
+    def choose(self, number: int, packed: ByteArray, margins: Array) -> Kept:
+        """λ (T,) with the smallest error on the choosing models, and the weights (N, T) there, of one block.
+
+        The path runs from λ_max down. Each solution starts from the last two: between kinks it is linear in λ. A target leaves
+        when its error has not fallen for a few values.
+        """
+        xp, settings, lasso = self.xp, self.settings, self.solver.lasso(self.blocks[number])
+        truth, t = xp.asarray(margins, np.float64), margins.shape[1]
+        weights, before, best = (xp.zeros((self.source.n, t), self.solver.dtype) for _ in range(3))
+        least, at, since = xp.full(t, np.inf), xp.zeros(t, np.int64), xp.zeros(t, np.int64)
+        # A target without any correlation keeps zero weights; its λ only has to be positive.
+        ratios, top = np.geomspace(1, settings.lam_ratio, settings.lams), xp.maximum(lasso.top, LEAST_LAM)
+        for k, ratio in enumerate(ratios):
+            active = xp.flatnonzero(since < PATIENCE)
+            if not len(active):
+                self.advance(len(ratios) - k)
+                break
+            last = xp.take(weights, active, axis=1)
+            start = foreseen(last, xp.take(before, active, axis=1), ratios, k)
+            found = lasso.solve(active, top[active] * ratio, start)
+            weights[:, active], before[:, active] = found, last
+            error = _error(found, lasso.bias(active, found), packed, truth[:, active], xp)
+            better = error < least[active]
+            won = active[better]
+            least[won], at[won], best[:, won] = error[better], k, weights[:, won]
+            since[active] += 1
+            since[won] = 0
+            where = f"λ {k + 1} of {len(ratios)}, {len(active)} of {t} targets"
+            self.advance(1, f"block {number + 1} of {len(self.blocks)}, {where}")
+        return {"lam": to_numpy(top * xp.asarray(ratios)[at]), **_sparse(to_numpy(best))}
+
+    def refit(self, number: int, packed: ByteArray, margins: Array, lam: Array, **start: Array) -> Kept:
+        """Weights, bias and metrics of one block at its λ, from all models but the held-out ones."""
+        xp, lasso, every = self.xp, self.solver.lasso(self.blocks[number]), self.xp.arange(margins.shape[1])
+        weights = lasso.solve(every, xp.asarray(lam), xp.asarray(_stacked(self.source.n, [start]).toarray()))
+        bias = lasso.bias(every, weights)
+        metrics = score(predict(weights, bias, packed, xp), margins)
+        kept = _sparse(to_numpy(weights).astype(np.float32))
+        self.advance()
+        return {**kept, "bias": to_numpy(bias).astype(np.float32), "lam": lam, **metrics, "nonzeros": kept["counts"]}
 
 
-def _fitted(problem: Problem, weights: Any, lam: Any, packed: ByteArray, margins: Array, xp: Any) -> tuple[Any, Any, Any, Any]:
-    """Weights, bias, λ and metrics of one block of targets, in host memory."""
-    bias = problem.bias(weights)
-    metrics = score(predict(weights, bias, packed, xp), margins)
-    host = to_numpy(weights)
-    metrics["nonzeros"] = (host != 0).sum(0).astype(np.float64)
-    return host.astype(np.float32), to_numpy(bias).astype(np.float32), to_numpy(lam), metrics
+def foreseen(last: Any, before: Any, ratios: FloatArray, k: int) -> Any:
+    """Weights to begin with at the k-th λ: those at the last one, moved on as they moved before where they are not zero."""
+    if k < 2:
+        return last
+    onward = (ratios[k] - ratios[k - 1]) / (ratios[k - 1] - ratios[k - 2])
+    return last + last.dtype.type(onward) * (last - before) * (last != 0)
+
+
+def _sparse(weights: Array) -> Kept:
+    """Weights (N, T) by columns: the non-zero ones, their rows, and how many each column has."""
+    columns = csc_matrix(weights)
+    return {"data": columns.data, "rows": columns.indices, "counts": np.diff(columns.indptr)}
+
+
+def _stacked(n: int, blocks: list[Kept]) -> Any:
+    """The weights of several blocks side by side, a sparse matrix (N, T)."""
+    data, rows, counts = (np.concatenate([block[name] for block in blocks]) for name in ("data", "rows", "counts"))
+    return csc_matrix((data, rows, np.concatenate([[0], np.cumsum(counts)])), shape=(n, len(counts)))
 
 
 def predict(weights: Any, bias: Any, packed: ByteArray, xp: Any) -> FloatArray:
@@ -139,63 +244,11 @@ def _correlation(a: FloatArray, b: FloatArray) -> FloatArray:
     return correlation
 
 
-def _checked(store: Store, ids: IndexArray) -> Array:
-    """Margins of some models. Raises InputError when one is not a finite number."""
-    margins = store.margins(ids)
-    finite = np.isfinite(margins).all(1)
-    if not finite.all():
-        raise InputError(f"model {ids[~finite][0]} of {store.folder} has a margin that is not a number; train it again")
-    return margins
-
-
-def _gather(moments: Moments, store: Store, ids: IndexArray) -> None:
-    for start in range(0, len(ids), TILE_ROWS):
-        part = ids[start : start + TILE_ROWS]
-        moments.add(store.packed(part), _checked(store, part))
-
-
-def _choose(
-    problem: Problem,
-    constant: float,
-    packed: ByteArray,
-    margins: Array,
-    settings: RegressSettings,
-    xp: Any,
-    advance: Callable[[int], None],
-) -> tuple[Any, Any]:
-    """λ (T,) with the smallest error on the choosing models, and the weights (N, T) there.
-
-    The path runs from λ_max down, each solution starting from the last; a target leaves it when its error has not fallen
-    for a few values.
-    """
-    truth, top = xp.asarray(margins, np.float64), lam_max(problem, xp)
-    n, t = problem.correlation.shape
-    weights, best = xp.zeros((n, t)), xp.zeros((n, t))
-    least, at, since = xp.full(t, np.inf), xp.zeros(t, np.int64), xp.zeros(t, np.int64)
-    ratios = np.geomspace(1, settings.lam_ratio, settings.lams)
-    for k, ratio in enumerate(ratios):
-        active = xp.flatnonzero(since < PATIENCE)
-        if len(active):
-            part = problem.of(active)
-            # A target without any correlation keeps zero weights; its λ only has to be positive.
-            lam = xp.maximum(top[active] * ratio, np.finfo(np.float64).tiny)
-            weights[:, active] = solve(part, lam, weights[:, active], constant, xp, settings.gap).weights
-            error = _error(part, weights[:, active], packed, truth[:, active], xp)
-            better = error < least[active]
-            won = active[better]
-            least[won], at[won], best[:, won] = error[better], k, weights[:, won]
-            since[active] += 1
-            since[won] = 0
-        advance(1)
-    lam = xp.maximum(top * xp.asarray(ratios)[at], np.finfo(np.float64).tiny)
-    return lam, best
-
-
-def _error(problem: Problem, weights: Any, packed: ByteArray, truth: Any, xp: Any) -> Any:
+def _error(weights: Any, bias: Any, packed: ByteArray, truth: Any, xp: Any) -> Any:
     """Mean squared error (T,) on the choosing models."""
-    total, bias = xp.zeros(weights.shape[1]), problem.bias(weights)
+    total = xp.zeros(weights.shape[1])
     for start in range(0, len(packed), TILE_ROWS):
         rows = slice(start, start + TILE_ROWS)
-        x = unpacked(packed[rows], len(weights), xp).astype(np.float64)
+        x = unpacked(packed[rows], len(weights), xp).astype(weights.dtype, copy=False)
         total += ((x @ weights + bias - truth[rows]) ** 2).sum(0)
     return total / len(packed)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from datamodels.durable import read_json
+from datamodels.durable import Lock, read_json
 from datamodels.errors import InputError
 from datamodels.progress import progress, say
-from datamodels.regress.path import Fit, fit_datamodels, target_blocks
-from datamodels.regress.results import FILES, provenance, save
+from datamodels.regress.exchange import export_pt, import_pt
+from datamodels.regress.path import Fit, fit_datamodels
+from datamodels.regress.results import DENSE, FILES, SPARSE, Datamodels, provenance, save
+from datamodels.regress.unfinished import Unfinished
 from datamodels.runs import read_store, stage_folder, stage_seconds
 from datamodels.settings import RegressSettings, Settings
 from datamodels.store import Store
@@ -32,25 +35,56 @@ def regress_store(store: Path, out: Path, settings: RegressSettings) -> str:
     return _regress(Store(store), out, settings, nullcontext())
 
 
+def export_weights(settings: Settings, folder: Path | None, file: Path) -> str:
+    """Write the weights of a folder, or of the run, as a .pt file. Raises InputError when there are none."""
+    source = folder or stage_folder(settings, "regress")
+    export_pt(Datamodels.load(source), file)
+    return f"regress: the weights of {source} are in {file}"
+
+
+def import_weights(file: Path, out: Path) -> str:
+    """Make a folder of weights of a .pt file. Raises InputError for another file, or when something stands at `out`."""
+    if out.exists():
+        _refuse_anything_but_datamodels(out)
+    with _alone(out):
+        import_pt(file, out)
+    n, t = Datamodels.load(out).weights.shape
+    return f"regress: weights of {n} images for {t} targets, in {out}"
+
+
 def _refuse_anything_but_datamodels(folder: Path) -> None:
     """Raise InputError where a folder is not just what a regression leaves: it is replaced whole by the next one."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if names != FILES:
+    if names not in ({*FILES, SPARSE}, {*FILES, DENSE}):
         raise InputError(f"{folder} exists and holds something else than datamodels; nothing is written over it")
 
 
 def _regress(store: Store, folder: Path, settings: RegressSettings, timed: AbstractContextManager[None]) -> str:
     meta = provenance(store, settings)
-    total = settings.lams * len(target_blocks(store.meta.num_targets, settings))
     if not _is_made(folder, meta):
-        with timed, progress("regress", "λ", total) as advance:
-            fit = fit_datamodels(store, settings, advance)
-        _say_what_is_constant(fit)
-        save(folder, fit, meta)
+        with _alone(folder), timed:
+            unfinished = Unfinished(folder.with_name(f".{folder.name}.unfinished"), meta)
+            fit = fit_datamodels(store, settings, lambda unit, total: progress("regress", unit, total), unfinished)
+            _say_what_is_constant(fit)
+            save(folder, fit, meta)
+            unfinished.forget()
     metrics = read_json(folder / "metrics.json")
     mean, heldout = metrics["mean"], metrics["models_heldout"]
     found = f"LDS {mean['lds']:.3f} on {heldout} held-out models of {meta['models']}"
     return f"regress: {found}, {mean['nonzeros']:.0f} non-zero weights a target, in {folder}"
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raise InputError where another process is at work on the same folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = Lock(folder.with_name(f".{folder.name}.lock"))
+    if not lock.take():
+        raise InputError(f"another regression is at work on {folder}")
+    try:
+        yield
+    finally:
+        lock.release(remove=True)
 
 
 def _say_what_is_constant(fit: Fit) -> None:

@@ -146,7 +146,7 @@ def _target_picture(verdict: Record) -> str:
 
 def _pictures(store: Store, models: Datamodels, verified: Record, data: Dataset) -> dict[str, bytes]:
     """Every picture of the report, by file name."""
-    true = store.margins(models.heldout).astype(np.float32)
+    true = store.margins(models.heldout)[:, models.targets].astype(np.float32)
     predicted = models.predict(store.masks(models.heldout))
     pictures = {"heldout.png": heldout_figure(predicted, true, np.array(models.metrics["per_target"]["lds"]))}
     for rule, verdicts in _by_rule(verified).items():

@@ -7,13 +7,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from datamodels.errors import InputError
-from datamodels.machine import cores
+from datamodels.machine import cores, free_host_memory
 
 Item = TypeVar("Item")
 
@@ -125,11 +124,7 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    return free_host_memory()
 
 
 def wait_for(device: torch.device) -> None:

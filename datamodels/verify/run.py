@@ -85,7 +85,7 @@ def removal_rules(settings: VerifySettings, n: int) -> list[str]:
 
 def plan(settings: VerifySettings, subject: Subject, models: Datamodels, target: int, rule: str) -> Removal:
     """What to train for one target and one rule."""
-    weights, bias = np.asarray(models.weights[:, target]), float(models.bias[target])
+    weights, bias = models.of(target)
     if rule == SUPPORT:
         support = smallest_support(weights, bias, settings.threshold, min(settings.max_size, len(weights) - 1))
     else:

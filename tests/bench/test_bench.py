@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from datamodels.bench import fit as fit_bench
 from datamodels.bench import regress as regress_bench
 from datamodels.bench import store as store_bench
 from datamodels.bench import train
@@ -183,6 +184,25 @@ def test_the_regression_bench_compares_equal_solutions(settings, monkeypatch):
         regress_bench.bench_regress(settings(), 6)
 
 
+@pytest.mark.parametrize("solver", ["gram", "saga"])
+def test_the_fit_bench_runs_the_command_and_reads_its_memory(settings, solver):
+    size = fit_bench.size_named("60,900,7,12")
+    record, table = fit_bench.bench_fit(settings(regress__device="cpu", regress__solver=solver, regress__heldout=0.1), size)
+    assert record["solved_by"]["solver"] == solver
+    assert 50e6 < record["peak_resident_bytes"] < record["bound_bytes"]
+    assert record["bound_bytes"] == 2 * 4 * (60 * 60 + 60 * 7 + 60 * 7) + 500_000_000
+    assert 0 < record["lds"] < 0.6
+    assert (record["products_per_target"] > 12) == (solver == "gram")
+    assert f"{solver} in float32" in table
+    assert not stage_folder(settings(), "bench").exists()
+
+
+@pytest.mark.parametrize("size", ["", "1,2,3", "1,2,3,x", "1,2,3,0", "1,2,3,4,5"])
+def test_a_size_that_is_none_is_refused(size):
+    with pytest.raises(InputError, match="--size takes images, models, targets and values of λ"):
+        fit_bench.size_named(size)
+
+
 def test_without_a_name_the_command_asks_for_a_bench(command):
     asked = command("bench")
-    assert (asked.returncode, asked.stderr) == (2, "error: which bench? There are train, accuracy, store, regress\n")
+    assert (asked.returncode, asked.stderr) == (2, "error: which bench? There are train, accuracy, store, regress, fit\n")

@@ -1,5 +1,6 @@
 """From a store to datamodels: planted weights come back, held-out models stay held out, bad stores are refused."""
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -108,8 +109,13 @@ def test_saved_datamodels_predict_what_the_formula_says(tmp_path):
     predicted = models.predict(masks[:5])
     by_hand = [[sum(fit.weights[j, t] for j in range(N) if masks[i, j]) + fit.bias[t] for t in range(T)] for i in range(5)]
     np.testing.assert_allclose(predicted, by_hand, atol=1e-4)
-    for name, shape in (("weights", (N, T)), ("bias", (T,)), ("lam", (T,))):
-        assert np.load(tmp_path / "out" / f"{name}.npy").shape == shape
+    for name in ("bias", "lam"):
+        assert np.load(tmp_path / "out" / f"{name}.npy").shape == (T,)
+    weights, bias = models.of(3)
+    assert np.array_equal(weights, fit.weights[:, 3])
+    assert bias == fit.bias[3]
+    with pytest.raises(InputError, match=f"targets 0:{T}, {T} is not among them"):
+        models.of(T)
     with pytest.raises(InputError, match="no datamodels"):
         Datamodels.load(tmp_path / "nowhere")
 
@@ -129,7 +135,7 @@ def test_the_processor_is_numpys_and_a_missing_gpu_is_said():
 
 
 def test_packed_masks_reach_the_solver_bit_for_bit():
-    from datamodels.regress.arrays import unpacked
+    from datamodels.regress.kernels import unpacked
 
     masks = np.random.default_rng(0).random((9, 21)) < 0.5
     assert np.array_equal(unpacked(pack(masks), 21, np), masks.astype(np.float32))
@@ -164,15 +170,23 @@ def test_published_arrays_become_a_store_and_its_datamodels_by_two_commands(tmp_
 @pytest.mark.parametrize("block", [1, 4, 100])
 def test_the_size_of_a_block_of_targets_changes_nothing(tmp_path, block):
     masks, margins, _ = planted()
-    steps: list[int] = []
+    bars: dict[str, list[int]] = {"models": [], "λ": [], "blocks": []}
+
+    @contextlib.contextmanager
+    def bar(unit, total):
+        bars[unit].append(total)
+        yield lambda n=1, where="": bars[unit].append(-n)
+
     store = store_of(tmp_path / "s", masks, margins)
     exact = dataclasses.replace(SETTINGS, gap=1e-9)
     whole = fit_datamodels(store, exact)
-    parts = fit_datamodels(store, dataclasses.replace(exact, block=block), steps.append)
+    parts = fit_datamodels(store, dataclasses.replace(exact, block=block), bar)
     np.testing.assert_allclose(parts.weights, whole.weights, atol=1e-4)
     np.testing.assert_allclose(parts.lam, whole.lam)
     np.testing.assert_allclose(parts.metrics["lds"], whole.metrics["lds"], atol=1e-3)
-    assert len(steps) == SETTINGS.lams * -(-T // block)
+    # Every bar comes to its end.
+    assert {unit: sum(taken) for unit, taken in bars.items()} == {"models": 0, "λ": 0, "blocks": 0}
+    assert bars["λ"][0] == SETTINGS.lams * -(-T // block)
     assert provenance(store, exact) == provenance(store, dataclasses.replace(exact, block=block))
 
 

@@ -29,7 +29,7 @@ def planted(data, store):
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(60, 20)).astype(np.float32)
     bias = 1 - weights.sum(0)  # g(S) = 1 for every target
-    meta = {"store_digest": store.digest(), "regress": {}}
+    meta = {"store_digest": store.digest(), "regress": {}, "targets": [0, 20]}
     return Datamodels(weights, bias, np.ones(20), np.arange(2), {}, meta)
 
 

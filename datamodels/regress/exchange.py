@@ -1,0 +1,72 @@
+"""Datamodels as the `.pt` files that were published with Ilyas et al., 2022, and back.
+
+Such a file is a dictionary of tensors: `weight` (N, T), `bias` (T,), `lam` (T,)
+(https://github.com/MadryLab/datamodels-data). PyTorch writes and reads it, and is loaded for nothing else here.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csc_matrix
+
+from datamodels import __version__
+from datamodels.durable import new_file
+from datamodels.errors import InputError
+from datamodels.regress.results import FORMAT_VERSION, Datamodels, write
+from datamodels.store.layout import Array
+
+NAMES = ("weight", "bias", "lam")
+
+
+def export_pt(models: Datamodels, file: Path) -> None:
+    """Write datamodels as a `.pt` file: all three tensors in float32, as the published ones."""
+    import torch
+
+    arrays = dict(zip(NAMES, (models.weights, models.bias, models.lam), strict=True))
+    tensors = {name: torch.from_numpy(np.array(array, np.float32)) for name, array in arrays.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(file) as temporary:
+        torch.save(tensors, temporary)
+
+
+def import_pt(file: Path, folder: Path) -> None:
+    """Make a folder of datamodels of a `.pt` file. It names no store, and has no held-out models and no metrics.
+
+    Raises InputError when the file cannot be read, or its tensors are not of the shapes above, or not finite.
+    """
+    weight, bias, lam = _checked(file, _read(file))
+    t = len(bias)
+    about = {"format_version": FORMAT_VERSION, "version": __version__, "imported_from": file.name, "targets": [0, t]}
+    meta = {**about, "store_digest": None, "models": None, "regress": {}}
+    write(folder, csc_matrix(weight), bias, lam.astype(np.float64), np.zeros(0, np.int64), {}, meta)
+
+
+def _read(file: Path) -> Any:
+    import torch
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as e:
+        raise InputError(f"cannot read {file}: {e.strerror or e}") from e
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as e:
+        raise InputError(f"{file} is not a file of tensors as torch.save writes it") from e
+
+
+def _checked(file: Path, content: Any) -> list[Array]:
+    import torch
+
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), torch.Tensor) for name in NAMES):
+        raise InputError(f"{file} must hold a dictionary of three tensors: {', '.join(NAMES)}")
+    arrays = [content[name].to(torch.float32).numpy() for name in NAMES]
+    shapes = [array.shape for array in arrays]
+    if len(shapes[0]) != 2 or any(shape != shapes[0][1:] for shape in shapes[1:]):
+        found = ", ".join(f"{name} {shape}" for name, shape in zip(NAMES, shapes, strict=True))
+        raise InputError(f"{file} must hold weight (N, T), bias (T,) and lam (T,), not {found}")
+    for name, array in zip(NAMES, arrays, strict=True):
+        if not np.isfinite(array).all():
+            raise InputError(f"{file} has a value in {name} that is not a number")
+    return arrays

@@ -1,0 +1,60 @@
+"""What a regression has done so far, so that it can go on after a crash: a hidden folder beside the one it will leave.
+
+meta.json          what decides the result; another regression's leavings are thrown away
+chosen-0-256.npz   of a block of targets, each λ and the weights there
+fitted-0-256.npz   its weights from all models, its metrics
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from datamodels.durable import new_file, read_json, write_json
+from datamodels.store.layout import Array
+
+Kept = dict[str, Array]
+
+
+class Unfinished:
+    """Named groups of arrays, kept in a folder, or without one not at all."""
+
+    def __init__(self, folder: Path | None = None, meta: Any = None) -> None:
+        self.folder, self.meta = folder, meta
+        if folder is not None and folder.exists() and not self._is_ours(folder):
+            self.forget()
+
+    def recall(self, name: str) -> Kept | None:
+        """What was kept under a name, or None."""
+        if self.folder is None:
+            return None
+        try:
+            with (self.folder / f"{name}.npz").open("rb") as file, np.load(file) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, EOFError, BadZipFile):
+            return None
+
+    def keep(self, name: str, arrays: Kept) -> None:
+        """Keep arrays under a name, wholly or not at all."""
+        if self.folder is None:
+            return
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True)
+            write_json(self.folder / "meta.json", self.meta)
+        with new_file(self.folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+
+    def forget(self) -> None:
+        """Throw everything away."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _is_ours(self, folder: Path) -> bool:
+        try:
+            return bool(read_json(folder / "meta.json") == self.meta)
+        except (OSError, ValueError):
+            return False

@@ -1,0 +1,161 @@
+"""The folder of a regression: going on after a crash, ranges of targets, sparse or not, and the published .pt layout."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import load_npz
+
+from datamodels.durable import Lock
+from datamodels.errors import InputError
+from datamodels.regress import Datamodels, fit_datamodels, provenance, save
+from datamodels.regress.run import regress_store
+from datamodels.regress.unfinished import Unfinished
+from tests.regress.test_path import SETTINGS, N, T, planted, store_of
+
+BLOCKS_OF_2 = dataclasses.replace(SETTINGS, block=2)
+
+
+@pytest.fixture
+def store(tmp_path):
+    masks, margins, _ = planted()
+    return store_of(tmp_path / "store", masks, margins)
+
+
+class CrashError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_a_regression_goes_on_after_a_crash_and_ends_as_without(store, tmp_path, monkeypatch, writes):
+    whole = fit_datamodels(store, BLOCKS_OF_2)
+    keep, kept, again = Unfinished.keep, list[str](), list[str]()
+
+    def crashing(self, name, arrays):
+        if len(kept) == writes:
+            raise CrashError
+        kept.append(name)
+        keep(self, name, arrays)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Unfinished, "keep", crashing)
+        with pytest.raises(CrashError):
+            regress_store(store.folder, tmp_path / "out", BLOCKS_OF_2)
+    assert not (tmp_path / "out").exists()
+
+    def noting(self, name, arrays):
+        again.append(name)
+        keep(self, name, arrays)
+
+    monkeypatch.setattr(Unfinished, "keep", noting)
+    regress_store(store.folder, tmp_path / "out", BLOCKS_OF_2)
+    # What was kept is not done again, and all else is: three blocks to choose λ for, three to refit.
+    assert len(kept) == writes
+    assert len(set(kept + again)) == len(kept + again) == 6
+    models = Datamodels.load(tmp_path / "out")
+    assert np.array_equal(models.weights, whole.weights)
+    assert np.array_equal(models.lam, whole.lam)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "store"]
+
+
+def test_what_another_regression_left_or_a_torn_file_is_not_used(store, tmp_path):
+    meta = provenance(store, BLOCKS_OF_2)
+    folder = tmp_path / ".out.unfinished"
+    fit_datamodels(store, BLOCKS_OF_2, unfinished=Unfinished(folder, meta))
+    first = Unfinished(folder, meta)
+    assert first.recall("chosen-0-2") is not None
+    (folder / "chosen-0-2.npz").write_bytes((folder / "chosen-0-2.npz").read_bytes()[:-30])
+    assert first.recall("chosen-0-2") is None
+    (folder / "chosen-2-4.npz").write_bytes(b"")
+    assert first.recall("chosen-2-4") is None
+    other = Unfinished(folder, provenance(store, dataclasses.replace(BLOCKS_OF_2, gap=1e-3)))
+    assert not folder.exists()
+    assert other.recall("fitted-0-2") is None
+
+
+def test_only_one_regression_works_on_a_folder(store, tmp_path):
+    lock = Lock(tmp_path / ".out.lock")
+    assert lock.take()
+    with pytest.raises(InputError, match="another regression is at work on"):
+        regress_store(store.folder, tmp_path / "out", SETTINGS)
+    lock.release(remove=True)
+
+
+def test_a_range_of_targets_gets_the_weights_that_all_get(store, tmp_path):
+    exact = dataclasses.replace(SETTINGS, gap=1e-9)
+    whole = fit_datamodels(store, exact)
+    some = dataclasses.replace(exact, targets="2:5")
+    part = fit_datamodels(store, some)
+    np.testing.assert_allclose(part.weights, whole.weights[:, 2:5], atol=1e-4)
+    np.testing.assert_allclose(part.metrics["lds"], whole.metrics["lds"][2:5], atol=1e-3)
+    save(tmp_path / "out", part, provenance(store, some))
+    models = Datamodels.load(tmp_path / "out")
+    assert models.targets == range(2, 5)
+    assert np.array_equal(models.of(4)[0], part.weights[:, 2])
+    for target in (1, 5):
+        with pytest.raises(InputError, match=f"targets 2:5, {target} is not among them"):
+            models.of(target)
+
+
+@pytest.mark.parametrize("wanted", ["0:7", "3:3", "4:2", "-1:3", "1", "a:b", ":"])
+def test_a_range_that_the_store_does_not_have_is_refused(store, wanted):
+    with pytest.raises(InputError, match=r"regress.targets is"):
+        fit_datamodels(store, dataclasses.replace(SETTINGS, targets=wanted))
+
+
+@pytest.mark.parametrize("density", [0.1, 1.0])
+def test_weights_are_kept_in_whichever_form_is_smaller(store, tmp_path, density):
+    fit = fit_datamodels(store, SETTINGS)
+    rng = np.random.default_rng(0)
+    weights = (rng.normal(size=(N, T)) * (rng.random((N, T)) < density)).astype(np.float32)
+    save(tmp_path / "out", dataclasses.replace(fit, columns=type(fit.columns)(weights)), provenance(store, SETTINGS))
+    assert np.array_equal(Datamodels.load(tmp_path / "out").weights, weights)
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    if density == 1:
+        assert np.array_equal(np.load(tmp_path / "out" / "weights.npy", mmap_mode="r"), weights)
+        assert "weights.npz" not in names
+    else:
+        assert np.array_equal(load_npz(tmp_path / "out" / "weights.npz").toarray(), weights)
+        assert "weights.npy" not in names
+
+
+def test_the_published_layout_goes_out_and_comes_back(store, tmp_path, command):
+    regress_store(store.folder, tmp_path / "out", SETTINGS)
+    first = Datamodels.load(tmp_path / "out")
+    done = command("regress", "--export", tmp_path / "weights.pt", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    tensors = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {"weight": (N, T), "bias": (T,), "lam": (T,)}
+    done = command("regress", "--import", tmp_path / "weights.pt", "--out", tmp_path / "back")
+    assert done.returncode == 0, done.stderr
+    back = Datamodels.load(tmp_path / "back")
+    masks = store.masks(store.done[:5])
+    assert np.array_equal(back.predict(masks), first.predict(masks))
+    np.testing.assert_allclose(back.lam, first.lam, rtol=1e-6)
+    assert back.meta["store_digest"] is None
+    asked = command("regress", "--import", tmp_path / "weights.pt")
+    assert (asked.returncode, asked.stderr) == (2, "error: --store DIR and --import FILE.pt go together with --out DIR\n")
+
+
+def test_a_file_that_is_not_of_that_layout_is_refused_and_nothing_is_left(tmp_path, command):
+    good = {"weight": torch.zeros(4, 2), "bias": torch.zeros(2), "lam": torch.zeros(2)}
+    wrong = {
+        "must hold a dictionary of three tensors": {"weight": good["weight"]},
+        "must hold weight .N, T., bias .T,. and lam .T,., not weight .4, 2., bias .3,.": {**good, "bias": torch.zeros(3)},
+        "has a value in lam that is not a number": {**good, "lam": torch.tensor([1.0, float("nan")])},
+    }
+    from datamodels.regress.run import import_weights
+
+    for sentence, content in wrong.items():
+        torch.save(content, tmp_path / "wrong.pt")
+        with pytest.raises(InputError, match=sentence):
+            import_weights(tmp_path / "wrong.pt", tmp_path / "out")
+    (tmp_path / "wrong.pt").write_bytes(b"no tensors")
+    with pytest.raises(InputError, match="is not a file of tensors"):
+        import_weights(tmp_path / "wrong.pt", tmp_path / "out")
+    with pytest.raises(InputError, match=r"cannot read .*nowhere\.pt"):
+        import_weights(tmp_path / "nowhere.pt", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["wrong.pt"]
+    shutil.rmtree(tmp_path)
