@@ -224,14 +224,22 @@ class RegressSettings:
 class VerifySettings:
     """How a prediction is put to the proof."""
 
-    models: int = count(16, "models J trained for each removal", low=2)
-    threshold: float = real(0.0, "C ≤ 0: R is the smallest set with g(S∖R) ≤ C", low=-float("inf"), high=0.0)
-    sizes: str = setting(
-        Text(), "support", "what to remove: 'support' for R, or numbers of images with the largest weights, or both"
+    methods: str = setting(
+        Text(),
+        "datamodel",
+        "how to order the images of which the smallest set that flips is searched: some of datamodel, relabel, random, "
+        "similarity, embedding; or none",
     )
-    random_targets: int = count(30, "targets that `python -m datamodels` draws")
+    sizes: str = setting(Text(), "none", "beside the search: remove so many images with the largest weights, as 20,50; or none")
+    models: int = count(8, "models of a first look at a removal; the next looks have twice as many, until one decides", low=2)
+    most_models: int = count(32, "models of the last look", low=2)
+    base_models: int = count(32, "models trained on all of S, for the margin before", low=2)
+    ratio: float = real(1.25, "the search ends when a set that flips is so many times one that does not", low=1.0)
     max_size: int = count(100, "R is never larger than this")
-    seed: int = count(1, "of the retrained models and of the control's images", low=0)
+    relabel_to: int = count(-1, "the class that the method relabel gives to R; -1: the target's runner-up", low=-1)
+    embedding: str = setting(Text(), "none", "an .npy file (N + T, d) of all images, S first, for the method embedding")
+    random_targets: int = count(30, "targets that `python -m datamodels` draws")
+    seed: int = count(1, "of the retrained models and of random images", low=0)
 
 
 @dataclass(frozen=True)

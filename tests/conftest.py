@@ -25,8 +25,10 @@ SMALL = {
     "training.peak_epoch": 1,
     "groups.models_at_once": 4,
     "store.num_models": 10,
-    "verify.models": 3,
-    "verify.sizes": "support,5",
+    "verify.models": 2,
+    "verify.most_models": 4,
+    "verify.base_models": 4,
+    "verify.sizes": "5",
     "verify.random_targets": 2,
     "regress.heldout": 0.2,
 }

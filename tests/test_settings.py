@@ -39,7 +39,7 @@ def test_later_files_and_then_flags_win(tmp_path):
         ("store: {num_models: }", "store.num_models .* has no value"),
         ("training: {flip: perhaps}", "training.flip must be true or false"),
         ("training: {width: -1}", "training.width must be"),
-        ("verify: {threshold: 1}", "verify.threshold must be"),
+        ("verify: {ratio: 0.5}", "verify.ratio must be"),
         ("data: {dataset: mnist}", "data.dataset must be digits or cifar10"),
         ("store: 3", "must hold sections"),
         ("[1, 2]", "must hold sections"),
@@ -66,7 +66,7 @@ def test_help_lists_every_section_and_ends_well(capsys):
         parse(["--help"])
     shown = capsys.readouterr().out
     assert ended.value.code == 0
-    assert all(name in shown for name in ("store.alpha", "training.width", "verify.threshold", "regress.gap"))
+    assert all(name in shown for name in ("store.alpha", "training.width", "verify.methods", "regress.gap"))
 
 
 def test_difference_names_what_changed_at_any_depth():

@@ -1,5 +1,17 @@
-"""From weights to the sets R of training images whose removal should flip a prediction."""
+"""From weights to sets R: orders of the training images, the sets that weights suggest, and the search for the smallest."""
 
-from datamodels.brittleness.supports import Support, largest_weights, smallest_support
+from datamodels.brittleness.orders import at_random, by_similarity, by_weight, cosine
+from datamodels.brittleness.search import Search
+from datamodels.brittleness.supports import Support, largest_weights, smallest_support, support_of
 
-__all__ = ["Support", "largest_weights", "smallest_support"]
+__all__ = [
+    "Search",
+    "Support",
+    "at_random",
+    "by_similarity",
+    "by_weight",
+    "cosine",
+    "largest_weights",
+    "smallest_support",
+    "support_of",
+]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from datamodels.brittleness.orders import by_weight
 from datamodels.subsets import IndexArray
 
 
@@ -18,8 +19,8 @@ from datamodels.subsets import IndexArray
 class Support:
     """A set R to remove for one target.
 
-    `indices` are R's training images, largest weight first, `weights` their weights (margin per image). `predicted` is
-    g(S∖R) in logits, `predicted_before` g(S), and `reaches` whether g(S∖R) ≤ C.
+    `indices` are R's training images, largest weight first, `weights` their weights (margin per image). `predicted` is the
+    margin on S∖R in logits, `predicted_before` that on S, and `reaches` whether the former is at most C.
     """
 
     indices: IndexArray
@@ -29,28 +30,29 @@ class Support:
     reaches: bool
 
 
-def smallest_support(weights: npt.NDArray[np.floating], bias: float, threshold: float, max_size: int) -> Support:
-    """The fewest largest positive weights whose removal brings g(S∖R) to `threshold` or below.
+def smallest_support(weights: npt.NDArray[np.floating], base: float, threshold: float = 0.0, max_size: int = 100) -> Support:
+    """The fewest largest positive weights whose removal brings the margin from `base` to `threshold` or below.
 
-    `weights` is (N,). Where no set of at most `max_size` images does it, R is the best there is: as many positive weights as
-    there are, up to `max_size` and perhaps none, and `reaches` is False. A target that g has wrong without any removal gets its
-    one largest weight, if that is positive.
+    `weights` is (N,); `base` is the mean margin of networks trained on all of S, best measured, or g(S) = Σw + b. Where no set
+    of at most `max_size` images does it, R is the best there is: as many positive weights as there are, up to `max_size` and
+    perhaps none, and `reaches` is False. A target that is wrong without any removal gets its one largest weight, if that is
+    positive.
+
+    >>> smallest_support(np.array([0.1, 0.5, -1.0, 0.4]), base=0.8).indices
+    array([1, 3])
     """
-    order = np.argsort(-weights, kind="stable")[:max_size]
-    order = order[weights[order] > 0]
-    before = float(weights.sum(dtype=np.float64)) + bias
-    enough = np.flatnonzero(before - np.cumsum(weights[order], dtype=np.float64) <= threshold)
-    size = int(enough[0]) + 1 if len(enough) else len(order)
-    return _support(weights, bias, order[:size], threshold)
+    order = by_weight(weights, max_size)
+    enough = np.flatnonzero(base - np.cumsum(weights[order], dtype=np.float64) <= threshold)
+    return support_of(weights, base, order[: int(enough[0]) + 1 if len(enough) else len(order)], threshold)
 
 
-def largest_weights(weights: npt.NDArray[np.floating], bias: float, threshold: float, size: int) -> Support:
-    """The `size` images with the largest weights, whatever their sign; `threshold` only decides `reaches`."""
-    return _support(weights, bias, np.argsort(-weights, kind="stable")[:size], threshold)
+def largest_weights(weights: npt.NDArray[np.floating], base: float, size: int) -> Support:
+    """The `size` images with the largest weights, whatever their sign; `reaches` says whether the margin is at most 0 then."""
+    return support_of(weights, base, np.argsort(-weights, kind="stable")[:size])
 
 
-def _support(weights: npt.NDArray[np.floating], bias: float, indices: IndexArray, threshold: float) -> Support:
+def support_of(weights: npt.NDArray[np.floating], base: float, indices: IndexArray, threshold: float = 0.0) -> Support:
+    """What the weights say of removing just these images."""
     values = weights[indices].astype(np.float64)
-    before = float(weights.sum(dtype=np.float64)) + bias
-    after = before - float(values.sum())
-    return Support(indices, values, before, after, after <= threshold)
+    after = base - float(values.sum())
+    return Support(indices, values, base, after, after <= threshold)

@@ -18,6 +18,21 @@ mpl.use("agg")
 # Okabe and Ito's colours, told apart by the colour-blind too.
 COLOURS = {"before": "#5f6b76", "after": "#d55e00", "control": "#0072b2"}
 NAMES = {"before": "all of S", "after": "R removed", "control": "as many random ones of the class removed"}
+METHODS = {
+    "datamodel": "removed, by datamodel",
+    "relabel": "relabelled, by datamodel",
+    "random": "removed, random of the class",
+    "similarity": "removed, nearest in the networks' features",
+    "embedding": "removed, nearest in a given embedding",
+}
+METHOD_COLOURS = {
+    "datamodel": "#d55e00",
+    "relabel": "#cc79a7",
+    "random": "#5f6b76",
+    "similarity": "#0072b2",
+    "embedding": "#009e73",
+}
+LINES = {"relabel": "--", "random": ":"}
 DPI = 110
 MOST_THUMBNAILS = 30
 THUMBNAIL_COLUMNS = 10
@@ -39,6 +54,36 @@ def heldout_figure(predicted: Array, true: Array, lds: Array) -> bytes:
     right.axvline(float(lds.mean()), color=COLOURS["after"], lw=1.5, label=f"mean {lds.mean():.3f}")
     right.set(xlabel="LDS of a target (Spearman, over held-out models)", ylabel="targets", title="How well margins are ranked")
     right.legend(frameon=False)
+    return _png(figure)
+
+
+def cdf_figure(searches: dict[str, list[dict[str, Any]]]) -> bytes:
+    """For each method the share of targets whose prediction flips without, or by relabelling, at most so many images.
+
+    Targets that no set of the order flips are in the share's denominator: the curve ends below 1.
+    """
+    figure = Figure((9.6, 4.4), layout="constrained")
+    axes = figure.subplots()
+    most = max((search["tried"] for found in searches.values() for search in found), default=1)
+    for method, found in searches.items():
+        sizes = sorted(search["size"] for search in found if search["size"] is not None)
+        share = np.arange(len(sizes) + 1) / max(len(found), 1)
+        ends = np.array([0, *sizes, max(most, *sizes, 1)], float)
+        censored = len(found) - len(sizes)
+        label = f"{METHODS.get(method, method)}: {len(sizes)} of {len(found)}" + (f", {censored} censored" if censored else "")
+        axes.step(
+            ends,
+            [*share, share[-1]],
+            where="post",
+            lw=2,
+            ls=LINES.get(method, "-"),
+            color=METHOD_COLOURS.get(method),
+            label=label,
+        )
+    axes.set(xlim=(0, None), ylim=(0, 1.02), xlabel="images of R", ylabel="share of targets flipped by at most so many")
+    axes.set_title("How many training images carry a prediction: verified by retraining")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", fontsize=9)
     return _png(figure)
 
 

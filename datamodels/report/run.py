@@ -20,11 +20,11 @@ from datamodels.durable import new_folder, read_json, write_json
 from datamodels.errors import InputError
 from datamodels.machine import describe_machine
 from datamodels.regress import Datamodels
-from datamodels.report.figures import heldout_figure, target_figure, verified_figure
+from datamodels.report.figures import METHODS, cdf_figure, heldout_figure, target_figure, verified_figure
 from datamodels.runs import read_seconds, read_store, stage_folder
 from datamodels.settings import Settings
 from datamodels.store import Store
-from datamodels.verify.run import SUPPORT
+from datamodels.verify.run import SUPPORT, median_size
 
 Record = dict[str, Any]
 
@@ -61,6 +61,7 @@ def summarise(store: Store, models: Datamodels, verified: Record) -> Record:
     """The figures of the run. Those about removals are of the fixed size where there is one; `by_rule` has them all."""
     rules = {rule: _summarise_rule(verdicts) for rule, verdicts in _by_rule(verified).items()}
     main = next((rule for rule in rules if rule != SUPPORT), SUPPORT)
+    rules.setdefault(main, _summarise_rule([]))
     return {
         "models": len(store.done),
         "heldout_models": len(models.heldout),
@@ -69,10 +70,21 @@ def summarise(store: Store, models: Datamodels, verified: Record) -> Record:
         "rule": main,
         **rules[main],
         "by_rule": rules,
+        "by_method": {method: _summarise_method(found) for method, found in _by_method(verified).items()},
         "models_retrained": verified["models_used"],
         "version": __version__,
         "machine": describe_machine(),
         "store_digest": models.meta["store_digest"],
+    }
+
+
+def _summarise_method(searches: list[Record]) -> Record:
+    flipped = [search for search in searches if search["size"] is not None]
+    return {
+        "targets": len(searches),
+        "flipped": len(flipped),
+        "median_size": median_size(searches),
+        "models_per_target": float(np.mean([search["models"] for search in searches])) if searches else None,
     }
 
 
@@ -136,8 +148,15 @@ def _by_rule(verified: Record) -> dict[str, list[Record]]:
     return rules
 
 
+def _by_method(verified: Record) -> dict[str, list[Record]]:
+    methods: dict[str, list[Record]] = {}
+    for search in verified["searches"]:
+        methods.setdefault(search["method"], []).append(search)
+    return methods
+
+
 def _title(rule: str) -> str:
-    return "the smallest set that should flip it" if rule == SUPPORT else f"the {rule} largest weights"
+    return "the smallest set that flips it" if rule == SUPPORT else f"the {rule} largest weights"
 
 
 def _target_picture(verdict: Record) -> str:
@@ -149,6 +168,8 @@ def _pictures(store: Store, models: Datamodels, verified: Record, data: Dataset)
     true = store.margins(models.heldout)[:, models.targets].astype(np.float32)
     predicted = models.predict(store.masks(models.heldout))
     pictures = {"heldout.png": heldout_figure(predicted, true, np.array(models.metrics["per_target"]["lds"]))}
+    if verified["searches"]:
+        pictures["cdf.png"] = cdf_figure(_by_method(verified))
     for rule, verdicts in _by_rule(verified).items():
         tried = [v for v in verdicts if v["after"]]
         pictures |= {_target_picture(v): target_figure(v, data) for v in tried}
@@ -179,10 +200,15 @@ def _page(settings: Settings, data: Dataset, verified: Record, summary: Record, 
         alpha=settings.store.alpha,
         train_images=len(data.train.labels),
         test_images=len(data.test.labels),
-        models_per_removal=settings.verify.models,
+        looks=verified["looks"],
+        base_models=settings.verify.base_models,
         max_size=settings.verify.max_size,
         heldout=embedded["heldout.png"],
         rules=rules,
+        cdf=embedded.get("cdf.png"),
+        methods=METHODS,
+        searches=sorted(verified["searches"], key=lambda s: (s["target"], s["method"])),
+        class_names=data.class_names,
         verdicts=verdicts,
         summary=summary,
         version=__version__,

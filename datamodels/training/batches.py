@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datamodels.data import Dataset
+from datamodels.subsets import IndexArray
 from datamodels.training.draws import Augmentation, Draws
 
 
@@ -31,6 +32,7 @@ class Images:
         padded = F.pad(normalised(data.train.images), (0, 0, padding, padding, padding, padding))
         self.padded_width = self.width + 2 * padding
         self.padded_area = self.padded_width * (self.height + 2 * padding)
+        self.train = padded[:, padding : padding + self.height, padding : padding + self.width].permute(0, 3, 1, 2)
         self.pixels = padded.reshape(-1, self.channels).contiguous()
         self.labels = data.train.labels.to(device)
         self.test = normalised(data.test.images).permute(0, 3, 1, 2)
@@ -38,10 +40,16 @@ class Images:
 
 
 class Batches:
-    """The batches of K models as their draws want them."""
+    """The batches of K models as their draws want them.
 
-    def __init__(self, draws: Sequence[Draws], images: Images, augmentation: Augmentation) -> None:
+    `labels` (K, N) are each model's own labels of S; without them all learn those that the images have.
+    """
+
+    def __init__(
+        self, draws: Sequence[Draws], images: Images, augmentation: Augmentation, labels: IndexArray | None = None
+    ) -> None:
         self.images, self.side = images, augmentation.cutout
+        self.labels = None if labels is None else torch.from_numpy(labels).to(images.labels.device)
         device, steps = images.labels.device, max(len(d.image) for d in draws)
 
         def stacked(name: str) -> Tensor:
@@ -78,4 +86,5 @@ class Batches:
             inside_rows = (self.rows >= top) & (self.rows < top + self.side)
             inside = inside_rows & (self.columns >= left) & (self.columns < left + self.side)
             x = x.masked_fill(inside[..., None], 0)
-        return x.flatten(3).permute(0, 3, 1, 2), images.labels[image].T
+        labels = images.labels[image].T if self.labels is None else self.labels[models].gather(1, image.T)
+        return x.flatten(3).permute(0, 3, 1, 2), labels

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datamodels.settings import TrainingSettings
-from datamodels.subsets import BoolArray
+from datamodels.subsets import BoolArray, IndexArray
 from datamodels.training.batches import Batches, Images
 from datamodels.training.devices import for_each_on_streams, side_streams, wait_for
 from datamodels.training.draws import INITIALISATION, Augmentation, Key, draw, generator
@@ -30,7 +30,14 @@ class Group:
     """
 
     def __init__(
-        self, network: ResNet9, recipe: TrainingSettings, images: Images, masks: BoolArray, keys: Sequence[Key], per_kernel: int
+        self,
+        network: ResNet9,
+        recipe: TrainingSettings,
+        images: Images,
+        masks: BoolArray,
+        keys: Sequence[Key],
+        per_kernel: int,
+        labels: IndexArray | None = None,
     ) -> None:
         k, device = len(keys), images.labels.device
         # All but float64, which is for tests, keeps float32 master weights, whatever the images and activations are.
@@ -41,7 +48,7 @@ class Group:
             draw(key, mask, recipe.batch_size, recipe.epochs, augmentation, images.height, images.width)
             for key, mask in zip(keys, masks, strict=True)
         ]
-        self.batches = Batches(draws, images, augmentation)
+        self.batches = Batches(draws, images, augmentation, labels)
         self.num_steps = [len(d.image) for d in draws]
         self.lr = learning_rates(recipe, torch.tensor(self.num_steps, dtype=dtype)).to(device)
         start = np.stack([network.initial_parameters(generator(key, INITIALISATION)) for key in keys])

@@ -19,7 +19,7 @@ from datamodels.data import Dataset
 from datamodels.errors import InputError
 from datamodels.progress import say
 from datamodels.settings import TrainingSettings
-from datamodels.subsets import BoolArray
+from datamodels.subsets import BoolArray, IndexArray
 from datamodels.training.batches import Images
 from datamodels.training.devices import made_current
 from datamodels.training.draws import Key, second_key
@@ -60,29 +60,56 @@ class Trainer:
         """Margins on all targets, float32 (K, T), of K models trained on `masks`, bool (K, N), with `keys`; see `outputs`."""
         return self.outputs(masks, keys)["margins"]
 
-    def outputs(self, masks: BoolArray, keys: Sequence[Key]) -> Outputs:
+    def outputs(self, masks: BoolArray, keys: Sequence[Key], labels: IndexArray | None = None) -> Outputs:
         """What K models trained on `masks`, bool (K, N), with `keys` say: margins (K, T) and logits (K, T, classes), float32.
+
+        `labels` (K, N) are what each of them is told of S, where that differs from the images' own labels.
 
         A model with a margin that is not finite, or beyond float16, has diverged: it is trained once more, with a key that
         follows from its own, and when that diverges too its row is NaN. Out of memory on a GPU, half as many models are trained
         at once from then on. Raises InputError when even one does not fit.
         """
-        outputs = self._outputs(masks, keys)
+        outputs = self._outputs(masks, keys, labels)
         again = np.flatnonzero(_diverged(outputs["margins"])).tolist()
         if again:
-            second = self._outputs(masks[again], [second_key(keys[k]) for k in again])
+            other = [second_key(keys[k]) for k in again]
+            second = self._outputs(masks[again], other, None if labels is None else labels[again])
             second["margins"][_diverged(second["margins"])] = np.nan
             for name, rows in second.items():
                 outputs[name][again] = rows
         return outputs
 
-    def train(self, masks: BoolArray, keys: Sequence[Key]) -> tuple[Tensor, BatchNormStatistics]:
+    def train(
+        self, masks: BoolArray, keys: Sequence[Key], labels: IndexArray | None = None
+    ) -> tuple[Tensor, BatchNormStatistics]:
         """Parameters (K, P) and running statistics of K trained models; their subsets may differ in size."""
-        return self.group(masks, keys).train()
+        return self.group(masks, keys, labels).train()
 
-    def group(self, masks: BoolArray, keys: Sequence[Key]) -> Group:
+    def group(self, masks: BoolArray, keys: Sequence[Key], labels: IndexArray | None = None) -> Group:
         """K models before their first step."""
-        return Group(self.network, self.recipe, self.images, masks, keys, self.per_kernel or len(keys))
+        return Group(self.network, self.recipe, self.images, masks, keys, self.per_kernel or len(keys), labels)
+
+    def similarity(self, masks: BoolArray, keys: Sequence[Key], targets: Sequence[int]) -> Outputs:
+        """Of K models trained on `masks` with `keys`: similarity (len(targets), N) and logits (T, classes), means over models.
+
+        Similarity is the cosine of what the last layer sees of a target and of a training image.
+        """
+        with made_current(self.device):
+            trained = self.train(masks, keys)
+            logits = self.test_logits(*trained).mean(0)
+            of_targets = self.images.test[torch.as_tensor(targets, device=self.device)]
+            ours, theirs = (self._features(*trained, images) for images in (of_targets, self.images.train))
+            similarity = torch.bmm(ours, theirs.transpose(1, 2)).mean(0)
+        return {"similarity": similarity.float().cpu().numpy(), "logits": logits.float().cpu().numpy()}
+
+    @torch.no_grad()
+    def _features(self, parameters: Tensor, statistics: BatchNormStatistics, images: Tensor) -> Tensor:
+        """Features (K, B, 2·width) of images (B, C, H, W), of length 1 each."""
+        k, features = len(parameters), []
+        for part in torch.split(images, EVALUATION_BATCH):
+            found = self.network.features(parameters, statistics, _for_each(part, k), training=False)
+            features.append(F.normalize(found.float(), dim=2))
+        return torch.cat(features, 1)
 
     @torch.no_grad()
     def test_logits(self, parameters: Tensor, statistics: BatchNormStatistics) -> Tensor:
@@ -107,13 +134,13 @@ class Trainer:
             logits.append(torch.stack(of_views).mean(0))
         return torch.cat(logits, 1)
 
-    def _outputs(self, masks: BoolArray, keys: Sequence[Key]) -> Outputs:
+    def _outputs(self, masks: BoolArray, keys: Sequence[Key], labels: IndexArray | None) -> Outputs:
         """As `outputs`, of one training each, with as many models at once as the device has taken so far."""
         parts: list[Outputs] = []
         done = 0
         while done < len(keys):
             part = slice(done, done + (self.at_once or len(keys)))
-            rows = self._group_outputs(masks[part], keys[part])
+            rows = self._group_outputs(masks[part], keys[part], None if labels is None else labels[part])
             if rows is None:
                 self._halve(len(keys[part]))
                 continue
@@ -121,11 +148,11 @@ class Trainer:
             done += len(rows["margins"])
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _group_outputs(self, masks: BoolArray, keys: Sequence[Key]) -> Outputs | None:
+    def _group_outputs(self, masks: BoolArray, keys: Sequence[Key], labels: IndexArray | None) -> Outputs | None:
         """Outputs of one group, or None where the device has not the memory for it."""
         try:
             with made_current(self.device):
-                logits = self.test_logits(*self.train(masks, keys))
+                logits = self.test_logits(*self.train(masks, keys, labels))
                 margins = margin(logits, self.images.test_labels)
                 return {"margins": margins.float().cpu().numpy(), "logits": logits.float().cpu().numpy()}
         except torch.OutOfMemoryError:

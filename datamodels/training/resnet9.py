@@ -104,7 +104,12 @@ class ResNet9:
         )
 
     def forward(self, parameters: Tensor, statistics: BatchNormStatistics, x: Tensor, training: bool) -> Tensor:
-        """Logits (K, B, classes) of K models.
+        """Logits (K, B, classes) of K models; arguments as for `features`."""
+        features = self.features(parameters, statistics, x, training)
+        return torch.bmm(features, self._by_name(parameters)["linear.weight"]) * LOGIT_SCALE
+
+    def features(self, parameters: Tensor, statistics: BatchNormStatistics, x: Tensor, training: bool) -> Tensor:
+        """What the last, linear layer of K models sees: (K, B, 2·width).
 
         `parameters` is (K, P); `x` is (B, K·channels, H, W), model by model, best in channels_last; `training` normalises by
         the batch and updates `statistics`, otherwise `statistics` normalise.
@@ -127,8 +132,7 @@ class ResNet9:
         x = F.max_pool2d(conv("conv3", x), 2)
         x = x + conv("residual2b", conv("residual2a", x))
         x = conv("conv4", x).amax((2, 3))
-        features = x.view(len(x), k, -1).transpose(0, 1).to(parameters.dtype)
-        return torch.bmm(features, p["linear.weight"]) * LOGIT_SCALE
+        return x.view(len(x), k, -1).transpose(0, 1).to(parameters.dtype)
 
     def _by_name(self, parameters: Tensor) -> dict[str, Tensor]:
         """Parameters (K, P) as views (K, …) of their shapes."""

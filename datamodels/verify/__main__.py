@@ -9,19 +9,22 @@ from datamodels.regress import Datamodels
 from datamodels.runs import stage_folder
 from datamodels.settings import BUILT_IN, argument_parser, parse
 from datamodels.training import default_gpu, device_named
-from datamodels.verify import built_in_subject, own_subject, read_targets, verify
+from datamodels.verify import built_in_subject, own_subject, recheck, targets_named, verify
 from datamodels.worker import use_gpu_of_own
 
 
 def main() -> None:
     """Check everything that can be checked at once, then verify."""
     parser = argument_parser("python -m datamodels.verify", "Retrain without the images that matter most, and judge.")
-    parser.add_argument("--targets", type=Path, help="file with one test index a line; # begins a comment")
+    parser.add_argument("--targets", metavar="WHICH", help="file with a test index a line, or 7,13, or random:300")
+    parser.add_argument("--recheck", type=Path, metavar="verify.json", help="retrain what it calls flipped, with fresh models")
     parser.add_argument("--gpu", default=default_gpu(), help="number of the GPU to train on, or cpu (default: what is there)")
     settings, args = parse(sys.argv[1:], parser)
-    if args.targets is None:
-        raise InputError("--targets FILE is missing: a file with one test index a line")
-    targets = read_targets(args.targets, settings.data.test_images)
+    if (args.targets is None) == (args.recheck is None):
+        raise InputError(
+            "give one: --targets WHICH (a file with a test index a line, or 7,13, or random:300), or --recheck FILE"
+        )
+    targets = [] if args.targets is None else targets_named(args.targets, settings.data.test_images, settings.verify.seed)
     if settings.worker.main == BUILT_IN:
         device = device_named(args.gpu)
         models = Datamodels.load(stage_folder(settings, "regress"))
@@ -30,7 +33,7 @@ def main() -> None:
         use_gpu_of_own(args.gpu)
         models = Datamodels.load(stage_folder(settings, "regress"))
         subject = own_subject(settings)
-    print(verify(settings, subject, models, targets))
+    print(verify(settings, subject, models, targets) if args.recheck is None else recheck(settings, subject, args.recheck))
 
 
 run_command(main)

@@ -1,12 +1,14 @@
 """Models retrained on subsets of one's own choice, kept in a store: what was trained once is never trained again.
 
 A retrained model is its subset and a repetition number: its key, and with it everything random about it, follows from
-(verify.seed, mask, repetition) alone. Its margins on all targets are kept, so one training answers for every target.
+(verify.seed, mask, repetition) alone, and the label that R gets where it is relabelled. Its margins on all targets are kept, so
+one training answers for every target.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +25,34 @@ from datamodels.subsets import unpack
 from datamodels.verify.subject import Request, Subject
 
 
-def retrain(folder: Path, settings: Settings, subject: Subject, requests: Sequence[Request]) -> Array:
-    """Margins (len(requests), T), float32, of the models asked for; those that the folder's store lacks are trained first.
+@dataclass(frozen=True)
+class Retrained:
+    """Retrained models: their store, and in which row each lies."""
+
+    store: Store
+    rows: dict[Request, int]
+
+    def of(self, requests: Sequence[Request], target: int) -> tuple[Array, Array]:
+        """Margins and confidences on one target, float (len(requests),) each; NaN for a model that diverged."""
+        rows = [self.rows[request] for request in requests]
+        margins, confidences = (self.store.arrays[name][rows, target] for name in ("margins", "confidence"))
+        return margins.astype(np.float64), confidences.astype(np.float64)
+
+
+def retrain(
+    folder: Path, settings: Settings, subject: Subject, requests: Sequence[Request], label: str = "verify"
+) -> Retrained:
+    """The models asked for; those that the folder's store lacks are trained first, under a bar with that label.
 
     A model that diverged has NaN for margins. Raises InputError when the store was made under other settings, or another
     process is retraining into it.
     """
     n, targets = len(subject.train_labels), len(subject.test_labels)
-    arrays = {"margins": ArraySpec("float32", (targets,)), "repetition": ArraySpec("int32", ())}
+    arrays = {"margins": ("float32", (targets,)), "confidence": ("float16", (targets,))}
+    numbers = {name: ArraySpec("int32", ()) for name in ("repetition", "relabelled")}
     if not folder.exists():
-        create(folder, Meta(0, n, targets, arrays, subject.provenance))
+        specs = {name: ArraySpec(*spec) for name, spec in arrays.items()}
+        create(folder, Meta(0, n, targets, {**specs, **numbers}, subject.provenance))
     refuse_difference(folder, read_meta(folder).provenance, subject.provenance)
     lock = Lock(folder / "verify.lock")
     if not lock.take():
@@ -44,37 +64,36 @@ def retrain(folder: Path, settings: Settings, subject: Subject, requests: Sequen
         missing = [request for request in dict.fromkeys(requests) if request not in rows]
         if missing:
             with stage_seconds(settings, "verify"):
-                _train(folder, subject, missing)
+                _train(folder, subject, missing, label)
     finally:
         lock.release()
     store = Store(folder)
-    rows = _rows(store)
-    return store.margins([rows[request] for request in requests])
+    return Retrained(store, _rows(store))
 
 
 def _rows(store: Store) -> dict[Request, int]:
     """Where each retrained model lies."""
-    masks, repetitions = store.packed(store.done), store.array("repetition", store.done)
-    found = zip(masks, repetitions.tolist(), store.done.tolist(), strict=True)
-    return {Request(mask.tobytes(), repetition): row for mask, repetition, row in found}
+    packed = store.packed(store.done)
+    numbers = (store.array(name, store.done).tolist() for name in ("repetition", "relabelled"))
+    found = zip(packed, *numbers, store.done.tolist(), strict=True)
+    return {Request(mask.tobytes(), repetition, relabelled): row for mask, repetition, relabelled, row in found}
 
 
-def _train(folder: Path, subject: Subject, missing: list[Request]) -> None:
+def _train(folder: Path, subject: Subject, missing: list[Request], label: str) -> None:
     store, size = Store(folder), subject.models_at_once
     free = np.setdiff1d(np.arange(store.meta.num_models + len(missing)), store.done)[: len(missing)]
     grow(folder, max(store.meta.num_models, int(free[-1]) + 1))
     # Groups of models with subsets of about one size: a group takes as long as its largest.
     missing = sorted(missing, key=lambda request: -int.from_bytes(request.packed, "little").bit_count())
-    with progress("verify", "models", len(missing)) as advance:
+    with progress(label, "models", len(missing)) as advance:
 
         def work(block: int) -> None:
             part = slice(block * size, (block + 1) * size)
             requests = missing[part]
             packed = np.stack([np.frombuffer(request.packed, np.uint8) for request in requests])
             masks = unpack(packed, len(subject.train_labels))
-            repetitions = np.array([request.repetition for request in requests], np.int32)
-            margins = subject.train(masks, requests)
-            deliver(folder, free[part], masks, {"margins": margins, "repetition": repetitions})
+            numbers = {name: np.array([getattr(r, name) for r in requests], np.int32) for name in ("repetition", "relabelled")}
+            deliver(folder, free[part], masks, {**subject.train(masks, requests), **numbers})
             advance(len(requests))
 
         subject.side_by_side(range(-(-len(missing) // size)), work)

@@ -1,41 +1,49 @@
-"""The verification of a run: for each target the set R to remove, models retrained without it, and beside it the control.
+"""The verification of a run: for each target the smallest set of images that flips its prediction, proved by retraining.
 
-Where the datamodel knows no set of at most `verify.max_size` images that brings g to C, there is nothing to prove, and nothing
-is trained. The control removes as many random images of the target's class, others for each of its models, so that its mean is
-over the choice of images as well. Controls of one class and size serve every target of that class.
+The base margin, on all of S, is measured first; a target that networks do not have right beyond doubt is left alone. For the
+others each method's order of images is searched (see `brittleness.search`), all searches at once. Where the datamodel's finds a
+set, a control removes as many random images of the target's class, others for each of its models, so that its mean is over the
+choice of images as well. Controls of one class and size serve every target of that class.
+
+Beside the search, `verify.sizes` removes so many images with the largest weights from every target.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-from dataclasses import dataclass
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datamodels import __version__
-from datamodels.brittleness import Support, largest_weights, smallest_support
-from datamodels.durable import write_json
+from datamodels.brittleness import Search, Support, largest_weights, smallest_support, support_of
+from datamodels.durable import read_json, write_file, write_json
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder
 from datamodels.settings import Settings, VerifySettings
 from datamodels.subsets import IndexArray, mask_without
-from datamodels.verify.judge import Outcome, judge
-from datamodels.verify.retrain import retrain
+from datamodels.verify.hunt import Hunt, go
+from datamodels.verify.judge import FLIPPED, HELD, Outcome, judge, looks
+from datamodels.verify.methods import DATAMODEL, DESCRIBED, Orders, base_requests, describe, methods_named, sizes_named
+from datamodels.verify.retrain import Retrained, retrain
 from datamodels.verify.subject import Request, Subject
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SUPPORT = "support"
+RECHECK_FROM = 10**6
+"""Repetitions of a recheck count from here: models that no search has seen."""
+COLUMNS = ("target", "label", "method", "verdict", "size", "threshold", "models", "mean_margin", "low", "high", "correct")
+
+Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Removal:
-    """One thing to put to the proof: for one target, remove R; `rule` is 'support' or the fixed size in digits.
-
-    `removed` and `control` are the models to train for it, none where no R reaches the threshold.
-    """
+    """One set whose removal is measured, with its control; `rule` is 'support' or the fixed size in digits."""
 
     target: int
     label: int
@@ -47,57 +55,82 @@ class Removal:
 
 
 def verify(settings: Settings, subject: Subject, models: Datamodels, targets: list[int]) -> str:
-    """Verify the given targets and write verify.json; say in one line what came out.
+    """Verify the given targets and write verify.json and verify.csv; say in one line what came out.
 
-    Raises InputError when the weights were not made from the run's store as it is.
+    Raises InputError when the weights were not made from the run's store as it is, or a method or size makes no sense.
     """
     _check_provenance(settings, models)
-    n, j = len(subject.train_labels), settings.verify.models
-    rules = removal_rules(settings.verify, n)
-    removals = [plan(settings.verify, subject, models, target, rule) for target in targets for rule in rules]
-    base = [Request.of(mask_without(n, []), r) for r in range(j)]
-    requests = [*base, *(request for removal in removals for request in (*removal.removed, *removal.control))]
+    chosen, n = settings.verify, len(subject.train_labels)
+    methods, sizes, steps = methods_named(chosen, subject), sizes_named(chosen, n), looks(chosen.models, chosen.most_models)
     folder = stage_folder(settings, "verify")
     folder.mkdir(parents=True, exist_ok=True)
-    margins = retrain(folder / "store", settings, subject, requests)
-    by_request = dict(zip(requests, margins, strict=True))
+
+    def train(requests: Any, label: str) -> Retrained:
+        return retrain(folder / "store", settings, subject, requests, label)
+
+    described = describe(folder / "base.npz", chosen, subject, targets) if DESCRIBED & set(methods) else {}
+    orders = Orders(chosen, subject, models, methods, described)
+    on_all = base_requests(chosen, n)
+    found = train(on_all, "verify: all of S")
+    base = {target: judge(*found.of(on_all, target)) for target in targets}
+    right = [target for target in targets if base[target].verdict == HELD]
+    hunts = [_hunt(orders, method, target, base[target], steps, n) for target in right for method in methods]
+    go(hunts, train)
+    removals = [plan(chosen, subject, models, base[target], target, size) for target in targets for size in sizes]
+    removals += [_of_hunt(chosen, subject, models, hunt) for hunt in hunts if hunt.method == DATAMODEL]
+    found = train([request for r in removals for request in (*r.removed, *r.control)], "verify: controls")
     result = {
         "format_version": FORMAT_VERSION,
         "version": __version__,
         "store_digest": models.meta["store_digest"],
         "regress": models.meta["regress"],
-        "verify": dataclasses.asdict(settings.verify),
-        "models_used": len(by_request),
-        "removals": [_verdict(removal, base, by_request) for removal in removals],
+        "verify": dataclasses.asdict(chosen),
+        "looks": steps,
+        "models_used": len(_used(on_all, hunts, removals)),
+        "base": {str(target): {**_told(outcome), "label": _label(subject, target)} for target, outcome in base.items()},
+        "searches": [_search_record(hunt, subject, models, base[hunt.target]) for hunt in hunts],
+        "removals": [_verdict(removal, base[removal.target], found) for removal in removals],
     }
     write_json(folder / "verify.json", result)
-    return _summary(result["removals"], folder)
+    write_file(folder / "verify.csv", _csv(result).encode())
+    return f"verify: {'; '.join(_summary(result, methods, len(targets)))}, in {folder}"
 
 
-def removal_rules(settings: VerifySettings, n: int) -> list[str]:
-    """The rules in `verify.sizes`. Raises InputError for a word that is neither 'support' nor a size from 1 to N-1."""
-    rules = [word.strip() for word in settings.sizes.split(",")]
-    for rule in rules:
-        if rule != SUPPORT and not (rule.isascii() and rule.isdigit() and 0 < int(rule) < n):
-            raise InputError(f"verify.sizes takes '{SUPPORT}' and sizes from 1 to {n - 1}, with commas between, not {rule!r}")
-    return list(dict.fromkeys(rules))
+def plan(settings: VerifySettings, subject: Subject, models: Datamodels, base: Outcome, target: int, size: int) -> Removal:
+    """What to train to measure the removal of a fixed number of images from one target, and its control."""
+    support = largest_weights(models.of(target)[0], base.mean_margin, size)
+    mask = mask_without(len(subject.train_labels), support.indices)
+    removed = [Request.of(mask, repetition) for repetition in range(2 * settings.models)]
+    return _with_control(settings, subject, Removal(target, _label(subject, target), str(size), support, removed, [], 0))
 
 
-def plan(settings: VerifySettings, subject: Subject, models: Datamodels, target: int, rule: str) -> Removal:
-    """What to train for one target and one rule."""
-    weights, bias = models.of(target)
-    if rule == SUPPORT:
-        support = smallest_support(weights, bias, settings.threshold, min(settings.max_size, len(weights) - 1))
-    else:
-        support = largest_weights(weights, bias, settings.threshold, int(rule))
-    label, n = int(subject.test_labels[target]), len(weights)
+def _hunt(orders: Orders, method: str, target: int, base: Outcome, steps: list[int], n: int) -> Hunt:
+    order = orders.of(method, target)
+    search = Search(order, orders.drops(method, target, order), base.mean_margin, orders.settings.ratio)
+    return Hunt(target, method, search, orders.relabelled(method, target), n, steps)
+
+
+def _of_hunt(settings: VerifySettings, subject: Subject, models: Datamodels, hunt: Hunt) -> Removal:
+    """What a search has found, to be compared with a control; no models where it has found nothing."""
+    weights, label = models.of(hunt.target)[0], _label(subject, hunt.target)
+    outcome = hunt.outcome()
+    if hunt.size is None or outcome is None:
+        support = smallest_support(weights, hunt.search.base, 0.0, settings.max_size)
+        return Removal(hunt.target, label, SUPPORT, support, [], [], 0)
+    support = support_of(weights, hunt.search.base, hunt.search.order[: hunt.size])
+    # The models that were judged: those of one look, diverged ones included.
+    number = next(number for number in hunt.looks if number >= outcome.models)
+    removed = hunt.requests(hunt.size)[:number]
+    return _with_control(settings, subject, Removal(hunt.target, label, SUPPORT, support, removed, [], 0))
+
+
+def _with_control(settings: VerifySettings, subject: Subject, removal: Removal) -> Removal:
+    n, label = len(subject.train_labels), int(subject.test_labels[removal.target])
     same_class = np.flatnonzero(subject.train_labels == label)
-    size = min(len(support.indices), len(same_class))
-    no_such_set = rule == SUPPORT and not support.reaches
-    repetitions = range(0 if no_such_set else settings.models)
-    removed = [Request.of(mask_without(n, support.indices), r) for r in repetitions]
-    control = [Request.of(mask_without(n, _control(settings.seed, label, same_class, size, r)), r) for r in repetitions]
-    return Removal(target, label, rule, support, removed, control, size)
+    size = min(len(removal.support.indices), len(same_class))
+    sets = [_control(settings.seed, label, same_class, size, request.repetition) for request in removal.removed]
+    control = [Request.of(mask_without(n, r), k.repetition) for r, k in zip(sets, removal.removed, strict=True)]
+    return dataclasses.replace(removal, control=control, control_size=size)
 
 
 def _control(seed: int, label: int, same_class: IndexArray, size: int, repetition: int) -> IndexArray:
@@ -105,14 +138,13 @@ def _control(seed: int, label: int, same_class: IndexArray, size: int, repetitio
     return np.random.default_rng([seed, abs(label), size, repetition]).permutation(same_class)[:size]
 
 
-def _verdict(removal: Removal, base: list[Request], margins: dict[Request, Any]) -> dict[str, Any]:
+def _verdict(removal: Removal, base: Outcome, found: Retrained) -> Record:
     def outcome(requests: list[Request]) -> Outcome | None:
-        return judge(np.array([margins[request][removal.target] for request in requests])) if requests else None
+        return judge(*found.of(requests, removal.target)) if requests else None
 
-    states = {"before": outcome(base), "after": outcome(removal.removed), "control": outcome(removal.control)}
-    support, before = removal.support, states["before"]
-    right_before = before is not None and before.mean_margin > 0
-    flipped = {state: right_before and result is not None and result.wrong for state, result in states.items()}
+    states = {"before": base, "after": outcome(removal.removed), "control": outcome(removal.control)}
+    support, right_before = removal.support, base.mean_margin > 0
+    flipped = {state: right_before and result is not None and result.verdict == FLIPPED for state, result in states.items()}
     return {
         "target": removal.target,
         "label": removal.label if removal.label >= 0 else None,
@@ -123,12 +155,52 @@ def _verdict(removal: Removal, base: list[Request], margins: dict[Request, Any])
         "removed_weights": support.weights.tolist(),
         "predicted_before": support.predicted_before,
         "predicted_after": support.predicted,
-        "reaches_threshold": support.reaches,
-        **{state: dataclasses.asdict(result) if result else None for state, result in states.items()},
+        **{state: _told(result) if result else None for state, result in states.items()},
         "right_before": right_before,
         "flipped": flipped["after"],
         "control_flipped": flipped["control"],
     }
+
+
+def _search_record(hunt: Hunt, subject: Subject, models: Datamodels, base: Outcome) -> Record:
+    """All that a search tried. `verdict` is 'flipped', or 'censored' where not even the whole order flips the prediction."""
+    tried = max((probe["size"] for probe in hunt.probes), default=0)
+    return {
+        "target": hunt.target,
+        "label": _label(subject, hunt.target),
+        "method": hunt.method,
+        "relabelled": hunt.relabelled if hunt.relabelled >= 0 else None,
+        "verdict": FLIPPED if hunt.size is not None else "censored",
+        "size": hunt.size,
+        "tried": tried,
+        "order": hunt.search.order[: hunt.size or tried].tolist(),
+        "weights": models.of(hunt.target)[0][hunt.search.order[: hunt.size or tried]].astype(float).tolist(),
+        "base_margin": base.mean_margin,
+        "models": len(_models_of(hunt)),
+        "probes": hunt.probes,
+    }
+
+
+def _models_of(hunt: Hunt) -> set[Request]:
+    """Every model that a search has asked for."""
+    used: set[Request] = set()
+    for probe in hunt.probes:
+        number = next(number for number in hunt.looks if number >= probe["models"])
+        used |= set(hunt.requests(probe["size"])[:number])
+    return used
+
+
+def _used(on_all: list[Request], hunts: list[Hunt], removals: list[Removal]) -> set[Request]:
+    used = set(on_all).union(*(_models_of(hunt) for hunt in hunts))
+    return used.union(*({*removal.removed, *removal.control} for removal in removals))
+
+
+def _told(outcome: Outcome) -> Record:
+    return dataclasses.asdict(outcome)
+
+
+def _label(subject: Subject, target: int) -> int:
+    return int(subject.test_labels[target])
 
 
 def _check_provenance(settings: Settings, models: Datamodels) -> None:
@@ -137,10 +209,73 @@ def _check_provenance(settings: Settings, models: Datamodels) -> None:
         raise InputError(f"the weights in {weights} are not from the store as it is now; run python -m datamodels.regress")
 
 
-def _summary(verdicts: list[dict[str, Any]], folder: Path) -> str:
-    tried = [v for v in verdicts if v["right_before"] and v["after"]]
-    flipped, control = (sum(v[name] for v in tried) for name in ("flipped", "control_flipped"))
-    found = f"{flipped} of {len(tried)} removals flip a prediction that was right, and {control} of their controls"
-    without = sum(not v["after"] for v in verdicts)
-    none = f"; for {without} targets no set is known that should" if without else ""
-    return f"verify: {found}{none}, in {folder}"
+def _csv(result: Record) -> str:
+    """One line for each target and method: its verdict, |R|, the bound C of the probe, and the judged models."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for search in result["searches"]:
+        last: Record = next((p for p in search["probes"] if p["size"] == (search["size"] or search["tried"])), {})
+        writer.writerow({**last, **search, "models": search["models"]})
+    for target, base in result["base"].items():
+        if not any(search["target"] == int(target) for search in result["searches"]):
+            writer.writerow({"target": target, "method": "", "verdict": "not right before", **base})
+    return text.getvalue()
+
+
+def _summary(result: Record, methods: list[str], targets: int) -> list[str]:
+    told = []
+    for method in methods:
+        searches = [search for search in result["searches"] if search["method"] == method]
+        sizes = [search["size"] for search in searches if search["size"] is not None]
+        size = f", median |R| {median_size(searches)}" if sizes else ""
+        told.append(f"{method} flips {len(sizes)} of {len(searches)} predictions{size}")
+    tried = [r for r in result["removals"] if r["right_before"] and r["after"] and r["rule"] != SUPPORT]
+    if tried:
+        flipped, control = (sum(v[name] for v in tried) for name in ("flipped", "control_flipped"))
+        told.append(f"{flipped} of {len(tried)} removals of fixed size flip a prediction, and {control} of their controls")
+    return [*told, f"{targets} targets, {result['models_used']} models"]
+
+
+def median_size(searches: list[Record]) -> str:
+    """The median of verified |R|, censored searches taken for larger than all; '> n' where the median is censored."""
+    sizes = sorted(search["size"] if search["size"] is not None else np.inf for search in searches)
+    middle = float(np.median(sizes)) if sizes else np.inf
+    return f"{middle:g}" if np.isfinite(middle) else f"> {max(search['tried'] for search in searches)}"
+
+
+def recheck(settings: Settings, subject: Subject, file: Path) -> str:
+    """Retrain the sets that a verify.json calls flipped, with fresh models, and write recheck.json beside the run's own.
+
+    A verdict holds when the mean margin of the fresh models, as many as of a last look, is at most 0 again. Raises InputError
+    when the file is none, or has no such verdict.
+    """
+    try:
+        told: Record = read_json(file)
+        flipped = [s for s in told["searches"] if s["verdict"] == FLIPPED]
+        digest = told["store_digest"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"cannot read {file} as the verify.json of a verification") from e
+    if digest != read_store(settings).digest():
+        raise InputError(f"{file} was made from another store than that of this run")
+    if not flipped:
+        raise InputError(f"{file} has no prediction that was flipped; there is nothing to check again")
+    folder, n = stage_folder(settings, "verify"), len(subject.train_labels)
+    number = looks(settings.verify.models, settings.verify.most_models)[-1]
+
+    def requests(search: Record) -> list[Request]:
+        mask = mask_without(n, search["order"][: search["size"]])
+        to = -1 if search["relabelled"] is None else search["relabelled"]
+        return [Request.of(mask, repetition, to) for repetition in range(RECHECK_FROM, RECHECK_FROM + number)]
+
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [request for search in flipped for request in requests(search)]
+    found = retrain(folder / "store", settings, subject, wanted, "recheck")
+    verdicts = []
+    for search in flipped:
+        fresh = judge(*found.of(requests(search), search["target"]))
+        about = {name: search[name] for name in ("target", "method", "size")}
+        verdicts.append({**about, "holds": fresh.mean_margin <= 0, "fresh": _told(fresh)})
+    holds = sum(verdict["holds"] for verdict in verdicts)
+    write_json(folder / "recheck.json", {"checked": str(file), "models": number, "holds": holds, "verdicts": verdicts})
+    return f"recheck: {holds} of {len(verdicts)} flipped verdicts hold with {number} fresh models each, in {folder}"

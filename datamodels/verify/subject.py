@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from datamodels.data import Dataset
 from datamodels.errors import InputError
@@ -27,23 +28,29 @@ from datamodels.worker.own import call, own_function
 
 # Retrained models of one's own get numbers from here on; those of a store are below.
 FIRST_RETRAINED = 2**31
+FORMAT = 2
+"""Of the store of retrained models: what its rows hold beside margins."""
 
 
 class Request(NamedTuple):
-    """One model to be trained: the packed mask of its subset, and its repetition number."""
+    """One model to be trained: the packed mask of S∖R, its repetition number, and what becomes of R.
+
+    R is left out, or, where `relabelled` is a class and not -1, stays in under that label.
+    """
 
     packed: bytes
     repetition: int
+    relabelled: int = -1
 
     @classmethod
-    def of(cls, mask: BoolArray, repetition: int) -> Request:
+    def of(cls, mask: BoolArray, repetition: int, relabelled: int = -1) -> Request:
         """The request for a mask, bool (N,)."""
-        return cls(pack(mask).tobytes(), repetition)
+        return cls(pack(mask).tobytes(), repetition, relabelled)
 
     def key(self, seed: int) -> tuple[int, ...]:
-        """The model's key: the seed, 64 bits of the mask's SHA-256, the repetition."""
+        """The model's key: the seed, 64 bits of the mask's SHA-256, the repetition, and 1 + the label if R is relabelled."""
         digest = np.frombuffer(hashlib.sha256(self.packed).digest()[:8], "<u4")
-        return (seed, *digest.tolist(), self.repetition)
+        return (seed, *digest.tolist(), self.repetition, *([self.relabelled + 1] if self.relabelled >= 0 else []))
 
     def number(self, seed: int) -> int:
         """The model's number for a training function of one's own, 2³¹ … 2³²-1: 31 bits of its key's SHA-256."""
@@ -51,7 +58,8 @@ class Request(NamedTuple):
         return FIRST_RETRAINED + int.from_bytes(digest[:4], "little") % FIRST_RETRAINED
 
 
-Train = Callable[[BoolArray, Sequence[Request]], Array]
+Train = Callable[[BoolArray, Sequence[Request]], dict[str, Array]]
+Describe = Callable[[Sequence[Request], Sequence[int]], dict[str, Array]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,9 @@ class Subject:
     """The models of a run.
 
     `train_labels` (N,) and `test_labels` (T,) are classes; where they are not known all are -1. `provenance` decides a
-    retrained model, up to its rounding. `train` gives margins (K, T) of K ≤ `models_at_once` models on masks, bool (K, N).
+    retrained model, up to its rounding. `train` gives `margins` and `confidence`, (K, T) each, of K ≤ `models_at_once` models
+    on masks, bool (K, N). `describe` trains models too, and gives means over them: `logits` (T, classes), and `similarity`
+    (targets, N) of some targets to the training images; None where models are one's own.
     """
 
     train_labels: IndexArray
@@ -68,6 +78,7 @@ class Subject:
     models_at_once: int
     train: Train
     side_by_side: SideBySide
+    describe: Describe | None = None
 
 
 def built_in_subject(settings: Settings, data: Dataset, device: torch.device) -> Subject:
@@ -85,20 +96,42 @@ def built_in_subject(settings: Settings, data: Dataset, device: torch.device) ->
     def trainer() -> Trainer:
         return Trainer(data, settings.training, device, groups.models_per_kernel)
 
-    def train(masks: BoolArray, requests: Sequence[Request]) -> Array:
-        return trainer().margins(masks, [request.key(seed) for request in requests])
+    own_labels = data.train.labels.numpy()
+
+    def train(masks: BoolArray, requests: Sequence[Request]) -> dict[str, Array]:
+        to = np.array([request.relabelled for request in requests])[:, None]
+        keys, labels = [request.key(seed) for request in requests], None
+        if (to >= 0).any():
+            labels, masks = np.where(masks | (to < 0), own_labels, to), masks | (to >= 0)
+        outputs = trainer().outputs(masks, keys, labels)
+        chances = softmax(outputs["logits"].astype(np.float64), axis=2)
+        confidence = np.take_along_axis(chances, data.test.labels.numpy()[None, :, None], axis=2)[..., 0]
+        return {"margins": outputs["margins"], "confidence": confidence.astype(np.float16)}
 
     def side_by_side(blocks: Sequence[int], work: Callable[[int], None]) -> None:
         trainer()  # before several threads ask for it
         for_each_group(blocks, work, device)
 
+    def describe(requests: Sequence[Request], targets: Sequence[int]) -> dict[str, Array]:
+        parts = [requests[k : k + groups.models_at_once] for k in range(0, len(requests), groups.models_at_once)]
+        found: dict[int, dict[str, Array]] = {}
+
+        def work(number: int) -> None:
+            keys = [request.key(seed) for request in parts[number]]
+            found[number] = trainer().similarity(np.ones((len(keys), len(own_labels)), bool), keys, targets)
+
+        side_by_side(range(len(parts)), work)
+        sizes = [len(part) for part in parts]
+        return {name: np.average([found[k][name] for k in range(len(parts))], 0, sizes) for name in found[0]}
+
     return Subject(
         data.train.labels.numpy(),
         data.test.labels.numpy(),
-        {"training": dataclasses.asdict(settings.training), "seed": seed, "data_digest": data.digest},
+        {"training": dataclasses.asdict(settings.training), "seed": seed, "data_digest": data.digest, "format": FORMAT},
         groups.models_at_once,
         train,
         side_by_side,
+        describe,
     )
 
 
@@ -112,15 +145,16 @@ def own_subject(settings: Settings) -> Subject:
     n, targets = meta.num_train, meta.num_targets
     specs = {**meta.arrays, "margins": ArraySpec("float32", (targets,))}
 
-    def train(masks: BoolArray, requests: Sequence[Request]) -> Array:
+    def train(masks: BoolArray, requests: Sequence[Request]) -> dict[str, Array]:
         rows = [call(main, request.number(seed), mask, specs) for request, mask in zip(requests, masks, strict=True)]
-        return np.stack([row["margins"] for row in rows])
+        margins = np.stack([row["margins"] for row in rows])
+        return {"margins": margins, "confidence": np.full(margins.shape, np.nan, np.float16)}
 
     module = sys.modules[settings.worker.main.partition(":")[0]]
     train_labels, test_labels = _labels(module, "train_labels", n), _labels(module, "test_labels", targets)
     if train_labels is None or test_labels is None:
         train_labels, test_labels = np.full(n, -1), np.full(targets, -1)
-    provenance = {"worker": {"main": settings.worker.main}, "seed": seed}
+    provenance = {"worker": {"main": settings.worker.main}, "seed": seed, "format": FORMAT}
     return Subject(train_labels, test_labels, provenance, 1, train, in_turn)
 
 

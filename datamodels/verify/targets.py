@@ -1,4 +1,4 @@
-"""Target files: one test index a line, with # comments."""
+"""Which targets: files with one test index a line and # comments, indices, or random ones."""
 
 from __future__ import annotations
 
@@ -31,6 +31,22 @@ def read_targets(path: Path, num_targets: int) -> list[int]:
     if not found:
         raise InputError(f"{path} lists no targets; it takes one test index a line")
     return list(found)
+
+
+def targets_named(wanted: str, num_targets: int, seed: int) -> list[int]:
+    """What `--targets` names: a file, 'random:300' for so many drawn by the seed, or indices with commas between.
+
+    Raises InputError for anything else, and as `read_targets`.
+    """
+    kind, colon, number = wanted.partition(":")
+    if kind == "random" and colon:
+        if not (number.isascii() and number.isdigit() and 0 < int(number) <= num_targets):
+            raise InputError(f"--targets {wanted}: there are 1 to {num_targets} targets to draw")
+        return draw_targets(int(number), num_targets, seed)
+    words = [word.strip() for word in wanted.split(",")]
+    if all(word.isascii() and word.isdigit() for word in words) and not Path(wanted).exists():
+        return list(dict.fromkeys(_index(word, num_targets, "--targets") for word in words))
+    return read_targets(Path(wanted), num_targets)
 
 
 def write_targets(path: Path, targets: list[int]) -> None:

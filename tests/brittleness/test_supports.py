@@ -17,7 +17,7 @@ def test_no_smaller_set_reaches_the_threshold(values, bias, threshold):
     reaching = [
         size for size in range(1, n + 1) for r in combinations(range(n), size) if total - weights[list(r)].sum() <= threshold
     ]
-    support = smallest_support(weights, bias, threshold, n)
+    support = smallest_support(weights, total, threshold, n)
     r = support.indices
     assert len(set(r.tolist())) == len(r)
     assert (weights[r] > 0).all()
@@ -39,7 +39,7 @@ def test_the_size_is_bounded():
 
 def test_fixed_sizes_take_the_largest_weights_first():
     weights = np.array([0.5, -1, 2, 0.5, 0])
-    support = largest_weights(weights, 1.0, 0.0, 4)
+    support = largest_weights(weights, 3.0, 4)
     assert support.indices.tolist() == [2, 0, 3, 4]
     assert support.weights.tolist() == [2, 0.5, 0.5, 0]
     assert (support.predicted_before, support.predicted, support.reaches) == (3.0, 0.0, True)

@@ -99,12 +99,14 @@ def test_the_page_is_self_contained_and_its_pictures_are_those_beside_it(run):
     embedded = {base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.sources}
     files = {f.read_bytes() for f in report.glob("*.png")}
     assert embedded == files
-    verified = json.loads((run / "verify" / "verify.json").read_text())["removals"]
+    told = json.loads((run / "verify" / "verify.json").read_text())
+    verified = told["removals"]
     tried = [(r["rule"], r["target"]) for r in verified if r["after"]]
-    assert len(files) == 1 + len({rule for rule, _ in tried}) + len(tried)
+    assert len(files) == 1 + bool(told["searches"]) + len({rule for rule, _ in tried}) + len(tried)
     assert {target for _, target in tried} == {3, 7, 11}
     assert all(png.startswith(b"\x89PNG") for png in files)
-    assert "script" not in page.tags
+    assert page.tags.count("script") <= 1
+    assert not any(source for source in page.sources if not source.startswith("data:image/png;base64,"))
     assert "link" not in page.tags
     # Nothing is loaded from anywhere: addresses may stand in the settings' text, but in no attribute and no style.
     assert not any(re.search(r"//|url\(", value) for value in page.attributes if not value.startswith("data:image/png;base64,"))
@@ -157,7 +159,11 @@ def bad(name, stage, named, *extra, **changed):
         bad("another store", "worker", "other settings (training.epochs: 3 → 9)", "--gpu", "cpu", training__epochs=9),
         bad("weights from another store", "regress", "other settings (store.seed: 0 → 5)", store__seed=5),
         bad("too few models", "regress", "80 finished models are too few", regress__heldout="0.05"),
-        bad("no targets flag", "verify", "--targets FILE is missing"),
+        bad("no targets flag", "verify", "give one: --targets WHICH"),
+        bad("too many targets", "verify", "--targets random:21: there are 1 to 20 targets to draw", "--targets", "random:21"),
+        bad("an index beyond", "verify", "--targets: 20 is out of range", "--targets", "3,20"),
+        bad("a bad method", "verify", "verify.methods takes some of", "--targets", "good", verify__methods="magic"),
+        bad("nothing to recheck", "verify", "cannot read nowhere.json", "--recheck", "nowhere.json"),
         bad("no targets file", "verify", "cannot read the targets file", "--targets", "nowhere.txt"),
         bad("a word", "verify", "line 2: 'boat' is not a test index", "--targets", "word"),
         bad("a bad rule", "verify", "verify.sizes takes", "--targets", "good", verify__sizes="most"),

@@ -46,6 +46,8 @@ def test_the_readmes_example_goes_from_models_to_verdicts(example, command):
     verified = command("verify", *config, "--targets", "targets.txt", cwd=example)
     assert verified.returncode == 0, verified.stderr
     removals = json.loads((example / "runs/cancer/verify/verify.json").read_text())["removals"]
+    assert {removal["rule"] for removal in removals} == {"10", "support"}
+    removals = [removal for removal in removals if removal["rule"] == "10"]
     store = Store(example / "runs/cancer/verify/store")
     sys.path.insert(0, str(example))
     try:
@@ -152,11 +154,25 @@ def test_without_labels_controls_come_from_all_examples(tmp_path, monkeypatch):
         "def train(index, mask):\n    return {'margins': mask.reshape(6, 5).sum(1) - 2.2 + index % 7 / 10}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    settings = own(tmp_path, **{"worker.main": "mine_without_labels:train", "verify.models": 3, "verify.sizes": "5"})
+    settings = own(
+        tmp_path,
+        **{
+            "worker.main": "mine_without_labels:train",
+            "verify.models": 3,
+            "verify.base_models": 3,
+            "verify.methods": "none",
+            "verify.sizes": "5",
+        },
+    )
     train_missing_by(own_function(settings.worker.main), settings)
     weights = np.kron(np.eye(6), np.ones((5, 1))).astype(np.float32)
     models = Datamodels(
-        weights, np.full(6, -2.2), np.ones(6), np.arange(2), {}, {"store_digest": read_store(settings).digest(), "regress": {}}
+        weights,
+        np.full(6, -2.2),
+        np.ones(6),
+        np.arange(2),
+        {},
+        {"store_digest": read_store(settings).digest(), "regress": {}, "targets": [0, 6]},
     )
     verify(settings, own_subject(settings), models, [2])
     (removal,) = json.loads((stage_folder(settings, "verify") / "verify.json").read_text())["removals"]

@@ -1,0 +1,122 @@
+"""What is asked for in `verify.methods` and `verify.sizes`, and the order of images that each method gives for a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from datamodels.brittleness import at_random, by_similarity, by_weight, cosine
+from datamodels.durable import new_file
+from datamodels.errors import InputError
+from datamodels.regress import Datamodels
+from datamodels.settings import VerifySettings
+from datamodels.store.layout import Array
+from datamodels.subsets import IndexArray, mask_without
+from datamodels.verify.hunt import RELABEL
+from datamodels.verify.subject import Request, Subject
+
+DATAMODEL, RANDOM, SIMILARITY, EMBEDDING = "datamodel", "random", "similarity", "embedding"
+METHODS = (DATAMODEL, RELABEL, RANDOM, SIMILARITY, EMBEDDING)
+DESCRIBED = {RELABEL, SIMILARITY}
+"""Methods that need logits or features of the base models."""
+NONE = "none"
+
+
+def methods_named(settings: VerifySettings, subject: Subject) -> list[str]:
+    """The methods in `verify.methods`. Raises InputError for an unknown one, or one that the run's models do not admit."""
+    words = [] if settings.methods == NONE else [word.strip() for word in settings.methods.split(",")]
+    for word in words:
+        if word not in METHODS:
+            raise InputError(f"verify.methods takes some of {', '.join(METHODS)}, or {NONE}, not {word!r}")
+        if word in DESCRIBED and subject.describe is None:
+            raise InputError(f"the method {word} looks into models of this package; with worker.main take the others")
+    return list(dict.fromkeys(words))
+
+
+def sizes_named(settings: VerifySettings, n: int) -> list[int]:
+    """The sizes in `verify.sizes`. Raises InputError for a word that is no size from 1 to N-1."""
+    words = [] if settings.sizes == NONE else [word.strip() for word in settings.sizes.split(",")]
+    for word in words:
+        if not (word.isascii() and word.isdigit() and 0 < int(word) < n):
+            raise InputError(f"verify.sizes takes sizes from 1 to {n - 1} with commas between, or {NONE}, not {word!r}")
+    return list(dict.fromkeys(map(int, words)))
+
+
+class Orders:
+    """The orders of the training images for a run's targets, and the labels that images get where they are relabelled."""
+
+    def __init__(
+        self, settings: VerifySettings, subject: Subject, models: Datamodels, methods: list[str], described: dict[str, Array]
+    ) -> None:
+        self.settings, self.subject, self.models = settings, subject, models
+        self.most = min(settings.max_size, len(subject.train_labels) - 1)
+        self.described, self.row = described, {int(t): k for k, t in enumerate(described.get("targets", []))}
+        self.embedding = _embedding(settings, subject) if EMBEDDING in methods else None
+
+    def of(self, method: str, target: int) -> IndexArray:
+        """Images for one target, most important first."""
+        same_class = np.flatnonzero(self.subject.train_labels == self.subject.test_labels[target])
+        if method == RANDOM:
+            return at_random(same_class, self.most, self.settings.seed, target)
+        if method == SIMILARITY:
+            return by_similarity(self.described["similarity"][self.row[target]], same_class, self.most)
+        if self.embedding is not None and method == EMBEDDING:
+            n = len(self.subject.train_labels)
+            similarity = cosine(self.embedding[n + target : n + target + 1], self.embedding[:n])[0]
+            return by_similarity(similarity, same_class, self.most)
+        return by_weight(self.models.of(target)[0], self.most)
+
+    def drops(self, method: str, target: int, order: IndexArray) -> Array | None:
+        """The drop of the margin predicted for the first 1, 2, … images; None where not the datamodel orders them."""
+        if method not in (DATAMODEL, RELABEL):
+            return None
+        # A label that is wrong takes away an image's support and adds as much, at least, to another class.
+        factor = 2 if method == RELABEL else 1
+        return np.cumsum(self.models.of(target)[0][order], dtype=np.float64) * factor
+
+    def relabelled(self, method: str, target: int) -> int:
+        """The class that R gets: the runner-up of the target, or the one given; -1 where R is removed."""
+        if method != RELABEL:
+            return -1
+        label, given = int(self.subject.test_labels[target]), self.settings.relabel_to
+        logits = self.described["logits"][target].copy()
+        if given >= len(logits):
+            raise InputError(f"verify.relabel_to is {given}, but the classes run from 0 to {len(logits) - 1}")
+        logits[label] = -np.inf
+        return given if given not in (-1, label) else int(np.argmax(logits))
+
+
+def describe(file: Path, settings: VerifySettings, subject: Subject, targets: list[int]) -> dict[str, Array]:
+    """Mean logits and similarities of the base models, kept in a file, made anew for other targets."""
+    assert subject.describe is not None
+    try:
+        with file.open("rb") as opened, np.load(opened) as arrays:
+            kept: dict[str, Array] = dict(arrays)
+        if kept["targets"].tolist() == targets and int(kept["models"]) == settings.base_models:
+            return kept
+    except (OSError, ValueError, EOFError, KeyError):
+        pass
+    requests = base_requests(settings, len(subject.train_labels))
+    found = {**subject.describe(requests, targets), "targets": np.array(targets), "models": np.array(len(requests))}
+    with new_file(file) as temporary, temporary.open("wb") as written:
+        np.savez(written, allow_pickle=False, **found)
+    return found
+
+
+def base_requests(settings: VerifySettings, n: int) -> list[Request]:
+    """The models trained on all of S."""
+    return [Request.of(mask_without(n, []), repetition) for repetition in range(settings.base_models)]
+
+
+def _embedding(settings: VerifySettings, subject: Subject) -> Array:
+    if settings.embedding == NONE:
+        raise InputError("the method embedding needs verify.embedding, an .npy file of all images")
+    try:
+        found: Array = np.load(settings.embedding, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise InputError(f"cannot read {settings.embedding} as an .npy file") from e
+    rows = len(subject.train_labels) + len(subject.test_labels)
+    if found.ndim != 2 or len(found) != rows or found.dtype.kind != "f" or not np.isfinite(found).all():
+        raise InputError(f"{settings.embedding} must hold finite floating-point numbers, a row for each of the {rows} images")
+    return found
