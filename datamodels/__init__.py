@@ -1,3 +1,33 @@
-"""Datamodels: which training images made my network say this?"""
+"""Datamodels: which training images made my network say this?
+
+>>> from datamodels import Datamodels, Store, support                       # doctest: +SKIP
+>>> models = Datamodels.load("runs/digits/regress")                         # doctest: +SKIP
+>>> support(*models.of(3)).indices         # images whose removal should flip target 3   # doctest: +SKIP
+"""
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["Datamodels", "Store", "support"]
+
+if TYPE_CHECKING:
+    from datamodels.brittleness import support
+    from datamodels.regress import Datamodels
+    from datamodels.store import Store
+
+
+def __getattr__(name: str) -> Any:
+    # When asked for, not before: a worker needs no SciPy, and --help nothing at all.
+    if name == "support":
+        from datamodels.brittleness import support
+
+        return support
+    if name == "Datamodels":
+        from datamodels.regress import Datamodels
+
+        return Datamodels
+    if name == "Store":
+        from datamodels.store import Store
+
+        return Store
+    raise AttributeError(f"module 'datamodels' has no attribute {name!r}")

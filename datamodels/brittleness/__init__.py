@@ -2,7 +2,8 @@
 
 from datamodels.brittleness.orders import at_random, by_similarity, by_weight, cosine
 from datamodels.brittleness.search import Search
-from datamodels.brittleness.supports import Support, largest_weights, smallest_support, support_of
+from datamodels.brittleness.shrinkage import shrunk_weights
+from datamodels.brittleness.supports import Support, largest_weights, smallest_support, support, support_of
 
 __all__ = [
     "Search",
@@ -12,6 +13,8 @@ __all__ = [
     "by_weight",
     "cosine",
     "largest_weights",
+    "shrunk_weights",
     "smallest_support",
+    "support",
     "support_of",
 ]

@@ -19,7 +19,7 @@ from datamodels.store.layout import Array
 from datamodels.subsets import IndexArray
 
 UNINFORMED_START = 8
-LEAST_GROWTH, MOST_GROWTH = 1.25, 3.0
+LEAST_GROWTH, UNPREDICTED_GROWTH, MOST_GROWTH = 1.25, 1.5, 3.0
 
 
 @dataclass
@@ -27,8 +27,9 @@ class Search:
     """The search for one target along one order.
 
     `order` are the images to try, most important first, no more than R may hold; `drops` the predicted drop of the margin for
-    1, 2, … of them, or None. `base` is the mean margin on all of S, > 0. The search ends when a set that flips is at most
-    `ratio` times one that does not, or one image more, or when the whole order does not flip.
+    1, 2, … of them, or of fewer where the datamodel has nothing to say of the others, or None. `base` is the mean margin on
+    all of S, > 0. The search ends when a set that flips is at most `ratio` times one that does not, or one image more, or when
+    the whole order does not flip.
     """
 
     order: IndexArray
@@ -64,7 +65,7 @@ class Search:
         self.lowered += 1
         self.level = -self.base * 2.0 ** (self.lowered - 2)
         least, most = int(np.ceil(self.low * LEAST_GROWTH)), int(self.low * MOST_GROWTH)
-        wanted = 2 * self.low if self.drops is None else self._predicted() or most
+        wanted = 2 * self.low if self.drops is None else self._predicted() or int(self.low * UNPREDICTED_GROWTH)
         return min(max(wanted, least, self.low + 1), max(most, self.low + 1), len(self.order))
 
     def _between(self, high: int) -> int:
@@ -76,4 +77,4 @@ class Search:
         if self.drops is None:
             return None
         enough = np.flatnonzero(self.base - self.drops <= self.level)
-        return int(enough[0]) + 1 if len(enough) else (len(self.order) if self.lowered == 0 else None)
+        return int(enough[0]) + 1 if len(enough) else (len(self.drops) if self.lowered == 0 else None)

@@ -46,6 +46,16 @@ def smallest_support(weights: npt.NDArray[np.floating], base: float, threshold: 
     return support_of(weights, base, order[: int(enough[0]) + 1 if len(enough) else len(order)], threshold)
 
 
+def support(weights: npt.NDArray[np.floating], bias: float, max_size: int = 100) -> Support:
+    """The set R to remove by the datamodel alone, of g(S) = Σw + b: `smallest_support` from there to a margin of 0.
+
+    >>> found = support(np.array([0.1, 0.5, -1.0, 0.4]), bias=0.8)
+    >>> found.indices, found.reaches
+    (array([1, 3]), True)
+    """
+    return smallest_support(weights, float(weights.sum(dtype=np.float64)) + bias, max_size=max_size)
+
+
 def largest_weights(weights: npt.NDArray[np.floating], base: float, size: int) -> Support:
     """The `size` images with the largest weights, whatever their sign; `reaches` says whether the margin is at most 0 then."""
     return support_of(weights, base, np.argsort(-weights, kind="stable")[:size])

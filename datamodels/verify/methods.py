@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodels.brittleness import at_random, by_similarity, by_weight, cosine
+from datamodels.brittleness import at_random, by_similarity, by_weight, cosine, shrunk_weights
 from datamodels.durable import new_file
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
 from datamodels.settings import VerifySettings
+from datamodels.store import Store
 from datamodels.store.layout import Array
 from datamodels.subsets import IndexArray, mask_without
 from datamodels.verify.hunt import RELABEL
@@ -31,6 +32,8 @@ def methods_named(settings: VerifySettings, subject: Subject) -> list[str]:
             raise InputError(f"verify.methods takes some of {', '.join(METHODS)}, or {NONE}, not {word!r}")
         if word in DESCRIBED and subject.describe is None:
             raise InputError(f"the method {word} looks into models of this package; with worker.main take the others")
+    if EMBEDDING in words and settings.embedding == NONE:
+        raise InputError("the method embedding needs verify.embedding, an .npy file of all images")
     return list(dict.fromkeys(words))
 
 
@@ -47,25 +50,39 @@ class Orders:
     """The orders of the training images for a run's targets, and the labels that images get where they are relabelled."""
 
     def __init__(
-        self, settings: VerifySettings, subject: Subject, models: Datamodels, methods: list[str], described: dict[str, Array]
+        self,
+        settings: VerifySettings,
+        subject: Subject,
+        models: Datamodels,
+        store: Store,
+        targets: list[int],
+        described: dict[str, Array],
     ) -> None:
-        self.settings, self.subject, self.models = settings, subject, models
+        self.settings, self.subject, self.described = settings, subject, described
         self.most = min(settings.max_size, len(subject.train_labels) - 1)
-        self.described, self.row = described, {int(t): k for k, t in enumerate(described.get("targets", []))}
-        self.embedding = _embedding(settings, subject) if EMBEDDING in methods else None
+        self.column = {target: k for k, target in enumerate(targets)}
+        self.same_class = subject.train_labels[:, None] == subject.test_labels[targets]
+        lasso = np.stack([models.of(target)[0] for target in targets], 1)
+        self.shrunk = shrunk_weights(store, targets, lasso, self.same_class)
+        self.embedding = _embedding(settings, subject) if settings.embedding != NONE else None
 
     def of(self, method: str, target: int) -> IndexArray:
         """Images for one target, most important first."""
-        same_class = np.flatnonzero(self.subject.train_labels == self.subject.test_labels[target])
+        same_class = np.flatnonzero(self.same_class[:, self.column[target]])
         if method == RANDOM:
             return at_random(same_class, self.most, self.settings.seed, target)
         if method == SIMILARITY:
-            return by_similarity(self.described["similarity"][self.row[target]], same_class, self.most)
+            return by_similarity(self.described["similarity"][self.column[target]], same_class, self.most)
         if self.embedding is not None and method == EMBEDDING:
             n = len(self.subject.train_labels)
             similarity = cosine(self.embedding[n + target : n + target + 1], self.embedding[:n])[0]
             return by_similarity(similarity, same_class, self.most)
-        return by_weight(self.models.of(target)[0], self.most)
+        return by_weight(self.weights(target), self.most)
+
+    def weights(self, target: int) -> Array:
+        """The weights (N,) by which images are chosen; see `brittleness.shrinkage`."""
+        found: Array = self.shrunk[:, self.column[target]]
+        return found
 
     def drops(self, method: str, target: int, order: IndexArray) -> Array | None:
         """The drop of the margin predicted for the first 1, 2, … images; None where not the datamodel orders them."""
@@ -73,7 +90,7 @@ class Orders:
             return None
         # A label that is wrong takes away an image's support and adds as much, at least, to another class.
         factor = 2 if method == RELABEL else 1
-        return np.cumsum(self.models.of(target)[0][order], dtype=np.float64) * factor
+        return np.cumsum(self.weights(target)[order]) * factor
 
     def relabelled(self, method: str, target: int) -> int:
         """The class that R gets: the runner-up of the target, or the one given; -1 where R is removed."""
@@ -110,8 +127,6 @@ def base_requests(settings: VerifySettings, n: int) -> list[Request]:
 
 
 def _embedding(settings: VerifySettings, subject: Subject) -> Array:
-    if settings.embedding == NONE:
-        raise InputError("the method embedding needs verify.embedding, an .npy file of all images")
     try:
         found: Array = np.load(settings.embedding, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:

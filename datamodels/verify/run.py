@@ -25,6 +25,7 @@ from datamodels.errors import InputError
 from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder
 from datamodels.settings import Settings, VerifySettings
+from datamodels.store.layout import Array
 from datamodels.subsets import IndexArray, mask_without
 from datamodels.verify.hunt import Hunt, go
 from datamodels.verify.judge import FLIPPED, HELD, Outcome, judge, looks
@@ -69,15 +70,17 @@ def verify(settings: Settings, subject: Subject, models: Datamodels, targets: li
         return retrain(folder / "store", settings, subject, requests, label)
 
     described = describe(folder / "base.npz", chosen, subject, targets) if DESCRIBED & set(methods) else {}
-    orders = Orders(chosen, subject, models, methods, described)
+    orders = Orders(chosen, subject, models, read_store(settings), targets, described)
     on_all = base_requests(chosen, n)
     found = train(on_all, "verify: all of S")
     base = {target: judge(*found.of(on_all, target)) for target in targets}
     right = [target for target in targets if base[target].verdict == HELD]
     hunts = [_hunt(orders, method, target, base[target], steps, n) for target in right for method in methods]
     go(hunts, train)
-    removals = [plan(chosen, subject, models, base[target], target, size) for target in targets for size in sizes]
-    removals += [_of_hunt(chosen, subject, models, hunt) for hunt in hunts if hunt.method == DATAMODEL]
+    removals = [
+        plan(chosen, subject, orders.weights(target), base[target], target, size) for target in targets for size in sizes
+    ]
+    removals += [_of_hunt(chosen, subject, orders.weights(hunt.target), hunt) for hunt in hunts if hunt.method == DATAMODEL]
     found = train([request for r in removals for request in (*r.removed, *r.control)], "verify: controls")
     result = {
         "format_version": FORMAT_VERSION,
@@ -88,7 +91,7 @@ def verify(settings: Settings, subject: Subject, models: Datamodels, targets: li
         "looks": steps,
         "models_used": len(_used(on_all, hunts, removals)),
         "base": {str(target): {**_told(outcome), "label": _label(subject, target)} for target, outcome in base.items()},
-        "searches": [_search_record(hunt, subject, models, base[hunt.target]) for hunt in hunts],
+        "searches": [_search_record(hunt, subject, orders.weights(hunt.target), base[hunt.target]) for hunt in hunts],
         "removals": [_verdict(removal, base[removal.target], found) for removal in removals],
     }
     write_json(folder / "verify.json", result)
@@ -96,9 +99,9 @@ def verify(settings: Settings, subject: Subject, models: Datamodels, targets: li
     return f"verify: {'; '.join(_summary(result, methods, len(targets)))}, in {folder}"
 
 
-def plan(settings: VerifySettings, subject: Subject, models: Datamodels, base: Outcome, target: int, size: int) -> Removal:
+def plan(settings: VerifySettings, subject: Subject, weights: Array, base: Outcome, target: int, size: int) -> Removal:
     """What to train to measure the removal of a fixed number of images from one target, and its control."""
-    support = largest_weights(models.of(target)[0], base.mean_margin, size)
+    support = largest_weights(weights, base.mean_margin, size)
     mask = mask_without(len(subject.train_labels), support.indices)
     removed = [Request.of(mask, repetition) for repetition in range(2 * settings.models)]
     return _with_control(settings, subject, Removal(target, _label(subject, target), str(size), support, removed, [], 0))
@@ -110,9 +113,9 @@ def _hunt(orders: Orders, method: str, target: int, base: Outcome, steps: list[i
     return Hunt(target, method, search, orders.relabelled(method, target), n, steps)
 
 
-def _of_hunt(settings: VerifySettings, subject: Subject, models: Datamodels, hunt: Hunt) -> Removal:
+def _of_hunt(settings: VerifySettings, subject: Subject, weights: Array, hunt: Hunt) -> Removal:
     """What a search has found, to be compared with a control; no models where it has found nothing."""
-    weights, label = models.of(hunt.target)[0], _label(subject, hunt.target)
+    label = _label(subject, hunt.target)
     outcome = hunt.outcome()
     if hunt.size is None or outcome is None:
         support = smallest_support(weights, hunt.search.base, 0.0, settings.max_size)
@@ -162,7 +165,7 @@ def _verdict(removal: Removal, base: Outcome, found: Retrained) -> Record:
     }
 
 
-def _search_record(hunt: Hunt, subject: Subject, models: Datamodels, base: Outcome) -> Record:
+def _search_record(hunt: Hunt, subject: Subject, weights: Array, base: Outcome) -> Record:
     """All that a search tried. `verdict` is 'flipped', or 'censored' where not even the whole order flips the prediction."""
     tried = max((probe["size"] for probe in hunt.probes), default=0)
     return {
@@ -174,7 +177,7 @@ def _search_record(hunt: Hunt, subject: Subject, models: Datamodels, base: Outco
         "size": hunt.size,
         "tried": tried,
         "order": hunt.search.order[: hunt.size or tried].tolist(),
-        "weights": models.of(hunt.target)[0][hunt.search.order[: hunt.size or tried]].astype(float).tolist(),
+        "weights": weights[hunt.search.order[: hunt.size or tried]].tolist(),
         "base_margin": base.mean_margin,
         "models": len(_models_of(hunt)),
         "probes": hunt.probes,

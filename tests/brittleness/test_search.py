@@ -78,6 +78,14 @@ def test_orders():
     assert by_similarity(similarity, same_class, 3).tolist() == [3, 8, 4]
 
 
+def test_beyond_what_is_predicted_the_search_goes_on_in_steps_of_a_half():
+    search, tried = Search(np.arange(60), np.full(10, 0.01).cumsum(), 1.0, 1.1), []
+    while not search.done:
+        tried.append(search.size)
+        search.learn(search.size >= 33)
+    assert tried[:4] == [10, 15, 22, 33]
+
+
 def test_cosine():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(3, 5)), rng.normal(size=(4, 5))

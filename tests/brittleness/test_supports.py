@@ -1,10 +1,12 @@
+import doctest
 from itertools import combinations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamodels.brittleness import largest_weights, smallest_support
+from datamodels.brittleness import largest_weights, smallest_support, supports
 
 weights_lists = st.lists(st.integers(-20, 20).map(lambda k: k / 8), min_size=1, max_size=9)
 
@@ -43,3 +45,18 @@ def test_fixed_sizes_take_the_largest_weights_first():
     assert support.indices.tolist() == [2, 0, 3, 4]
     assert support.weights.tolist() == [2, 0.5, 0.5, 0]
     assert (support.predicted_before, support.predicted, support.reaches) == (3.0, 0.0, True)
+
+
+def test_the_examples_of_the_docstrings_run():
+    ran = doctest.testmod(supports)
+    assert (ran.failed, ran.attempted) == (0, 3)
+
+
+def test_the_package_offers_its_main_names():
+    import datamodels
+
+    assert datamodels.support is supports.support
+    assert datamodels.Store.__name__ == "Store"
+    assert datamodels.Datamodels.__name__ == "Datamodels"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = datamodels.nothing

@@ -14,7 +14,7 @@ from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder
 from datamodels.store import Store
 from datamodels.training import Trainer
-from datamodels.verify import built_in_subject, recheck, verify
+from datamodels.verify import built_in_subject, methods, recheck, verify
 from datamodels.verify.judge import Outcome
 from datamodels.verify.methods import methods_named, sizes_named
 from datamodels.verify.retrain import retrain
@@ -61,8 +61,9 @@ def by_the_rule(data, models, trained=None):
 
 
 @pytest.fixture
-def run(settings):
-    """A trained run: its settings, data, and planted weights."""
+def run(settings, monkeypatch):
+    """A trained run: its settings, data, and planted weights, which are taken as they are."""
+    monkeypatch.setattr(methods, "shrunk_weights", lambda store, targets, weights, group: weights.astype(float))
     chosen = settings(
         verify__models=8, verify__most_models=64, verify__base_models=32, verify__methods=ALL_METHODS, verify__sizes=5
     )
@@ -264,7 +265,7 @@ def test_the_control_removes_other_images_of_the_targets_class_for_each_model(ru
     verify(settings, by_the_rule(data, models), models, [3])
     base = result_of(settings)["base"]["3"]
     outcome = Outcome(**{field.name: base[field.name] for field in dataclasses.fields(Outcome)})
-    removal = plan(settings.verify, subject, models, outcome, 3, 5)
+    removal = plan(settings.verify, subject, models.of(3)[0], outcome, 3, 5)
     label, labels = int(data.test.labels[3]), data.train.labels.numpy()
     expected = min(5, int((labels == label).sum()))
     sets = []
@@ -276,7 +277,7 @@ def test_the_control_removes_other_images_of_the_targets_class_for_each_model(ru
         sets.append(tuple(removed))
     assert [request.repetition for request in removal.control] == list(range(16))
     assert len(set(sets)) > 1
-    assert removal.control == plan(settings.verify, subject, models, outcome, 3, 5).control
+    assert removal.control == plan(settings.verify, subject, models.of(3)[0], outcome, 3, 5).control
 
 
 def test_a_retrained_model_follows_from_seed_mask_repetition_and_label(run):
