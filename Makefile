@@ -7,13 +7,16 @@ py = .venv/bin/python
 # Idle OpenMP threads that spin take the core that another group of models needs.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test lint setup worker bench clean
+.PHONY: demo test test-browser lint setup worker bench clean
 
 demo: setup  ## digits, end to end: data, models, datamodels, verification by retraining, a page
 	$(py) -m datamodels -C configs/digits.yaml
 
 test: setup  ## the test suite
 	$(py) -m pytest
+
+test-browser: setup  ## the page in Chromium; part of `test` where that is found
+	$(py) -m pytest tests/report/test_browser.py -rs
 
 lint: setup  ## ruff and mypy
 	$(py) -m ruff check .

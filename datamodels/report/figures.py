@@ -87,6 +87,48 @@ def cdf_figure(searches: dict[str, list[dict[str, Any]]]) -> bytes:
     return _png(figure)
 
 
+def drops_figure(searches: dict[str, list[dict[str, Any]]]) -> bytes:
+    """Predicted against measured drop of the margin, for every set whose removal was measured on the way."""
+    figure = Figure((6.4, 5.2), layout="constrained")
+    axes = figure.subplots()
+    for method, found in searches.items():
+        predicted, measured = removal_drops({method: found})
+        if len(predicted):
+            axes.scatter(
+                predicted, measured, s=14, alpha=0.6, color=METHOD_COLOURS.get(method), label=METHODS.get(method, method)
+            )
+    predicted, measured = removal_drops(searches)
+    low, high = min(0.0, float(predicted.min())), max(float(predicted.max()), 1e-9)
+    axes.plot([low, high], [low, high], color="black", lw=0.8, label="predicted = measured")
+    correlation = drop_correlation(searches)
+    axes.set_title(f"{len(predicted)} sets removed" + ("" if correlation is None else f", correlation {correlation:.2f}"))
+    axes.set(xlabel="predicted drop of the margin", ylabel="measured drop of the mean margin")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def removal_drops(searches: dict[str, list[dict[str, Any]]]) -> tuple[Array, Array]:
+    """Predicted and measured drops of all probes that removed images; relabelling is another thing to predict."""
+    pairs = [
+        (probe["predicted_drop"], search["base_margin"] - probe["mean_margin"])
+        for found in searches.values()
+        for search in found
+        if search["relabelled"] is None
+        for probe in search["probes"]
+    ]
+    predicted, measured = np.array(pairs, np.float64).reshape(-1, 2).T
+    return predicted, measured
+
+
+def drop_correlation(searches: dict[str, list[dict[str, Any]]]) -> float | None:
+    """Pearson's correlation of the two, or None where there is none."""
+    predicted, measured = removal_drops(searches)
+    if len(predicted) < 3 or not (predicted.std() > 0 and measured.std() > 0):
+        return None
+    return float(np.corrcoef(predicted, measured)[0, 1])
+
+
 def verified_figure(verdicts: list[dict[str, Any]], title: str) -> bytes:
     """Mean margins with their intervals for all targets of one rule, sorted by the margin before."""
     ordered = sorted(verdicts, key=lambda v: v["before"]["mean_margin"])

@@ -20,7 +20,16 @@ from datamodels.durable import new_folder, read_json, write_json
 from datamodels.errors import InputError
 from datamodels.machine import describe_machine
 from datamodels.regress import Datamodels
-from datamodels.report.figures import METHODS, cdf_figure, heldout_figure, target_figure, verified_figure
+from datamodels.report.figures import (
+    METHODS,
+    cdf_figure,
+    drop_correlation,
+    drops_figure,
+    heldout_figure,
+    removal_drops,
+    target_figure,
+    verified_figure,
+)
 from datamodels.runs import read_seconds, read_store, stage_folder
 from datamodels.settings import Settings
 from datamodels.store import Store
@@ -71,6 +80,7 @@ def summarise(store: Store, models: Datamodels, verified: Record) -> Record:
         **rules[main],
         "by_rule": rules,
         "by_method": {method: _summarise_method(found) for method, found in _by_method(verified).items()},
+        "drop_correlation": drop_correlation(_by_method(verified)),
         "models_retrained": verified["models_used"],
         "version": __version__,
         "machine": describe_machine(),
@@ -170,6 +180,8 @@ def _pictures(store: Store, models: Datamodels, verified: Record, data: Dataset)
     pictures = {"heldout.png": heldout_figure(predicted, true, np.array(models.metrics["per_target"]["lds"]))}
     if verified["searches"]:
         pictures["cdf.png"] = cdf_figure(_by_method(verified))
+    if len(removal_drops(_by_method(verified))[0]):
+        pictures["drops.png"] = drops_figure(_by_method(verified))
     for rule, verdicts in _by_rule(verified).items():
         tried = [v for v in verdicts if v["after"]]
         pictures |= {_target_picture(v): target_figure(v, data) for v in tried}
@@ -206,6 +218,7 @@ def _page(settings: Settings, data: Dataset, verified: Record, summary: Record, 
         heldout=embedded["heldout.png"],
         rules=rules,
         cdf=embedded.get("cdf.png"),
+        drops=embedded.get("drops.png"),
         methods=METHODS,
         searches=sorted(verified["searches"], key=lambda s: (s["target"], s["method"])),
         class_names=data.class_names,

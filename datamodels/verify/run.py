@@ -166,8 +166,13 @@ def _verdict(removal: Removal, base: Outcome, found: Retrained) -> Record:
 
 
 def _search_record(hunt: Hunt, subject: Subject, weights: Array, base: Outcome) -> Record:
-    """All that a search tried. `verdict` is 'flipped', or 'censored' where not even the whole order flips the prediction."""
+    """All that a search tried. `verdict` is 'flipped', or 'censored' where not even the whole order flips the prediction.
+
+    Each probe has the drop of the margin that the weights predict for the removal of its images.
+    """
     tried = max((probe["size"] for probe in hunt.probes), default=0)
+    drops = np.cumsum(weights[hunt.search.order])
+    probes = [{**probe, "predicted_drop": float(drops[probe["size"] - 1])} for probe in hunt.probes]
     return {
         "target": hunt.target,
         "label": _label(subject, hunt.target),
@@ -180,7 +185,7 @@ def _search_record(hunt: Hunt, subject: Subject, weights: Array, base: Outcome) 
         "weights": weights[hunt.search.order[: hunt.size or tried]].tolist(),
         "base_margin": base.mean_margin,
         "models": len(_models_of(hunt)),
-        "probes": hunt.probes,
+        "probes": probes,
     }
 
 

@@ -102,7 +102,7 @@ def test_the_page_is_self_contained_and_its_pictures_are_those_beside_it(run):
     told = json.loads((run / "verify" / "verify.json").read_text())
     verified = told["removals"]
     tried = [(r["rule"], r["target"]) for r in verified if r["after"]]
-    assert len(files) == 1 + bool(told["searches"]) + len({rule for rule, _ in tried}) + len(tried)
+    assert len(files) == 1 + 2 * bool(told["searches"]) + len({rule for rule, _ in tried}) + len(tried)
     assert {target for _, target in tried} == {3, 7, 11}
     assert all(png.startswith(b"\x89PNG") for png in files)
     assert page.tags.count("script") <= 1

@@ -133,7 +133,10 @@ def test_what_is_told_is_what_the_stores_rows_say(run):
     for search in result["searches"]:
         to = -1 if search["relabelled"] is None else search["relabelled"]
         assert search["models"] == sum(probe["models"] for probe in search["probes"])
+        weights = models.weights[:, search["target"]].astype(float)
         for probe in search["probes"]:
+            if probe["size"] <= len(search["order"]):
+                assert probe["predicted_drop"] == pytest.approx(weights[search["order"][: probe["size"]]].sum())
             if probe["size"] <= len(search["order"]):
                 found = margins(search["target"], search["order"][: probe["size"]], to, probe["models"])
                 assert probe["mean_margin"] == pytest.approx(found.mean(), abs=1e-6)
