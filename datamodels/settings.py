@@ -236,6 +236,9 @@ class VerifySettings:
     base_models: int = count(32, "models trained on all of S, for the margin before", low=2)
     ratio: float = real(1.25, "the search ends when a set that flips is so many times one that does not", low=1.0)
     max_size: int = count(100, "R is never larger than this")
+    candidates: str = setting(
+        Choice("all", "class"), "all", "which images the methods datamodel and relabel choose from: all, or the target's class"
+    )
     relabel_to: int = count(-1, "the class that the method relabel gives to R; -1: the target's runner-up", low=-1)
     embedding: str = setting(Text(), "none", "an .npy file (N + T, d) of all images, S first, for the method embedding")
     random_targets: int = count(30, "targets that `python -m datamodels` draws")

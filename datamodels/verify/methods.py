@@ -21,7 +21,7 @@ DATAMODEL, RANDOM, SIMILARITY, EMBEDDING = "datamodel", "random", "similarity", 
 METHODS = (DATAMODEL, RELABEL, RANDOM, SIMILARITY, EMBEDDING)
 DESCRIBED = {RELABEL, SIMILARITY}
 """Methods that need logits or features of the base models."""
-NONE = "none"
+NONE, CLASS = "none", "class"
 
 
 def methods_named(settings: VerifySettings, subject: Subject) -> list[str]:
@@ -77,6 +77,8 @@ class Orders:
             n = len(self.subject.train_labels)
             similarity = cosine(self.embedding[n + target : n + target + 1], self.embedding[:n])[0]
             return by_similarity(similarity, same_class, self.most)
+        if self.settings.candidates == CLASS:
+            return same_class[np.argsort(-self.weights(target)[same_class], kind="stable")][: self.most]
         return by_weight(self.weights(target), self.most)
 
     def weights(self, target: int) -> Array:
@@ -85,12 +87,8 @@ class Orders:
         return found
 
     def drops(self, method: str, target: int, order: IndexArray) -> Array | None:
-        """The drop of the margin predicted for the first 1, 2, … images; None where not the datamodel orders them."""
-        if method not in (DATAMODEL, RELABEL):
-            return None
-        # A label that is wrong takes away an image's support and adds as much, at least, to another class.
-        factor = 2 if method == RELABEL else 1
-        return np.cumsum(self.weights(target)[order]) * factor
+        """The drop of the margin predicted for the first 1, 2, … images; None where it is not made to say."""
+        return np.cumsum(self.weights(target)[order]) if method == DATAMODEL else None
 
     def relabelled(self, method: str, target: int) -> int:
         """The class that R gets: the runner-up of the target, or the one given; -1 where R is removed."""

@@ -240,6 +240,20 @@ def test_relabelled_images_get_the_runner_up_or_the_class_that_is_given(run):
         verify(beyond, subject, models, [3])
 
 
+def test_candidates_of_the_class_are_of_the_class_and_by_weight(run):
+    settings, data, models = run
+    changed = dataclasses.replace(settings.verify, methods="datamodel", candidates="class", sizes="none")
+    verify(dataclasses.replace(settings, verify=changed), by_the_rule(data, models), models, list(range(8)))
+    labels = data.train.labels.numpy()
+    for search in result_of(settings)["searches"]:
+        assert (labels[search["order"]] == search["label"]).all()
+        weights = models.weights[search["order"], search["target"]]
+        assert (np.diff(weights) <= 0).all()
+        same_class = labels == search["label"]
+        assert weights.max() == models.weights[same_class, search["target"]].max()
+        assert search["tried"] <= same_class.sum()
+
+
 def test_an_embedding_orders_by_cosine_within_the_class(run, tmp_path):
     settings, data, models = run
     embedding = np.random.default_rng(0).normal(size=(N + T, 6))
