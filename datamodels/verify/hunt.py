@@ -13,7 +13,7 @@ from typing import Any
 
 from datamodels.brittleness import Search
 from datamodels.subsets import mask_without
-from datamodels.verify.judge import FLIPPED, UNDECIDED, Outcome, judge
+from datamodels.verify.judge import FLIPPED, UNDECIDED, judge
 from datamodels.verify.retrain import Retrained
 from datamodels.verify.subject import Request
 
@@ -47,11 +47,22 @@ class Hunt:
         """The smallest number of images that flips the prediction, as far as it is verified, or None."""
         return self.search.high
 
-    def requests(self, size: int | None = None, first: int = 0) -> list[Request]:
-        """The models of the present look, or, given a size, those of the last look for it; repetitions count from `first`."""
-        mask = mask_without(self.n, self.search.order[: size or self.search.size])
-        number = self.looks[self.look if size is None else -1]
-        return [Request.of(mask, repetition, self.relabelled) for repetition in range(first, first + number)]
+    def requests(self) -> list[Request]:
+        """The models of the present look."""
+        return self._models(self.search.size, self.looks[self.look])
+
+    def judged(self, probe: dict[str, Any]) -> list[Request]:
+        """The models by which a probe was judged, those that diverged included."""
+        return self._models(probe["size"], probe["asked"])
+
+    @property
+    def found(self) -> dict[str, Any] | None:
+        """The probe of the smallest set that flips the prediction, or None."""
+        return next((probe for probe in self.probes if probe["size"] == self.size), None)
+
+    def _models(self, size: int, number: int) -> list[Request]:
+        mask = mask_without(self.n, self.search.order[:size])
+        return [Request.of(mask, repetition, self.relabelled) for repetition in range(number)]
 
     def learn(self, found: Retrained) -> None:
         """Judge the present look: decide, or go on to the next one."""
@@ -59,16 +70,10 @@ class Hunt:
         if outcome.verdict == UNDECIDED and self.look + 1 < len(self.looks):
             self.look += 1
             return
-        about = {"size": self.search.size, "threshold": self.search.level}
+        about = {"size": self.search.size, "threshold": self.search.level, "asked": self.looks[self.look]}
         self.probes.append({**about, "verdict": outcome.verdict, **dataclasses.asdict(outcome)})
         self.search.learn(outcome.verdict == FLIPPED)
         self.look = 0
-
-    def outcome(self) -> Outcome | None:
-        """The outcome of the smallest set that flips the prediction, or None."""
-        names = {f.name for f in dataclasses.fields(Outcome)}
-        probe = next((probe for probe in self.probes if probe["size"] == self.size), None)
-        return None if probe is None else Outcome(**{name: value for name, value in probe.items() if name in names})
 
 
 def go(hunts: Sequence[Hunt], retrain: Retrain) -> None:

@@ -116,14 +116,10 @@ def _hunt(orders: Orders, method: str, target: int, base: Outcome, steps: list[i
 def _of_hunt(settings: VerifySettings, subject: Subject, weights: Array, hunt: Hunt) -> Removal:
     """What a search has found, to be compared with a control; no models where it has found nothing."""
     label = _label(subject, hunt.target)
-    outcome = hunt.outcome()
-    if hunt.size is None or outcome is None:
+    if hunt.found is None:
         support = smallest_support(weights, hunt.search.base, 0.0, settings.max_size)
         return Removal(hunt.target, label, SUPPORT, support, [], [], 0)
-    support = support_of(weights, hunt.search.base, hunt.search.order[: hunt.size])
-    # The models that were judged: those of one look, diverged ones included.
-    number = next(number for number in hunt.looks if number >= outcome.models)
-    removed = hunt.requests(hunt.size)[:number]
+    support, removed = support_of(weights, hunt.search.base, hunt.search.order[: hunt.size]), hunt.judged(hunt.found)
     return _with_control(settings, subject, Removal(hunt.target, label, SUPPORT, support, removed, [], 0))
 
 
@@ -191,11 +187,7 @@ def _search_record(hunt: Hunt, subject: Subject, weights: Array, base: Outcome) 
 
 def _models_of(hunt: Hunt) -> set[Request]:
     """Every model that a search has asked for."""
-    used: set[Request] = set()
-    for probe in hunt.probes:
-        number = next(number for number in hunt.looks if number >= probe["models"])
-        used |= set(hunt.requests(probe["size"])[:number])
-    return used
+    return {request for probe in hunt.probes for request in hunt.judged(probe)}
 
 
 def _used(on_all: list[Request], hunts: list[Hunt], removals: list[Removal]) -> set[Request]:

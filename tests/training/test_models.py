@@ -247,3 +247,34 @@ def test_the_recipe_of_the_demo_learns_digits():
     data: Dataset = dataset(500, 300)
     margins = Trainer(data, demo, CPU).margins(np.ones((2, 500), bool), [(0, 0), (0, 1)])
     assert (margins > 0).mean() > 0.9
+
+
+def test_models_learn_the_labels_that_they_are_given(digits, recipe):
+    masks, keys = draw_masks(0, range(4), 60, 0.7), [(0, i) for i in range(4)]
+    trainer, own = Trainer(digits, recipe, CPU, dtype=torch.float64), digits.train.labels.numpy()
+    plain = trainer.outputs(masks, keys)
+    told = trainer.outputs(masks, keys, np.tile(own, (4, 1)))
+    np.testing.assert_allclose(told["margins"], plain["margins"], rtol=0, atol=1e-9)
+    labels = np.tile(own, (4, 1))
+    labels[2] = 7
+    mixed = trainer.outputs(masks, keys, labels)
+    # Model 2 knows one class only; the others are what they were, in its company too.
+    assert (mixed["logits"][2].argmax(1) == 7).all()
+    np.testing.assert_allclose(mixed["margins"][[0, 1, 3]], plain["margins"][[0, 1, 3]], rtol=0, atol=1e-6)
+
+
+def test_similarity_is_the_cosine_of_what_the_last_layer_sees(digits, recipe):
+    trainer = Trainer(digits, recipe, CPU, dtype=torch.float64)
+    masks, keys = np.ones((2, 60), bool), [(0, 0), (0, 1)]
+    found = trainer.similarity(masks, keys, [3, 8])
+    assert found["similarity"].shape == (2, 60)
+    parameters, statistics = trainer.train(masks, keys)
+    linear = trainer.network._by_name(parameters)["linear.weight"]
+    with torch.no_grad():
+        views = torch.cat([trainer.images.test[[3, 8]], trainer.images.train])
+        stacked = torch.cat([views, views], 1)  # both models see the same images
+        features = trainer.network.features(parameters, statistics, stacked, training=False)
+        logits = trainer.network.forward(parameters, statistics, stacked, training=False)
+    oracle = torch.nn.functional.cosine_similarity(features[:, :2, None], features[:, None, 2:], dim=3).mean(0)
+    np.testing.assert_allclose(found["similarity"], oracle, atol=1e-5)
+    np.testing.assert_allclose(torch.bmm(features, linear) * (logits / torch.bmm(features, linear)).mean(), logits, atol=1e-6)
