@@ -64,9 +64,9 @@ def by_the_rule(data, models, trained=None):
 def run(settings, monkeypatch):
     """A trained run: its settings, data, and planted weights, which are taken as they are."""
     monkeypatch.setattr(methods, "shrunk_weights", lambda store, targets, weights, group: weights.astype(float))
-    chosen = settings(
-        verify__models=8, verify__most_models=64, verify__base_models=32, verify__methods=ALL_METHODS, verify__sizes=5
-    )
+    looks = {"verify__models": 8, "verify__most_models": 64, "verify__base_models": 32}
+    search = {"verify__methods": ALL_METHODS, "verify__candidates": "all", "verify__ratio": 1.25, "verify__sizes": 5}
+    chosen = settings(**looks, **search)
     prepare(chosen, use_ffcv=False)
     data = load(chosen)
     train_missing(chosen, data, CPU)
