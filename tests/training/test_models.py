@@ -124,7 +124,7 @@ def test_out_of_memory_halves_the_group_and_says_so(digits, recipe, monkeypatch,
     trainer = Trainer(digits, recipe, CPU, dtype=torch.float64)
     whole, train, sizes = trainer.margins(masks, keys), Trainer.train, []
 
-    def little_memory(self, masks, keys):
+    def little_memory(self, masks, keys, labels=None):
         sizes.append(len(keys))
         if len(keys) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -137,7 +137,7 @@ def test_out_of_memory_halves_the_group_and_says_so(digits, recipe, monkeypatch,
 
 
 def test_too_little_memory_for_one_model_is_said_in_a_sentence(digits, recipe, monkeypatch):
-    def no_memory(self, masks, keys):
+    def no_memory(self, masks, keys, labels=None):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Trainer, "train", no_memory)
@@ -148,7 +148,7 @@ def test_too_little_memory_for_one_model_is_said_in_a_sentence(digits, recipe, m
 def test_a_model_that_diverges_is_trained_once_more_from_another_key_and_then_given_up(digits, recipe, monkeypatch):
     train, seen = Trainer.train, []
 
-    def fragile(self, masks, keys):
+    def fragile(self, masks, keys, labels=None):
         seen.append(list(keys))
         parameters, statistics = train(self, masks, keys)
         for k, key in enumerate(keys):
