@@ -230,7 +230,7 @@ class VerifySettings:
         "how to order the images of which the smallest set that flips is searched: some of datamodel, relabel, random, "
         "similarity, embedding; or none",
     )
-    sizes: str = setting(Text(), "none", "beside the search: remove so many images with the largest weights, as 20,50; or none")
+    sizes: str = setting(Text(), "none", "beside the search: remove so many images, as 20,50, judged by 2 × models; or none")
     models: int = count(8, "models of a first look at a removal; the next looks have twice as many, until one decides", low=2)
     most_models: int = count(32, "models of the last look", low=2)
     base_models: int = count(32, "models trained on all of S, for the margin before", low=2)

@@ -27,9 +27,8 @@ class Search:
     """The search for one target along one order.
 
     `order` are the images to try, most important first, no more than R may hold; `drops` the predicted drop of the margin for
-    1, 2, … of them, or of fewer where the datamodel has nothing to say of the others, or None. `base` is the mean margin on
-    all of S, > 0. The search ends when a set that flips is at most `ratio` times one that does not, or one image more, or when
-    the whole order does not flip.
+    1, 2, … of them, or None where nothing predicts it. `base` is the mean margin on all of S, > 0. The search ends when a set
+    that flips is at most `ratio` times one that does not, or one image more, or when the whole order does not flip.
     """
 
     order: IndexArray
@@ -73,8 +72,10 @@ class Search:
         return int(min(max(middle, self.low + 1), high - 1))
 
     def _predicted(self) -> int | None:
-        """The fewest images whose predicted drop brings the base margin to the level C, or None."""
+        """The fewest images whose predicted drop brings the base margin to the level C; None where it is not known, but all of
+        them at the first probe: whether the whole order flips the prediction decides whether to search it.
+        """
         if self.drops is None:
             return None
         enough = np.flatnonzero(self.base - self.drops <= self.level)
-        return int(enough[0]) + 1 if len(enough) else (len(self.drops) if self.lowered == 0 else None)
+        return int(enough[0]) + 1 if len(enough) else (len(self.order) if self.lowered == 0 else None)

@@ -111,7 +111,12 @@ def _chunks(rows: int) -> int:
 
 
 def _by_columns(name: str, like: Any, arguments: tuple[Any, ...]) -> None:
-    """Launch a kernel over a matrix (rows, T): a thread takes one target and a chunk of rows. Arguments must be contiguous."""
+    """Launch a kernel over a matrix (rows, T): a thread takes one target and a chunk of rows.
+
+    Raises ValueError for an array that does not lie in C order, which the kernel would read as another one.
+    """
+    if not all(argument.flags.c_contiguous for argument in arguments if getattr(argument, "ndim", 0)):
+        raise ValueError(f"{name} takes arrays in C order")
     rows, columns = like.shape
     grid = (-(-columns // THREADS), _chunks(rows))
     sizes = (np.int64(rows), np.int64(columns), np.int64(CHUNK_ROWS))

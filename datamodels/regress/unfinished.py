@@ -10,11 +10,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
-
-from datamodels.durable import new_file, read_json, write_json
+from datamodels.durable import read_arrays, read_json, write_arrays, write_json
 from datamodels.store.layout import Array
 
 Kept = dict[str, Array]
@@ -30,13 +27,7 @@ class Unfinished:
 
     def recall(self, name: str) -> Kept | None:
         """What was kept under a name, or None."""
-        if self.folder is None:
-            return None
-        try:
-            with (self.folder / f"{name}.npz").open("rb") as file, np.load(file) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, EOFError, BadZipFile):
-            return None
+        return None if self.folder is None else read_arrays(self.folder / f"{name}.npz")
 
     def keep(self, name: str, arrays: Kept) -> None:
         """Keep arrays under a name, wholly or not at all."""
@@ -45,8 +36,7 @@ class Unfinished:
         if not self.folder.exists():
             self.folder.mkdir(parents=True)
             write_json(self.folder / "meta.json", self.meta)
-        with new_file(self.folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        write_arrays(self.folder / f"{name}.npz", arrays)
 
     def forget(self) -> None:
         """Throw everything away."""

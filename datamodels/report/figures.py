@@ -70,14 +70,14 @@ def cdf_figure(searches: dict[str, list[dict[str, Any]]]) -> bytes:
         share = np.arange(len(sizes) + 1) / max(len(found), 1)
         ends = np.array([0, *sizes, max(most, *sizes, 1)], float)
         censored = len(found) - len(sizes)
-        label = f"{METHODS.get(method, method)}: {len(sizes)} of {len(found)}" + (f", {censored} censored" if censored else "")
+        label = f"{METHODS[method]}: {len(sizes)} of {len(found)}" + (f", {censored} censored" if censored else "")
         axes.step(
             ends,
             [*share, share[-1]],
             where="post",
             lw=2,
             ls=LINES.get(method, "-"),
-            color=METHOD_COLOURS.get(method),
+            color=METHOD_COLOURS[method],
             label=label,
         )
     axes.set(xlim=(0, None), ylim=(0, 1.02), xlabel="images of R", ylabel="share of targets flipped by at most so many")
@@ -94,9 +94,7 @@ def drops_figure(searches: dict[str, list[dict[str, Any]]]) -> bytes:
     for method, found in searches.items():
         predicted, measured = removal_drops({method: found})
         if len(predicted):
-            axes.scatter(
-                predicted, measured, s=14, alpha=0.6, color=METHOD_COLOURS.get(method), label=METHODS.get(method, method)
-            )
+            axes.scatter(predicted, measured, s=14, alpha=0.6, color=METHOD_COLOURS[method], label=METHODS[method])
     predicted, measured = removal_drops(searches)
     low, high = min(0.0, float(predicted.min())), max(float(predicted.max()), 1e-9)
     axes.plot([low, high], [low, high], color="black", lw=0.8, label="predicted = measured")

@@ -33,7 +33,7 @@ from datamodels.report.figures import (
 from datamodels.runs import read_seconds, read_store, stage_folder
 from datamodels.settings import Settings
 from datamodels.store import Store
-from datamodels.verify.run import SUPPORT, median_size
+from datamodels.verify.run import FORMAT_VERSION, SUPPORT, median_size
 
 Record = dict[str, Any]
 
@@ -129,9 +129,13 @@ def _read_verified(settings: Settings, models: Datamodels, store: Store) -> Reco
     path = stage_folder(settings, "verify") / "verify.json"
     try:
         verified: Record = read_json(path)
-        digest = verified["store_digest"]
+        digest, version = verified["store_digest"], verified["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise InputError(f"there is no {path}; run python -m datamodels.verify --targets file.txt with the same config") from e
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"{path} has format version {version}, this program reads {FORMAT_VERSION}; run datamodels.verify again"
+        )
     if not digest == models.meta["store_digest"] == store.digest():
         raise InputError(
             f"{path}, the weights and the store are not of one state; run datamodels.regress and datamodels.verify again"

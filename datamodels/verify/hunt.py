@@ -18,7 +18,6 @@ from datamodels.verify.retrain import Retrained
 from datamodels.verify.subject import Request
 
 Retrain = Callable[[Sequence[Request], str], Retrained]
-RELABEL = "relabel"
 
 
 @dataclass

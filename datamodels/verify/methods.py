@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 
 from datamodels.brittleness import at_random, by_similarity, by_weight, cosine, shrunk_weights
-from datamodels.durable import new_file
+from datamodels.durable import read_arrays, write_arrays
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
-from datamodels.settings import VerifySettings
+from datamodels.runs import stage_seconds
+from datamodels.settings import Settings, VerifySettings
 from datamodels.store import Store
 from datamodels.store.layout import Array
 from datamodels.subsets import IndexArray, mask_without
-from datamodels.verify.hunt import RELABEL
 from datamodels.verify.subject import Request, Subject
 
-DATAMODEL, RANDOM, SIMILARITY, EMBEDDING = "datamodel", "random", "similarity", "embedding"
+DATAMODEL, RELABEL, RANDOM, SIMILARITY, EMBEDDING = "datamodel", "relabel", "random", "similarity", "embedding"
 METHODS = (DATAMODEL, RELABEL, RANDOM, SIMILARITY, EMBEDDING)
 DESCRIBED = {RELABEL, SIMILARITY}
 """Methods that need logits or features of the base models."""
@@ -34,6 +35,9 @@ def methods_named(settings: VerifySettings, subject: Subject) -> list[str]:
             raise InputError(f"the method {word} looks into models of this package; with worker.main take the others")
     if EMBEDDING in words and settings.embedding == NONE:
         raise InputError("the method embedding needs verify.embedding, an .npy file of all images")
+    last = int(subject.train_labels.max())
+    if RELABEL in words and settings.relabel_to > last:
+        raise InputError(f"verify.relabel_to is {settings.relabel_to}, but the classes run from 0 to {last}")
     return list(dict.fromkeys(words))
 
 
@@ -56,6 +60,7 @@ class Orders:
         models: Datamodels,
         store: Store,
         targets: list[int],
+        embedding: Array | None,
         described: dict[str, Array],
     ) -> None:
         self.settings, self.subject, self.described = settings, subject, described
@@ -64,7 +69,7 @@ class Orders:
         self.same_class = subject.train_labels[:, None] == subject.test_labels[targets]
         lasso = np.stack([models.of(target)[0] for target in targets], 1)
         self.shrunk = shrunk_weights(store, targets, lasso, self.same_class)
-        self.embedding = _embedding(settings, subject) if settings.embedding != NONE else None
+        self.embedding = embedding
 
     def of(self, method: str, target: int) -> IndexArray:
         """Images for one target, most important first."""
@@ -73,7 +78,8 @@ class Orders:
             return at_random(same_class, self.most, self.settings.seed, target)
         if method == SIMILARITY:
             return by_similarity(self.described["similarity"][self.column[target]], same_class, self.most)
-        if self.embedding is not None and method == EMBEDDING:
+        if method == EMBEDDING:
+            assert self.embedding is not None
             n = len(self.subject.train_labels)
             similarity = cosine(self.embedding[n + target : n + target + 1], self.embedding[:n])[0]
             return by_similarity(similarity, same_class, self.most)
@@ -96,26 +102,21 @@ class Orders:
             return -1
         label, given = int(self.subject.test_labels[target]), self.settings.relabel_to
         logits = self.described["logits"][target].copy()
-        if given >= len(logits):
-            raise InputError(f"verify.relabel_to is {given}, but the classes run from 0 to {len(logits) - 1}")
         logits[label] = -np.inf
         return given if given not in (-1, label) else int(np.argmax(logits))
 
 
-def describe(file: Path, settings: VerifySettings, subject: Subject, targets: list[int]) -> dict[str, Array]:
-    """Mean logits and similarities of the base models, kept in a file, made anew for other targets."""
+def describe(file: Path, settings: Settings, subject: Subject, targets: list[int]) -> dict[str, Array]:
+    """Mean logits (T, classes) and similarities (targets, N) of the base models, kept in a file, made anew for others."""
     assert subject.describe is not None
-    try:
-        with file.open("rb") as opened, np.load(opened) as arrays:
-            kept: dict[str, Array] = dict(arrays)
-        if kept["targets"].tolist() == targets and int(kept["models"]) == settings.base_models:
-            return kept
-    except (OSError, ValueError, EOFError, KeyError):
-        pass
-    requests = base_requests(settings, len(subject.train_labels))
-    found = {**subject.describe(requests, targets), "targets": np.array(targets), "models": np.array(len(requests))}
-    with new_file(file) as temporary, temporary.open("wb") as written:
-        np.savez(written, allow_pickle=False, **found)
+    requests = base_requests(settings.verify, len(subject.train_labels))
+    of = json.dumps([subject.provenance, targets, len(requests)], sort_keys=True)
+    kept = read_arrays(file)
+    if kept is not None and str(kept.pop("of", None)) == of:
+        return kept
+    with stage_seconds(settings, "verify"):
+        found = subject.describe(requests, targets)
+    write_arrays(file, {**found, "of": np.array(of)})
     return found
 
 
@@ -124,7 +125,10 @@ def base_requests(settings: VerifySettings, n: int) -> list[Request]:
     return [Request.of(mask_without(n, []), repetition) for repetition in range(settings.base_models)]
 
 
-def _embedding(settings: VerifySettings, subject: Subject) -> Array:
+def embedding_named(settings: VerifySettings, subject: Subject, methods: list[str]) -> Array | None:
+    """The array (N + T, d) in `verify.embedding`, where a method needs it. Raises InputError when it is none such."""
+    if EMBEDDING not in methods:
+        return None
     try:
         found: Array = np.load(settings.embedding, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:

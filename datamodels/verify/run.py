@@ -29,7 +29,16 @@ from datamodels.store.layout import Array
 from datamodels.subsets import IndexArray, mask_without
 from datamodels.verify.hunt import Hunt, go
 from datamodels.verify.judge import FLIPPED, HELD, Outcome, judge, looks
-from datamodels.verify.methods import DATAMODEL, DESCRIBED, Orders, base_requests, describe, methods_named, sizes_named
+from datamodels.verify.methods import (
+    DATAMODEL,
+    DESCRIBED,
+    Orders,
+    base_requests,
+    describe,
+    embedding_named,
+    methods_named,
+    sizes_named,
+)
 from datamodels.verify.retrain import Retrained, retrain
 from datamodels.verify.subject import Request, Subject
 
@@ -63,16 +72,17 @@ def verify(settings: Settings, subject: Subject, models: Datamodels, targets: li
     _check_provenance(settings, models)
     chosen, n = settings.verify, len(subject.train_labels)
     methods, sizes, steps = methods_named(chosen, subject), sizes_named(chosen, n), looks(chosen.models, chosen.most_models)
+    embedding = embedding_named(chosen, subject, methods)
     folder = stage_folder(settings, "verify")
     folder.mkdir(parents=True, exist_ok=True)
 
     def train(requests: Any, label: str) -> Retrained:
         return retrain(folder / "store", settings, subject, requests, label)
 
-    described = describe(folder / "base.npz", chosen, subject, targets) if DESCRIBED & set(methods) else {}
-    orders = Orders(chosen, subject, models, read_store(settings), targets, described)
     on_all = base_requests(chosen, n)
     found = train(on_all, "verify: all of S")
+    described = describe(folder / "base.npz", settings, subject, targets) if DESCRIBED & set(methods) else {}
+    orders = Orders(chosen, subject, models, read_store(settings), targets, embedding, described)
     base = {target: judge(*found.of(on_all, target)) for target in targets}
     right = [target for target in targets if base[target].verdict == HELD]
     hunts = [_hunt(orders, method, target, base[target], steps, n) for target in right for method in methods]
@@ -90,7 +100,9 @@ def verify(settings: Settings, subject: Subject, models: Datamodels, targets: li
         "verify": dataclasses.asdict(chosen),
         "looks": steps,
         "models_used": len(_used(on_all, hunts, removals)),
-        "base": {str(target): {**_told(outcome), "label": _label(subject, target)} for target, outcome in base.items()},
+        "base": {
+            str(target): {**dataclasses.asdict(outcome), "label": _label(subject, target)} for target, outcome in base.items()
+        },
         "searches": [_search_record(hunt, subject, orders.weights(hunt.target), base[hunt.target]) for hunt in hunts],
         "removals": [_verdict(removal, base[removal.target], found) for removal in removals],
     }
@@ -154,7 +166,7 @@ def _verdict(removal: Removal, base: Outcome, found: Retrained) -> Record:
         "removed_weights": support.weights.tolist(),
         "predicted_before": support.predicted_before,
         "predicted_after": support.predicted,
-        **{state: _told(result) if result else None for state, result in states.items()},
+        **{state: dataclasses.asdict(result) if result else None for state, result in states.items()},
         "right_before": right_before,
         "flipped": flipped["after"],
         "control_flipped": flipped["control"],
@@ -193,10 +205,6 @@ def _models_of(hunt: Hunt) -> set[Request]:
 def _used(on_all: list[Request], hunts: list[Hunt], removals: list[Removal]) -> set[Request]:
     used = set(on_all).union(*(_models_of(hunt) for hunt in hunts))
     return used.union(*({*removal.removed, *removal.control} for removal in removals))
-
-
-def _told(outcome: Outcome) -> Record:
-    return dataclasses.asdict(outcome)
 
 
 def _label(subject: Subject, target: int) -> int:
@@ -275,7 +283,7 @@ def recheck(settings: Settings, subject: Subject, file: Path) -> str:
     for search in flipped:
         fresh = judge(*found.of(requests(search), search["target"]))
         about = {name: search[name] for name in ("target", "method", "size")}
-        verdicts.append({**about, "holds": fresh.mean_margin <= 0, "fresh": _told(fresh)})
+        verdicts.append({**about, "holds": fresh.mean_margin <= 0, "fresh": dataclasses.asdict(fresh)})
     holds = sum(verdict["holds"] for verdict in verdicts)
     write_json(folder / "recheck.json", {"checked": str(file), "models": number, "holds": holds, "verdicts": verdicts})
     return f"recheck: {holds} of {len(verdicts)} flipped verdicts hold with {number} fresh models each, in {folder}"

@@ -79,11 +79,11 @@ def test_orders():
 
 
 def test_beyond_what_is_predicted_the_search_goes_on_in_steps_of_a_half():
-    search, tried = Search(np.arange(60), np.full(10, 0.01).cumsum(), 1.0, 1.1), []
+    search, tried = Search(np.arange(60), np.minimum(np.arange(1, 61), 8) / 8, 1.0, 1.1), []
     while not search.done:
         tried.append(search.size)
         search.learn(search.size >= 33)
-    assert tried[:4] == [10, 15, 22, 33]
+    assert tried[:5] == [8, 12, 18, 27, 40]
 
 
 def test_cosine():

@@ -5,6 +5,8 @@ import pytest
 from sklearn.linear_model import Lasso
 
 from datamodels.errors import InputError
+from datamodels.regress import lasso
+from datamodels.regress import moments as moments_module
 from datamodels.regress.kernels import soft_threshold
 from datamodels.regress.lasso import lipschitz, solve
 from datamodels.regress.moments import Moments
@@ -142,3 +144,36 @@ def test_lipschitz_bounds_the_largest_eigenvalue_closely():
 
 def test_soft_threshold():
     assert soft_threshold(np.array([-3.0, -1, 0, 0.5, 2]), 1.0).tolist() == [-2, 0, 0, 0, 1]
+
+
+def test_float32_that_does_not_come_to_its_gap_goes_on_in_float64(monkeypatch):
+    x, y = make(0)
+    moments = Moments(x.shape[1], y.shape[1], np, np.float32)
+    moments.add(pack(x), y)
+    problem = moments.problem()
+    lam, start = problem.lam_max() * 0.1, np.zeros(problem.correlation.shape, np.float32)
+    monkeypatch.setattr(lasso, "FLOAT32_STEPS", 4)
+    solution = solve(problem, lam.astype(float), start, lipschitz(problem), 1e-10)
+    assert solution.steps > 4
+    for t in range(y.shape[1]):
+        oracle = Lasso(alpha=lam[t], tol=1e-12, max_iter=200_000).fit(x.astype(float), y[:, t])
+        np.testing.assert_allclose(solution.weights[:, t], oracle.coef_, atol=1e-4)
+    monkeypatch.setattr(lasso, "FLOAT32_STEPS", 10**9)
+    with pytest.raises(InputError, match="duality gap above"):
+        solve(problem, lam.astype(float), start, lipschitz(problem), 1e-10, max_steps=2000)
+
+
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_counts_in_float32_are_exact_and_centring_is_taken_back_to_the_last_bit(rows, monkeypatch):
+    monkeypatch.setattr(moments_module, "GRAM_ROWS", rows)
+    rng = np.random.default_rng(0)
+    x, y = rng.random((4000, 40)) < rng.uniform(0.05, 0.95, 40), rng.normal(size=(4000, 2))
+    moments = Moments(40, 2, np, np.float32)
+    for part in np.array_split(np.arange(4000), 9):
+        moments.add(pack(x[part]), y[part])
+        problem = moments.problem()
+    xc = x - x.mean(0)
+    np.testing.assert_allclose(problem.gram, xc.T @ xc / 4000, atol=3e-8)
+    assert np.array_equal(problem.gram, problem.gram.T)
+    moments._uncentre()
+    assert np.array_equal(np.triu(moments.xx), np.triu(x.T.astype(int) @ x.astype(int)))

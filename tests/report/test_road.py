@@ -146,6 +146,18 @@ def test_a_run_grows_and_its_old_weights_are_not_mixed_with_it(run, tmp_path):
     assert Datamodels.load(copy / "regress").meta["models"] == 96
 
 
+def test_a_verification_of_another_version_is_refused(run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    told = json.loads((copy / "verify" / "verify.json").read_text())
+    (copy / "verify" / "verify.json").write_text(json.dumps({**told, "format_version": 1}))
+    refused = command("report", copy)
+    assert refused.returncode == 2
+    assert "has format version 1, this program reads 2; run datamodels.verify again" in refused.stderr
+
+
 def bad(name, stage, named, *extra, **changed):
     return pytest.param(stage, extra, changed, named, id=name)
 

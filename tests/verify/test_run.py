@@ -256,6 +256,7 @@ def test_candidates_of_the_class_are_of_the_class_and_by_weight(run):
 
 def test_an_embedding_orders_by_cosine_within_the_class(run, tmp_path):
     settings, data, models = run
+    trained: list[Request] = []
     embedding = np.random.default_rng(0).normal(size=(N + T, 6))
     np.save(tmp_path / "embedding.npy", embedding)
 
@@ -273,7 +274,8 @@ def test_an_embedding_orders_by_cosine_within_the_class(run, tmp_path):
     wrong = {"none": "needs verify.embedding", tmp_path / "no.npy": "cannot read", tmp_path / "short.npy": "80 images"}
     for file, named in wrong.items():
         with pytest.raises(InputError, match=named):
-            verify(chosen(file), by_the_rule(data, models), models, [3])
+            verify(chosen(file), by_the_rule(data, models, trained), models, [5])
+    assert not trained
 
 
 def test_the_control_removes_other_images_of_the_targets_class_for_each_model(run):
