@@ -200,9 +200,23 @@ class GroupSettings:
 
 
 @dataclass(frozen=True)
+class PriorSettings:
+    """What the worker finds out beforehand for `regress.prior`."""
+
+    models: int = count(16, "models that are trained for it, beside those of the store")
+    dimensions: int = count(4096, "gradients are projected to so many numbers where those of all images take more than 2 GB")
+
+
+@dataclass(frozen=True)
 class RegressSettings:
     """How weights are estimated."""
 
+    prior: str = setting(
+        Text(),
+        "none",
+        "what is known of weights before the models are: none, for the lasso; gradients or similarity, from a few networks; "
+        "flat; or an .npy file (F, N, T) of one's own",
+    )
     heldout: float = real(
         0.1, "share of the models kept for measuring: used for neither fit nor choice", high=1.0, open_ends=True
     )
@@ -228,7 +242,7 @@ class VerifySettings:
         Text(),
         "datamodel",
         "how to order the images of which the smallest set that flips is searched: some of datamodel, relabel, random, "
-        "similarity, embedding; or none",
+        "similarity, gradients, embedding; or none",
     )
     sizes: str = setting(Text(), "none", "beside the search: remove so many images, as 20,50, judged by 2 × models; or none")
     models: int = count(8, "models of a first look at a removal; the next looks have twice as many, until one decides", low=2)
@@ -255,6 +269,7 @@ class Settings:
     store: StoreSettings
     worker: WorkerSettings
     groups: GroupSettings
+    prior: PriorSettings
     regress: RegressSettings
     verify: VerifySettings
 
@@ -266,6 +281,7 @@ SECTIONS: dict[str, type[Any]] = {
     "store": StoreSettings,
     "worker": WorkerSettings,
     "groups": GroupSettings,
+    "prior": PriorSettings,
     "regress": RegressSettings,
     "verify": VerifySettings,
 }

@@ -31,6 +31,8 @@ SMALL = {
     "verify.sizes": "5",
     "verify.random_targets": 2,
     "regress.heldout": 0.2,
+    "regress.prior": "none",
+    "prior.models": 4,
 }
 
 

@@ -7,16 +7,18 @@ from datamodels.bench.accuracy import bench_accuracy
 from datamodels.bench.fit import DEFAULT, bench_fit, size_named
 from datamodels.bench.record import file_name
 from datamodels.bench.regress import bench_regress
+from datamodels.bench.samples import bench_samples, samples_figure
 from datamodels.bench.store import bench_store
 from datamodels.bench.train import bench_train
 from datamodels.data import load, prepare
-from datamodels.durable import write_json
+from datamodels.durable import write_file, write_json
 from datamodels.errors import InputError, run_command
 from datamodels.settings import argument_parser, parse
 from datamodels.training import default_gpu, device_named
 
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy}
 SYNTHETIC = {"store": bench_store, "regress": bench_regress}
+OF_RUN = {"samples": bench_samples}
 FIT = "fit"
 
 
@@ -24,13 +26,15 @@ def main() -> None:
     """Prepare the data if need be, measure, print a table, and write it as JSON where `--out` says."""
     about = (
         "train: models per second, at once and one at a time. accuracy: of the recipe's models. "
-        "store, regress: of synthetic rows, against the disk and against other solvers. fit: a whole regression."
+        "store, regress: of synthetic rows, against the disk and against other solvers. fit: a whole regression. "
+        "samples: LDS against the number of models of a run, with a prior and without."
     )
-    benches = [*OF_MODELS, *SYNTHETIC, FIT]
+    benches = [*OF_MODELS, *SYNTHETIC, *OF_RUN, FIT]
     parser = argument_parser("python -m datamodels.bench", about)
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
     parser.add_argument("--gpu", default=default_gpu(), help="number of the GPU, or cpu (default: what is there)")
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
+    counts += "; samples: draws of models (3)"
     parser.add_argument("--n", type=int, help=counts)
     parser.add_argument("--size", default=DEFAULT, help=f"fit: images, models, targets, values of λ ({DEFAULT})")
     parser.add_argument("--out", type=Path, help="folder to write the result into, as JSON")
@@ -40,8 +44,8 @@ def main() -> None:
     n = [] if args.n is None else [args.n]
     if args.bench == FIT:
         result, table = bench_fit(settings, size_named(args.size))
-    elif args.bench in SYNTHETIC:
-        result, table = SYNTHETIC[args.bench](settings, *n)
+    elif args.bench in SYNTHETIC or args.bench in OF_RUN:
+        result, table = {**SYNTHETIC, **OF_RUN}[args.bench](settings, *n)
     else:
         device = device_named(args.gpu)
         print(prepare(settings), flush=True)
@@ -49,7 +53,10 @@ def main() -> None:
     print(table)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        write_json(args.out / file_name(result, settings), result)
+        file = args.out / file_name(result, settings)
+        write_json(file, result)
+        if args.bench in OF_RUN:
+            write_file(file.with_suffix(".png"), samples_figure(result))
 
 
 run_command(main)

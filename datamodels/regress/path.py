@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from datamodels.errors import InputError
 from datamodels.progress import Bar, no_advance, no_progress
 from datamodels.regress.arrays import array_module, to_numpy
 from datamodels.regress.kernels import unpacked
-from datamodels.regress.solvers import Solver, plan
+from datamodels.regress.moments import Moments
+from datamodels.regress.prior import Covariates, Prior, estimate, posterior_mean
+from datamodels.regress.solvers import Gram, Solver, plan
 from datamodels.regress.source import TILE_ROWS, Source, targets_named
 from datamodels.regress.unfinished import Kept, Unfinished
 from datamodels.settings import RegressSettings
@@ -93,26 +96,40 @@ def split_models(done: IndexArray, settings: RegressSettings) -> Parts:
 
 
 def fit_datamodels(
-    store: Store, settings: RegressSettings, bar: Bar = no_progress, unfinished: Unfinished | None = None
+    store: Store,
+    settings: RegressSettings,
+    bar: Bar = no_progress,
+    unfinished: Unfinished | None = None,
+    covariates: Covariates | None = None,
+    parts: Parts | None = None,
 ) -> Fit:
     """Weights, biases and scores of the targets of a store that the settings name.
 
-    `bar` makes the bars of the parts of the work, `unfinished` keeps what is done, and brings what was done before. Raises
-    InputError when too few models are finished, a margin is not a number, or there is too little memory.
+    `bar` makes the bars of the parts of the work, `unfinished` keeps what is done, and brings what was done before. With
+    `covariates` weights have a prior of these, see `prior`; without, they are the lasso's. `parts` are the models to use, where
+    the settings are not to split them. Raises InputError when too few models are finished, a margin is not a number, or there
+    is too little memory.
     """
-    parts, xp = split_models(store.done, settings), array_module(settings.device)
+    parts, xp = parts or split_models(store.done, settings), array_module(settings.device)
     source = Source(store, *targets_named(store, settings.targets))
-    solver, size = plan(source, settings, len(parts.fit) + len(parts.choice), xp)
+    solver, size = plan(source, settings, len(parts.fit) + len(parts.choice), xp, covariates is not None)
     blocks = [slice(first, min(first + size, source.t)) for first in range(0, source.t, size)]
     run = _Run(source, settings, solver, blocks, unfinished or Unfinished(), bar, xp)
     run.take_in(parts.fit)
-    chosen = run.each("chosen", "λ", settings.lams, run.choose, parts.choice, [{} for _ in blocks])
-    # The refit sees the choosing models too: they are added to those that are there.
-    run.take_in(parts.choice)
-    fitted = run.each("fitted", "blocks", 1, run.refit, parts.heldout, chosen)
+    known: dict[str, Any] = {}
+    if covariates is None:
+        chosen = run.each("chosen", "λ", settings.lams, run.choose, parts.choice, [{} for _ in blocks])
+        # The refit sees the choosing models too: they are added to those that are there.
+        run.take_in(parts.choice)
+        fitted = run.each("fitted", "blocks", 1, run.refit, parts.heldout, chosen)
+    else:
+        run.take_in(parts.choice)
+        prior = run.estimate(covariates.since(source.first))
+        known = {"prior": prior.described}
+        fitted = run.each("fitted", "blocks", 1, partial(run.with_prior, prior), parts.heldout, [{} for _ in blocks])
     bias, lam, *metrics = (np.concatenate([block[name] for block in fitted]) for name in ("bias", "lam", *METRICS))
     images, targets = (to_numpy(found) for found in solver.constants())
-    how = {"solver": solver.name, "block": size, "number_format": solver.dtype.name, **solver.work}
+    how = {"solver": solver.name, "block": size, "number_format": solver.dtype.name, **solver.work, **known}
     scores = dict(zip(METRICS, metrics, strict=True))
     return Fit(_stacked(source.n, fitted), bias, lam, scores, parts, images, targets, run.seconds, how)
 
@@ -193,8 +210,30 @@ class _Run:
         """Weights, bias and metrics of one block at its λ, from all models but the held-out ones."""
         xp, lasso, every = self.xp, self.solver.lasso(self.blocks[number]), self.xp.arange(margins.shape[1])
         weights = lasso.solve(every, xp.asarray(lam), xp.asarray(_stacked(self.source.n, [start]).toarray()))
-        bias = lasso.bias(every, weights)
-        metrics = score(predict(weights, bias, packed, xp), margins)
+        return self._judged(weights, lasso.bias(every, weights), packed, margins, lam)
+
+    def estimate(self, covariates: Covariates) -> Prior:
+        """The prior of all targets, from all models taken in."""
+        with self._timed("prior"):
+            return estimate(covariates, self._moments.problem(), self._moments.m)
+
+    def with_prior(self, prior: Prior, number: int, packed: ByteArray, margins: Array) -> Kept:
+        """Weights, bias and metrics of one block under a prior; λ is the noise variance over the number of models."""
+        block, moments = self.blocks[number], self._moments
+        problem = moments.problem(block)
+        scale = np.sqrt(to_numpy(problem.variance))
+        lam = prior.noise * scale**2 / moments.m
+        mean, square = prior.at(block, scale)
+        weights = posterior_mean(problem, mean, square, lam)
+        return self._judged(weights, problem.bias(weights), packed, margins, lam)
+
+    @property
+    def _moments(self) -> Moments:
+        assert isinstance(self.solver, Gram)
+        return self.solver.moments
+
+    def _judged(self, weights: Any, bias: Any, packed: ByteArray, margins: Array, lam: Array) -> Kept:
+        metrics = score(predict(weights, bias, packed, self.xp), margins)
         kept = _sparse(to_numpy(weights).astype(np.float32))
         self.advance()
         return {**kept, "bias": to_numpy(bias).astype(np.float32), "lam": lam, **metrics, "nonzeros": kept["counts"]}

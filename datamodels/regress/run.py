@@ -11,6 +11,7 @@ from datamodels.errors import InputError
 from datamodels.progress import progress, say
 from datamodels.regress.exchange import export_pt, import_pt
 from datamodels.regress.path import Fit, fit_datamodels
+from datamodels.regress.prior import covariates_named
 from datamodels.regress.results import DENSE, FILES, SPARSE, Datamodels, provenance, save
 from datamodels.regress.unfinished import Unfinished
 from datamodels.runs import read_store, stage_folder, stage_seconds
@@ -20,9 +21,8 @@ from datamodels.store import Store
 
 def regress(settings: Settings) -> str:
     """Fit the datamodels of a run unless they are there for just these models and settings; say what is there then."""
-    return _regress(
-        read_store(settings), stage_folder(settings, "regress"), settings.regress, stage_seconds(settings, "regress")
-    )
+    folder, prior = stage_folder(settings, "regress"), stage_folder(settings, "prior")
+    return _regress(read_store(settings), folder, settings.regress, stage_seconds(settings, "regress"), prior)
 
 
 def regress_store(store: Path, out: Path, settings: RegressSettings) -> str:
@@ -59,12 +59,17 @@ def _refuse_anything_but_datamodels(folder: Path) -> None:
         raise InputError(f"{folder} exists and holds something else than datamodels; nothing is written over it")
 
 
-def _regress(store: Store, folder: Path, settings: RegressSettings, timed: AbstractContextManager[None]) -> str:
+def _regress(
+    store: Store, folder: Path, settings: RegressSettings, timed: AbstractContextManager[None], prior: Path | None = None
+) -> str:
+    covariates = covariates_named(settings.prior, prior, store.meta.num_train, store.meta.num_targets)
     meta = provenance(store, settings)
+    if covariates is not None:
+        meta["prior_digest"] = covariates.digest
     if not _is_made(folder, meta):
         with _alone(folder), timed:
             unfinished = Unfinished(folder.with_name(f".{folder.name}.unfinished"), meta)
-            fit = fit_datamodels(store, settings, lambda unit, total: progress("regress", unit, total), unfinished)
+            fit = fit_datamodels(store, settings, lambda unit, total: progress("regress", unit, total), unfinished, covariates)
             _say_what_is_constant(fit)
             save(folder, fit, meta)
             unfinished.forget()

@@ -131,16 +131,18 @@ class Saga:
         return self.stream.sums.constants()
 
 
-def plan(source: Source, settings: RegressSettings, models: int, xp: Any) -> tuple[Solver, int]:
+def plan(source: Source, settings: RegressSettings, models: int, xp: Any, needs_gram: bool = False) -> tuple[Solver, int]:
     """The solver, and how many targets it is given at once, so that both find room.
 
     What the settings leave open follows from the memory that is free: 'gram' where XᵀX fits; a block of 256 targets, 1,024 on
-    a GPU, or fewer. Raises InputError when what they ask for does not fit.
+    a GPU, or fewer. Raises InputError when what they ask for does not fit, or is saga where XᵀX itself is needed.
     """
+    if needs_gram and settings.solver == SAGA:
+        raise InputError("regress.prior needs XᵀX, so regress.solver cannot be saga with it; take gram, or auto")
     dtype = number_format(settings.gap) if models <= EXACT_IN_FLOAT32 else np.float64
     room = int(free_memory(xp) * SHARE_OF_MEMORY)
     wanted = settings.block or (CPU_BLOCK if xp is np else GPU_BLOCK)
-    for name in (GRAM, SAGA) if settings.solver == "auto" else (settings.solver,):
+    for name in (GRAM, SAGA) if settings.solver == "auto" and not needs_gram else (settings.solver.replace("auto", GRAM),):
         fixed, each = _bytes(name, source, models, np.dtype(dtype).itemsize)
         block = min(wanted, source.t, (room - fixed) // each)
         if block >= (min(wanted, source.t) if settings.block else 1):

@@ -23,6 +23,7 @@ METHODS = {
     "relabel": "relabelled, by datamodel",
     "random": "removed, random of the class",
     "similarity": "removed, nearest in the networks' features",
+    "gradients": "removed, first-order attribution",
     "embedding": "removed, nearest in a given embedding",
 }
 METHOD_COLOURS = {
@@ -30,6 +31,7 @@ METHOD_COLOURS = {
     "relabel": "#cc79a7",
     "random": "#5f6b76",
     "similarity": "#0072b2",
+    "gradients": "#e69f00",
     "embedding": "#009e73",
 }
 LINES = {"relabel": "--", "random": ":"}

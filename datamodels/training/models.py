@@ -98,12 +98,12 @@ class Trainer:
             trained = self.train(masks, keys)
             logits = self.test_logits(*trained).mean(0)
             of_targets = self.images.test[torch.as_tensor(targets, device=self.device)]
-            ours, theirs = (self._features(*trained, images) for images in (of_targets, self.images.train))
+            ours, theirs = (self.features(*trained, images) for images in (of_targets, self.images.train))
             similarity = torch.bmm(ours, theirs.transpose(1, 2)).mean(0)
         return {"similarity": similarity.float().cpu().numpy(), "logits": logits.float().cpu().numpy()}
 
     @torch.no_grad()
-    def _features(self, parameters: Tensor, statistics: BatchNormStatistics, images: Tensor) -> Tensor:
+    def features(self, parameters: Tensor, statistics: BatchNormStatistics, images: Tensor) -> Tensor:
         """Features (K, B, 2·width) of images (B, C, H, W), of length 1 each."""
         k, features = len(parameters), []
         for part in torch.split(images, EVALUATION_BATCH):

@@ -11,6 +11,7 @@ from datamodels.brittleness import at_random, by_similarity, by_weight, cosine, 
 from datamodels.durable import read_arrays, write_arrays
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
+from datamodels.regress.prior import GRADIENTS, covariates_named
 from datamodels.runs import stage_seconds
 from datamodels.settings import Settings, VerifySettings
 from datamodels.store import Store
@@ -19,7 +20,7 @@ from datamodels.subsets import IndexArray, mask_without
 from datamodels.verify.subject import Request, Subject
 
 DATAMODEL, RELABEL, RANDOM, SIMILARITY, EMBEDDING = "datamodel", "relabel", "random", "similarity", "embedding"
-METHODS = (DATAMODEL, RELABEL, RANDOM, SIMILARITY, EMBEDDING)
+METHODS = (DATAMODEL, RELABEL, RANDOM, SIMILARITY, EMBEDDING, GRADIENTS)
 DESCRIBED = {RELABEL, SIMILARITY}
 """Methods that need logits or features of the base models."""
 NONE, CLASS = "none", "class"
@@ -31,7 +32,7 @@ def methods_named(settings: VerifySettings, subject: Subject) -> list[str]:
     for word in words:
         if word not in METHODS:
             raise InputError(f"verify.methods takes some of {', '.join(METHODS)}, or {NONE}, not {word!r}")
-        if word in DESCRIBED and subject.describe is None:
+        if word in {*DESCRIBED, GRADIENTS} and subject.describe is None:
             raise InputError(f"the method {word} looks into models of this package; with worker.main take the others")
     if EMBEDDING in words and settings.embedding == NONE:
         raise InputError("the method embedding needs verify.embedding, an .npy file of all images")
@@ -61,15 +62,18 @@ class Orders:
         store: Store,
         targets: list[int],
         embedding: Array | None,
+        attribution: Array | None,
         described: dict[str, Array],
     ) -> None:
         self.settings, self.subject, self.described = settings, subject, described
         self.most = min(settings.max_size, len(subject.train_labels) - 1)
         self.column = {target: k for k, target in enumerate(targets)}
         self.same_class = subject.train_labels[:, None] == subject.test_labels[targets]
-        lasso = np.stack([models.of(target)[0] for target in targets], 1)
-        self.shrunk = shrunk_weights(store, targets, lasso, self.same_class)
-        self.embedding = embedding
+        weights = np.stack([models.of(target)[0] for target in targets], 1)
+        # Weights with a prior are posterior means already.
+        lasso = models.meta["regress"].get("prior", NONE) == NONE
+        self.chosen_by = shrunk_weights(store, targets, weights, self.same_class) if lasso else weights.astype(np.float64)
+        self.embedding, self.attribution = embedding, attribution
 
     def of(self, method: str, target: int) -> IndexArray:
         """Images for one target, most important first."""
@@ -78,6 +82,9 @@ class Orders:
             return at_random(same_class, self.most, self.settings.seed, target)
         if method == SIMILARITY:
             return by_similarity(self.described["similarity"][self.column[target]], same_class, self.most)
+        if method == GRADIENTS:
+            assert self.attribution is not None
+            return by_similarity(self.attribution[:, target].astype(np.float64), same_class, self.most)
         if method == EMBEDDING:
             assert self.embedding is not None
             n = len(self.subject.train_labels)
@@ -88,8 +95,8 @@ class Orders:
         return by_weight(self.weights(target), self.most)
 
     def weights(self, target: int) -> Array:
-        """The weights (N,) by which images are chosen; see `brittleness.shrinkage`."""
-        found: Array = self.shrunk[:, self.column[target]]
+        """The weights (N,) by which images are chosen: a prior's as they are, the lasso's debiased and shrunk."""
+        found: Array = self.chosen_by[:, self.column[target]]
         return found
 
     def drops(self, method: str, target: int, order: IndexArray) -> Array | None:
@@ -136,4 +143,15 @@ def embedding_named(settings: VerifySettings, subject: Subject, methods: list[st
     rows = len(subject.train_labels) + len(subject.test_labels)
     if found.ndim != 2 or len(found) != rows or found.dtype.kind != "f" or not np.isfinite(found).all():
         raise InputError(f"{settings.embedding} must hold finite floating-point numbers, a row for each of the {rows} images")
+    return found
+
+
+def attribution_named(folder: Path, subject: Subject, methods: list[str]) -> Array | None:
+    """First-order attribution (N, T) from the run's prior, where a method needs it. Raises InputError when it is not there."""
+    if GRADIENTS not in methods:
+        return None
+    n, t = len(subject.train_labels), len(subject.test_labels)
+    scores = covariates_named(GRADIENTS, folder, n, t)
+    assert scores is not None
+    found: Array = scores.parts(slice(0, t))[-1]
     return found

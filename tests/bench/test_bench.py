@@ -10,22 +10,28 @@ import sys
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from datamodels.bench import fit as fit_bench
 from datamodels.bench import regress as regress_bench
+from datamodels.bench import samples, train
 from datamodels.bench import store as store_bench
-from datamodels.bench import train
 from datamodels.bench.accuracy import bench_accuracy
 from datamodels.bench.one_at_a_time import Loop, ffcv_batches, resident_batches
+from datamodels.bench.samples import bench_samples, samples_figure
 from datamodels.bench.store import bench_store
 from datamodels.bench.train import bench_train, flops_per_image, matmul_peak
 from datamodels.data import Split, beton, load, prepare
 from datamodels.errors import InputError
-from datamodels.runs import stage_folder
+from datamodels.regress import fit_datamodels
+from datamodels.regress.path import Parts
+from datamodels.regress.prior import covariates_named
+from datamodels.runs import read_store, stage_folder
 from datamodels.settings import TrainingSettings
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, tuning
 from datamodels.training.draws import INITIALISATION, generator
+from datamodels.worker import make_prior, train_missing
 from tests.conftest import dataset, flags
 from tests.training.test_resnet9 import load_row
 
@@ -206,3 +212,44 @@ def test_a_size_that_is_none_is_refused(size):
 def test_without_a_name_the_command_asks_for_a_bench(command):
     asked = command("bench")
     assert (asked.returncode, asked.stderr) == (2, "error: which bench? There are train, accuracy, store, regress, fit\n")
+
+
+def test_samples_are_scores_of_fits_and_the_ratio_is_read_off_the_lassos_curve(settings, tmp_path):
+    chosen = settings(store__num_models=320, prior__models=2, regress__prior="gradients", regress__lams=5)
+    prepare(chosen, use_ffcv=False)
+    data = load(chosen)
+    train_missing(chosen, data, CPU)
+    make_prior(chosen, data, CPU)
+    record, table = bench_samples(chosen, 2)
+    assert [(row["models"], row["prior"]) for row in record["rows"]] == [
+        (m, prior) for m in (50, 100) for prior in ("none", "flat", "similarity", "gradients")
+    ]
+    # One of them by hand: the flat prior of the second draw at m = 100, judged by models it has not seen.
+    store = read_store(chosen)
+    order = np.random.default_rng(0).permutation(store.done)
+    drawn = np.random.default_rng([0, 100, 1]).permutation(order[200:])[:100]
+    heldout = order[:200]
+    parts = Parts(np.sort(drawn), np.array([], np.int64), np.sort(heldout))
+    fit = fit_datamodels(store, chosen.regress, covariates=covariates_named("flat", None, 60, 20), parts=parts)
+    predicted = store.masks(heldout) @ fit.weights.astype(float) + fit.bias
+    oracle = [spearmanr(predicted[:, t], store.margins(heldout)[:, t]).statistic for t in range(20)]
+    row = next(r for r in record["rows"] if (r["models"], r["prior"]) == (100, "flat"))
+    assert row["lds"]["draws"][1] == pytest.approx(np.mean(oracle), abs=2e-3)
+    assert "sample ratio" in table
+    assert samples_figure(record).startswith(b"\x89PNG")
+    lasso = [{"prior": "none", "models": m, "lds": {"mean": lds}} for m, lds in ((100, 0.1), (400, 0.3), (1600, 0.28))]
+
+    def ratio(lds):
+        return samples._ratio(lasso, {"prior": "gradients", "models": 50, "lds": {"mean": lds}}, 50)
+
+    assert ratio(0.2)["ratio"] == pytest.approx(4)
+    assert ratio(0.2)["ratio_with_the_priors_own"] == pytest.approx(2)
+    assert (ratio(0.2)["at_least"], ratio(0.31)["at_least"]) == (False, True)
+    assert ratio(0.05)["ratio"] == pytest.approx(2)
+    with pytest.raises(InputError, match="drawn"):
+        bench_samples(chosen, 0)
+    few = settings(run__dir=str(tmp_path / "few"), store__num_models=4)
+    prepare(few, use_ffcv=False)
+    train_missing(few, data, CPU)
+    with pytest.raises(InputError, match="4 finished models are too few to draw from"):
+        bench_samples(few, 1)

@@ -18,7 +18,13 @@ from datamodels.settings import parse
 from datamodels.store import Store
 from tests.conftest import flags
 
-MORE = {"store__num_models": 80, "data__train_images": 100, "verify__random_targets": 3, "groups__models_at_once": 8}
+MORE = {
+    "regress__prior": "gradients",
+    "store__num_models": 80,
+    "data__train_images": 100,
+    "verify__random_targets": 3,
+    "groups__models_at_once": 8,
+}
 SUMMARY_KEYS = {
     *("models", "heldout_models", "lds", "accuracy", "targets", "mean_margin_drop_removed", "mean_margin_drop_control"),
     *("flipped_removed", "flipped_control", "seconds"),

@@ -20,7 +20,7 @@ from datamodels.verify.methods import methods_named, sizes_named
 from datamodels.verify.retrain import retrain
 from datamodels.verify.run import median_size, plan
 from datamodels.verify.subject import Request, Subject
-from datamodels.worker import train_missing
+from datamodels.worker import make_prior, train_missing
 from datamodels.worker.blocks import in_turn
 
 CPU = torch.device("cpu")
@@ -276,6 +276,36 @@ def test_an_embedding_orders_by_cosine_within_the_class(run, tmp_path):
         with pytest.raises(InputError, match=named):
             verify(chosen(file), by_the_rule(data, models, trained), models, [5])
     assert not trained
+
+
+def test_first_order_attribution_orders_within_the_class(run):
+    settings, data, models = run
+    chosen = dataclasses.replace(settings, verify=dataclasses.replace(settings.verify, methods="gradients", sizes="none"))
+    with pytest.raises(InputError, match=r"there is no .*run the worker with --regress.prior gradients"):
+        verify(chosen, by_the_rule(data, models), models, [3])
+    with_prior = dataclasses.replace(chosen, regress=dataclasses.replace(chosen.regress, prior="gradients"))
+    make_prior(with_prior, data, CPU)
+    verify(chosen, by_the_rule(data, models), models, [3])
+    (search,) = result_of(settings)["searches"]
+    scores = np.load(stage_folder(settings, "prior") / "gradients.npy")[-1, :, 3].astype(float)
+    same_class = np.flatnonzero(data.train.labels.numpy() == int(data.test.labels[3]))
+    assert search["order"] == sorted(same_class, key=lambda i: -scores[i])[: len(search["order"])]
+
+
+def test_weights_with_a_prior_choose_images_as_they_are(run, monkeypatch):
+    settings, data, models = run
+
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(methods, "shrunk_weights", never)
+    chosen = dataclasses.replace(settings, verify=dataclasses.replace(settings.verify, methods="datamodel", sizes="none"))
+    with_prior = dataclasses.replace(models, meta={**models.meta, "regress": {"prior": "gradients"}})
+    verify(chosen, by_the_rule(data, models), with_prior, [3])
+    (search,) = result_of(settings)["searches"]
+    assert search["order"] == np.argsort(-models.weights[:, 3], kind="stable")[: len(search["order"])].tolist()
+    with pytest.raises(AssertionError):
+        verify(chosen, by_the_rule(data, models), models, [3])
 
 
 def test_the_control_removes_other_images_of_the_targets_class_for_each_model(run):

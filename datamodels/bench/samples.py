@@ -1,0 +1,159 @@
+"""How many models a good datamodel takes: LDS and R² against the number of models, with each prior and without."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+from scipy.stats import t as student_t
+
+from datamodels import __version__
+from datamodels.bench.record import Record, describe
+from datamodels.errors import InputError
+from datamodels.machine import describe_machine
+from datamodels.progress import progress
+from datamodels.regress.arrays import array_module
+from datamodels.regress.path import Parts, fit_datamodels
+from datamodels.regress.prior import FLAT, GRADIENTS, NONE, SIMILARITY, Covariates, covariates_named
+from datamodels.runs import read_store, stage_folder
+from datamodels.settings import Settings
+from datamodels.store import Store
+from datamodels.store.layout import Array
+from datamodels.subsets import IndexArray
+
+mpl.use("agg")
+
+FEWEST = 50
+HELDOUT = 200
+NAMES = {NONE: "lasso", FLAT: "ridge", SIMILARITY: "prior of similarity", GRADIENTS: "prior of gradients"}
+COLOURS = {NONE: "#0072b2", FLAT: "#5f6b76", SIMILARITY: "#cc79a7", GRADIENTS: "#d55e00"}
+
+
+def bench_samples(settings: Settings, draws: int = 3) -> tuple[Record, str]:
+    """LDS and R² of each prior and of the lasso, from m = 50, 100, 200, … of the run's models, as a record and as a table.
+
+    The same 200 models are held out throughout, drawn by `regress.seed`, and have no part in fit, choice or prior; each m is
+    drawn `draws` times from the others. Raises InputError where the run has too few models, or no prior folder.
+    """
+    if draws < 1:
+        raise InputError(f"--n is how often models are drawn, 1 or more, not {draws}")
+    store, folder = read_store(settings), stage_folder(settings, "prior")
+    order = np.random.default_rng(settings.regress.seed).permutation(store.done)
+    heldout, others = np.sort(order[:HELDOUT]), order[HELDOUT:]
+    numbers = [FEWEST * 2**k for k in range(40) if FEWEST * 2**k <= len(others)]
+    if len(numbers) < 2:
+        raise InputError(f"{len(store.done)} finished models are too few to draw from; {HELDOUT + 2 * FEWEST} is the least")
+    n, t = store.meta.num_train, store.meta.num_targets
+    known = {prior: covariates_named(prior, folder, n, t) for prior in NAMES}
+    rows: list[Record] = []
+    with progress("bench", "fits", len(numbers) * len(NAMES) * draws) as advance:
+        for m in numbers:
+            found: dict[str, list[dict[str, Array]]] = {prior: [] for prior in NAMES}
+            for draw in range(draws):
+                chosen = np.random.default_rng([settings.regress.seed, m, draw]).permutation(others)[:m]
+                for prior, covariates in known.items():
+                    found[prior].append(_metrics(store, settings, chosen, heldout, covariates))
+                    advance(1)
+            rows += [_row(prior, m, metrics) for prior, metrics in found.items()]
+    device = "cpu" if array_module(settings.regress.device) is np else "gpu"
+    record = {
+        "bench": "samples",
+        "version": __version__,
+        "device": device,
+        "machine": describe_machine(),
+        "settings": {name: dataclasses.asdict(getattr(settings, name)) for name in ("data", "training", "store", "prior")},
+        "draws": draws,
+        "heldout": HELDOUT,
+        "targets": t,
+        "prior_models": settings.prior.models,
+        "rows": rows,
+    }
+    record["ratios"] = [_ratio(rows, row, settings.prior.models) for row in rows if row["prior"] in (SIMILARITY, GRADIENTS)]
+    return record, _table(record)
+
+
+def _metrics(
+    store: Store, settings: Settings, chosen: IndexArray, heldout: IndexArray, covariates: Covariates | None
+) -> dict[str, Array]:
+    choice = round(settings.regress.choice * len(chosen))
+    parts = Parts(fit=np.sort(chosen[choice:]), choice=np.sort(chosen[:choice]), heldout=heldout)
+    every = dataclasses.replace(settings.regress, targets="all")
+    metrics: dict[str, Array] = fit_datamodels(store, every, covariates=covariates, parts=parts).metrics
+    return metrics
+
+
+def _row(prior: str, m: int, draws: list[dict[str, Array]]) -> Record:
+    """Means over draws and targets, with the 95 % interval over targets (of each target's mean over draws), and each draw's."""
+    row: Record = {"prior": prior, "models": m}
+    for name in ("lds", "r2"):
+        values = np.array([metrics[name] for metrics in draws])
+        of_targets = values.mean(0)
+        half = float(student_t.ppf(0.975, len(of_targets) - 1) * of_targets.std(ddof=1) / np.sqrt(len(of_targets)))
+        row[name] = {"mean": float(values.mean()), "half_interval": half, "draws": values.mean(1).round(5).tolist()}
+    return row
+
+
+def _ratio(rows: list[Record], row: Record, extra: int) -> Record:
+    """The models that the lasso needs for this row's LDS, over those of the row, without and with the prior's own.
+
+    Read off the lasso's curve, which is taken for linear in log m between the measured numbers; where the curve ends below,
+    `at_least` is True and the ratio is of its end.
+    """
+    lasso = [r for r in rows if r["prior"] == NONE]
+    m, lds = np.array([r["models"] for r in lasso]), np.array([r["lds"]["mean"] for r in lasso])
+    # A curve that falls somewhere, by chance, is read at its running maximum.
+    needed = float(np.exp(np.interp(row["lds"]["mean"], np.maximum.accumulate(lds), np.log(m))))
+    return {
+        "prior": row["prior"],
+        "models": row["models"],
+        "lasso_models": needed,
+        "at_least": bool(row["lds"]["mean"] > lds.max()),
+        "ratio": needed / row["models"],
+        "ratio_with_the_priors_own": needed / (row["models"] + extra),
+    }
+
+
+def _table(record: Record) -> str:
+    lines = [describe(record)]
+    about = f"means over {record['targets']} targets and n = {record['draws']} draws, {record['heldout']} held-out models"
+    lines.append(f"LDS (R²), {about}; ±: 95 % interval over targets")
+    numbers = sorted({row["models"] for row in record["rows"]})
+    for m in numbers:
+        for row in (r for r in record["rows"] if r["models"] == m):
+            ratio = next((_in_words(r) for r in record["ratios"] if (r["prior"], r["models"]) == (row["prior"], m)), "")
+            lds, r2 = row["lds"], row["r2"]["mean"]
+            name = NAMES[row["prior"]]
+            lines.append(f"m = {m:5d}  {name:20s} {lds['mean']:.3f} ± {lds['half_interval']:.3f}  ({r2:6.3f}){ratio}")
+    return "\n".join(lines)
+
+
+def _in_words(ratio: Record) -> str:
+    least = "≥ " if ratio["at_least"] else ""
+    whole = f"{least}{ratio['ratio_with_the_priors_own']:.1f} with the prior's own models"
+    return f"  sample ratio {least}{ratio['ratio']:.1f}, {whole}"
+
+
+def samples_figure(record: Record) -> bytes:
+    """LDS against the number of models, a curve for each way of estimating, as the bytes of a PNG."""
+    figure = Figure((7.2, 4.6), layout="constrained")
+    axes: Any = figure.subplots()
+    for prior, name in NAMES.items():
+        rows = [row for row in record["rows"] if row["prior"] == prior]
+        m = [row["models"] for row in rows]
+        mean, half = (np.array([row["lds"][key] for row in rows]) for key in ("mean", "half_interval"))
+        axes.plot(m, mean, "o-", color=COLOURS[prior], label=name, ms=4)
+        axes.fill_between(m, mean - half, mean + half, color=COLOURS[prior], alpha=0.15, lw=0)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set(xlabel="models trained", ylabel=f"LDS on {record['heldout']} held-out models", ylim=(0, None))
+    axes.set_title(f"{record['settings']['data']['dataset']}, mean over {record['targets']} targets")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

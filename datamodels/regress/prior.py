@@ -1,0 +1,260 @@
+"""A prior for weights from what is known of pairs of training image and target, its strength estimated from the models.
+
+The lasso takes all images to matter alike beforehand. But an image of the target's class, near to it, or to which first-order
+attribution gives much, matters more; how much more is estimated here, from all pairs at once, and the models then say of each
+weight what the prior cannot (empirical Bayes: Robbins 1956; Efron & Morris 1973).
+
+In units of the target's standard deviation s_t = √v_t, a weight has the unbiased marginal estimate u_jt = c_jt/(G_jj s_t), with
+noise of variance 1/(m G_jj), for G = XᵀX/m and c = Xᵀy/m centred. Its prior is normal. The mean is a linear function of a basis
+B_jt of what is known of the pair (1, the covariates a_f, and their products a_f a_g):
+
+    μ_jt = s_t B_jtᵀ β,   β least squares of u on B over all pairs.
+
+The variance grows with the size of the mean, as the square of the noise-free rest of u says:
+
+    τ²_jt = s_t² (a + b |μ_jt/s_t| + c (μ_jt/s_t)²),   a, b, c ≥ 0 least squares of (u − μ/s)² − 1/(m G_jj).
+
+What the weights do not explain is noise, σ_t² = s_t² (1 − mean_t Σ_j G_jj (μ² + τ²)/s_t²). The weights are the posterior mean
+
+    argmin_w  ‖y − Xw‖²/(2σ_t²) + Σ_j (w_j − μ_jt)²/(2τ²_jt) = μ_t + τ ∘ z,   (τ G τ + σ_t²/m) z = τ ∘ (c − G μ_t),
+
+by conjugate gradients, all targets of a block at once. With no covariates this is ridge regression with one prior variance.
+
+Assumptions: masks are drawn independently of one another; noise is alike for all weights of a target; pairs with like
+covariates have like weights. Where covariates say nothing, β, b and c come out near 0, and what is left is that ridge
+regression.
+It fails to gain where margins depend on few images that no covariate points to; there the lasso is better.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+
+from datamodels.errors import InputError
+from datamodels.regress.moments import Problem
+from datamodels.store.layout import Array
+from datamodels.subsets import BoolArray
+
+NONE, FLAT, SIMILARITY, GRADIENTS = "none", "flat", "similarity", "gradients"
+BASIS_NUMBERS = 2**24
+"""A part of the basis has at most so many numbers."""
+LEAST_NOISE = 0.01
+TOLERANCE, MOST_STEPS = 1e-5, 500
+
+
+class Covariates:
+    """What is known of each pair of training image and target.
+
+    `names` of the F covariates, `digest` of where they are from; `parts` gives them for some targets, float64 (F, N, T').
+    """
+
+    def __init__(self, names: tuple[str, ...], digest: str, parts: Callable[[slice], Array]) -> None:
+        self.names, self.digest, self.parts = names, digest, parts
+
+    def since(self, first: int) -> Covariates:
+        """Those of the targets from `first` on, counted from 0 then, in slices with both ends."""
+        return Covariates(self.names, self.digest, lambda part: self.parts(slice(first + part.start, first + part.stop)))
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The names of the basis."""
+        pairs = [(f, g) for k, f in enumerate(self.names) for g in self.names[k:]]
+        return ("1", *self.names, *(f"{f} × {g}" for f, g in pairs))
+
+    def basis(self, targets: slice) -> Array:
+        """The basis B of some targets, float64 (b, N, T'): 1, the covariates, and their products."""
+        a = self.parts(targets)
+        products = [a[f] * a[g] for f in range(len(a)) for g in range(f, len(a))]
+        return np.stack([np.ones(a.shape[1:]), *a, *products])
+
+
+def covariates_named(prior: str, folder: Path | None, n: int, t: int) -> Covariates | None:
+    """What `regress.prior` names, None for the lasso; `folder` is the run's own, RUN/prior.
+
+    Raises InputError when it is not there, or not of N images and T targets.
+    """
+    if prior == NONE:
+        return None
+    if prior == FLAT:
+        return Covariates((), FLAT, lambda targets: np.empty((0, n, len(range(t)[targets]))))
+    return _of_folder(prior, folder, n, t) if prior in (SIMILARITY, GRADIENTS) else _of_file(Path(prior), n, t)
+
+
+def _of_file(path: Path, n: int, t: int) -> Covariates:
+    array = _array(
+        path, f"regress.prior is none, flat, similarity, gradients or an .npy file, and {path} cannot be read as one"
+    )
+    if array.ndim != 3 or array.shape[1:] != (n, t) or array.dtype.kind not in "fiub":
+        raise InputError(f"{path} must hold numbers of shape (F, {n}, {t}), not {array.dtype} of shape {array.shape}")
+    names = tuple(f"covariate {f}" for f in range(len(array)))
+
+    def parts(targets: slice) -> Array:
+        found: Array = array[:, :, targets].astype(np.float64)
+        if not np.isfinite(found).all():
+            raise InputError(f"{path} has numbers that are not finite")
+        return found
+
+    return Covariates(names, _digest([path]), parts)
+
+
+def _of_folder(kind: str, folder: Path | None, n: int, t: int) -> Covariates:
+    if folder is None:
+        raise InputError(f"regress.prior {kind} is of a run; for a store of any origin give an .npy file (F, {n}, {t})")
+    files = [folder / f"{name}.npy" for name in ("similarity", "train_labels", "test_labels", GRADIENTS)]
+    similarity, train_labels, test_labels, scores = (
+        _array(file, f"there is no {file}; run the worker with --regress.prior {kind}") for file in files
+    )
+    if similarity.shape != (n, t):
+        raise InputError(f"{folder} is of {similarity.shape[0]} images and {similarity.shape[1]} targets, not of {n} and {t}")
+
+    def parts(targets: slice) -> Array:
+        near, same = similarity[:, targets].astype(np.float64), train_labels[:, None] == test_labels[targets]
+        found = [same.astype(np.float64), near, np.log1p(ranks(near, same))]
+        return np.stack([*found, *scores[:, :, targets].astype(np.float64)] if kind == GRADIENTS else found)
+
+    names = ["same class", "similarity", "log rank of similarity"]
+    if kind == GRADIENTS:
+        names += [f"gradients {k}" for k in range(len(scores))]
+    return Covariates(tuple(names), _digest(files), parts)
+
+
+def ranks(similarity: Array, same: Array) -> Array:
+    """For each target the rank of each image by similarity, 0 the nearest, among those of its class, or among the others.
+
+    `similarity` and `same`, bool, are (N, T); the ranks are whole numbers (N, T).
+    """
+    n, members = len(similarity), same.sum(0)
+    # Those of the class come first, so that the others' ranks count on from there.
+    order = np.lexsort((-similarity, ~same), axis=0)
+    found = np.empty(similarity.shape, np.int64)
+    np.put_along_axis(found, order, np.broadcast_to(np.arange(n)[:, None], found.shape), axis=0)
+    return np.where(same, found, found - members)
+
+
+def _array(path: Path, refusal: str) -> Array:
+    try:
+        found: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise InputError(refusal) from e
+    return found
+
+
+def _digest(files: list[Path]) -> str:
+    """SHA-256 of the files."""
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            whole.update(hashlib.file_digest(opened, "sha256").digest() if hasattr(hashlib, "file_digest") else opened.read())
+    return whole.hexdigest()
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A prior as estimated: `mean` β, `spread` (a, b, c), `noise` σ_t²/s_t², the covariates that it is of.
+
+    `inside`, bool (N,), are the images of which something can be learnt; the others' weights are 0.
+    """
+
+    covariates: Covariates
+    mean: Array
+    spread: Array
+    noise: float
+    inside: BoolArray
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The prior in words and numbers."""
+        about = {"covariates": self.covariates.names, "basis": self.covariates.terms}
+        return {**about, "mean": self.mean.tolist(), "spread": self.spread.tolist(), "noise": self.noise}
+
+    def at(self, targets: slice, scale: Array) -> tuple[Array, Array]:
+        """μ and τ², float64 (N, T') each, of some targets whose margins have standard deviations `scale` (T',)."""
+        mean, (a, b, c) = np.tensordot(self.mean, self.covariates.basis(targets), 1), self.spread
+        inside = self.inside[:, None]
+        return inside * scale * mean, inside * scale**2 * (a + b * np.abs(mean) + c * mean**2)
+
+
+def estimate(covariates: Covariates, problem: Problem, m: int) -> Prior:
+    """The prior of all targets of a problem, from the marginal estimates of m models, in two passes over the targets."""
+    inside, noise = _known(problem, m)
+    normal, right = np.zeros(()), np.zeros(())
+    for _, basis, u in _parts(covariates, problem, inside):
+        normal, right = normal + basis @ basis.T, right + basis @ u
+    size = np.sqrt(np.maximum(np.diag(normal), 1e-300))
+    mean = np.linalg.lstsq(normal / np.outer(size, size), right / size, rcond=1e-9)[0] / size
+    normal, right, squares = np.zeros(()), np.zeros(()), 0.0
+    for number, basis, u in _parts(covariates, problem, inside):
+        found = mean @ basis
+        terms = np.stack([np.ones_like(found), np.abs(found), found**2])
+        rest = (u - found) ** 2 - np.repeat(noise, number)
+        normal, right, squares = normal + terms @ terms.T, right + terms @ rest, squares + float(found @ found)
+    size = np.sqrt(np.maximum(np.diag(normal), 1e-300))
+    spread = nnls(normal / np.outer(size, size), right / size)[0] / size
+    left = _left(normal, spread, squares, problem, inside)
+    return Prior(covariates, mean, spread, left, np.isin(np.arange(len(problem.mean_x)), inside))
+
+
+def _known(problem: Problem, m: int) -> tuple[Array, Array]:
+    """Images of which something can be learnt, by number, and the noise variance 1/(m G_jj) of their marginal estimates."""
+    spread = _host(problem.gram.diagonal()).astype(np.float64)
+    inside = np.flatnonzero(spread > 1e-9)
+    if not len(inside):
+        raise InputError("every image is in all of the masks or in none; nothing can be learnt of their weights")
+    return inside, 1 / (m * spread[inside])
+
+
+def _parts(covariates: Covariates, problem: Problem, inside: Array) -> Iterator[tuple[int, Array, Array]]:
+    """Of so many targets at a time: how many, the basis (b, pairs) and the marginal estimates u (pairs,)."""
+    scale, spread = _scale(problem), _host(problem.gram.diagonal()).astype(np.float64)[inside]
+    t = len(scale)
+    each = max(1, BASIS_NUMBERS // (len(inside) * (len(covariates.names) + 2) ** 2))
+    for first in range(0, t, each):
+        targets = slice(first, min(first + each, t))
+        c = _host(problem.correlation[:, targets]).astype(np.float64)[inside]
+        u = c / spread[:, None] / scale[targets]
+        basis = covariates.basis(targets)[:, inside]
+        yield u.shape[1], basis.reshape(len(basis), -1), u.ravel()
+
+
+def _left(normal: Array, spread: Array, squares: float, problem: Problem, inside: Array) -> float:
+    """What weights under the prior leave unexplained of the variance of a margin, as a share, mean over targets."""
+    variance = float(_host(problem.gram.diagonal()).astype(np.float64)[inside].mean())
+    explained = variance * (float(normal[0] @ spread) + squares) / len(_scale(problem))
+    return max(1 - explained, LEAST_NOISE)
+
+
+def posterior_mean(problem: Problem, mean: Array, square: Array, lam: Array) -> Any:
+    """The weights (N, T) above: prior mean and variance (N, T), and λ_t = σ_t²/m (T,)."""
+    xp, dtype = problem.xp, problem.gram.dtype
+    mu, d, shift = (xp.asarray(x, dtype) for x in (mean, np.sqrt(square), lam))
+    right = d * (problem.correlation - problem.times(mu))
+    z, rest, direction = xp.zeros_like(right), right, right
+    size = (right * right).sum(0)
+    enough = TOLERANCE**2 * size
+    for _ in range(MOST_STEPS):
+        if bool((size <= enough).all()):
+            break
+        image = d * problem.times(d * direction) + shift * direction
+        step = size / xp.maximum((direction * image).sum(0), 1e-30)
+        z, rest = z + step * direction, rest - step * image
+        new = (rest * rest).sum(0)
+        direction, size = rest + new / xp.maximum(size, 1e-30) * direction, new
+    return mu + d * z
+
+
+def _scale(problem: Problem) -> Array:
+    """s_t (T,); 1 for a target of one margin only, whose estimates are 0 whatever they are divided by."""
+    scale = np.sqrt(_host(problem.variance))
+    found: Array = np.where(scale > 0, scale, 1.0)
+    return found
+
+
+def _host(array: Any) -> Any:
+    return array if isinstance(array, np.ndarray) else array.get()

@@ -1,0 +1,108 @@
+"""What a few networks say of training images and targets before the many are trained: the folder RUN/prior.
+
+gradients.npy    (2, N, T) float16  first-order attribution by gradients, see training/gradients.py, one for each ridge
+similarity.npy   (N, T)    float16  cosine of the networks' last features
+train_labels.npy, test_labels.npy   classes (N,) and (T,)
+meta.json        what decided them
+
+The networks are trained as those of the store are, on masks of their own: they are none of its models, so that what is held
+out there has no part in them. Means over the networks; gradients' scores are scaled to a mean square of 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from datamodels import __version__
+from datamodels.data import Dataset
+from datamodels.durable import Lock, new_folder, read_json, write_json
+from datamodels.errors import InputError
+from datamodels.progress import progress
+from datamodels.runs import stage_folder, stage_seconds
+from datamodels.settings import Settings
+from datamodels.store.layout import Array
+from datamodels.subsets import draw_masks
+from datamodels.training import Trainer, first_order, for_each_group
+
+NAMED = ("gradients", "similarity")
+"""Values of `regress.prior` that need the folder."""
+FIRST_MODEL = 2**31
+"""Numbers from here on are no model of a store."""
+AT_ONCE = 4
+FORMAT_VERSION = 1
+
+
+def make_prior(settings: Settings, data: Dataset, device: torch.device) -> str | None:
+    """Write the folder, where `regress.prior` asks for it and it is not there; say what is there then.
+
+    Another worker that is at it is left to it. Raises InputError when the folder was made of other images or settings, or all
+    networks diverged.
+    """
+    if settings.regress.prior not in NAMED:
+        return None
+    folder, decided = stage_folder(settings, "prior"), _provenance(settings, data)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = Lock(folder.with_name(".prior.lock"))
+    if not lock.take():
+        return f"prior: another worker is making {folder}"
+    try:
+        if not _is_made(folder, decided):
+            with stage_seconds(settings, "prior"):
+                _write(folder, _found(settings, data, device), data, decided)
+    finally:
+        lock.release(remove=True)
+    return f"prior: first-order attribution of {settings.prior.models} networks in {folder}"
+
+
+def _provenance(settings: Settings, data: Dataset) -> dict[str, Any]:
+    training, store = dataclasses.asdict(settings.training), settings.store
+    about = {"training": training, "seed": store.seed, "alpha": store.alpha, "prior": dataclasses.asdict(settings.prior)}
+    return {"format_version": FORMAT_VERSION, "version": __version__, **about, "data_digest": data.digest}
+
+
+def _is_made(folder: Path, decided: dict[str, Any]) -> bool:
+    try:
+        return bool(read_json(folder / "meta.json") == decided)
+    except (OSError, ValueError):
+        return False
+
+
+def _found(settings: Settings, data: Dataset, device: torch.device) -> dict[str, Array]:
+    """Sums over the networks, group by group, divided by their number."""
+    trainer, total = Trainer(data, settings.training, device), settings.prior.models
+    groups = [range(first, min(first + AT_ONCE, total)) for first in range(0, total, AT_ONCE)]
+    found: dict[int, dict[str, Array]] = {}
+    with progress("prior", "networks", total) as advance:
+
+        def work(number: int) -> None:
+            ids = [FIRST_MODEL + k for k in groups[number]]
+            masks = draw_masks(settings.store.seed, ids, trainer.n, settings.store.alpha)
+            found[number] = first_order(trainer, masks, [(settings.store.seed, i) for i in ids], settings.prior.dimensions)
+            advance(len(ids))
+
+        for_each_group(range(len(groups)), work, device)
+    # In the order of the groups, whichever was done first: sums of floats depend on it.
+    sums = {name: sum(found[number][name] for number in range(len(groups))) for name in found[0]}
+    if not sums["models"]:
+        raise InputError(f"all {total} networks of the prior diverged; lower training.peak_lr in a new run")
+    return {name: np.asarray(sums[name]) / sums["models"] for name in NAMED}
+
+
+def _write(folder: Path, found: dict[str, Array], data: Dataset, decided: dict[str, Any]) -> None:
+    scores = found["gradients"]
+    scale = np.sqrt(np.mean(np.square(scores, dtype=np.float64), axis=(1, 2), keepdims=True))
+    arrays = {
+        "gradients": (scores / np.maximum(scale, 1e-30)).astype(np.float16),
+        "similarity": found["similarity"].astype(np.float16),
+        "train_labels": data.train.labels.numpy(),
+        "test_labels": data.test.labels.numpy(),
+    }
+    with new_folder(folder, replace=True) as temporary:
+        for name, array in arrays.items():
+            np.save(temporary / f"{name}.npy", array)
+        write_json(temporary / "meta.json", decided)

@@ -1,0 +1,92 @@
+"""The folder that a prior is made of: what is in it, made once, made anew under other settings, left to who is at it."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from datamodels.data import load, prepare
+from datamodels.durable import Lock
+from datamodels.errors import InputError
+from datamodels.regress import Datamodels
+from datamodels.regress.run import regress
+from datamodels.runs import stage_folder
+from datamodels.subsets import draw_masks
+from datamodels.training import Trainer, first_order
+from datamodels.worker import make_prior, train_missing
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def data(settings):
+    prepare(settings(), use_ffcv=False)
+    return load(settings())
+
+
+def test_it_holds_the_means_over_networks_that_no_store_has(settings, data):
+    chosen = settings(regress__prior="gradients", prior__models=6)
+    assert make_prior(chosen, data, CPU) == f"prior: first-order attribution of 6 networks in {stage_folder(chosen, 'prior')}"
+    folder = stage_folder(chosen, "prior")
+    found = {file.stem: np.load(file) for file in folder.glob("*.npy")}
+    assert found.keys() == {"gradients", "similarity", "train_labels", "test_labels"}
+    assert np.array_equal(found["train_labels"], data.train.labels)
+    assert np.array_equal(found["test_labels"], data.test.labels)
+    ids = [2**31 + k for k in range(6)]
+    oracle = first_order(Trainer(data, chosen.training, CPU), draw_masks(0, ids, 60, 0.5), [(0, i) for i in ids], 64)
+    # Trained in other groups: rounding only, which training amplifies.
+    assert np.corrcoef(found["similarity"].ravel(), oracle["similarity"].ravel())[0, 1] > 0.99
+    np.testing.assert_allclose((found["gradients"].astype(float) ** 2).mean((1, 2)), 1, rtol=1e-2)
+    for mine, its in zip(found["gradients"], oracle["gradients"], strict=True):
+        assert np.corrcoef(mine.ravel(), its.ravel())[0, 1] > 0.95
+
+
+def test_it_is_made_once_and_anew_under_other_settings(settings, data):
+    chosen = settings(regress__prior="similarity", prior__models=2)
+    folder = stage_folder(chosen, "prior")
+    assert make_prior(settings(), data, CPU) is None
+    assert not folder.exists()
+    make_prior(chosen, data, CPU)
+    stamp, content = (folder / "meta.json").stat().st_mtime_ns, np.load(folder / "gradients.npy")
+    make_prior(chosen, data, CPU)
+    assert (folder / "meta.json").stat().st_mtime_ns == stamp
+    make_prior(settings(regress__prior="gradients", prior__models=3), data, CPU)
+    assert json.loads((folder / "meta.json").read_text())["prior"]["models"] == 3
+    assert not np.array_equal(np.load(folder / "gradients.npy"), content)
+    # The same settings give the same bytes, whatever was there.
+    make_prior(chosen, data, CPU)
+    assert np.array_equal(np.load(folder / "gradients.npy"), content)
+
+
+def test_who_is_at_it_is_left_to_it_and_networks_that_diverge_are_an_error(settings, data):
+    chosen = settings(regress__prior="gradients")
+    other = Lock(stage_folder(chosen, "prior").with_name(".prior.lock"))
+    assert other.take()
+    told = make_prior(chosen, data, CPU)
+    other.release(remove=True)
+    assert told is not None
+    assert told.startswith("prior: another worker")
+    with pytest.raises(InputError, match="all 4 networks of the prior diverged"):
+        make_prior(settings(regress__prior="gradients", training__peak_lr=1e9), data, CPU)
+    assert not stage_folder(chosen, "prior").exists()
+
+
+def test_regression_wants_it_and_does_its_work_again_when_it_has_changed(settings, data):
+    changed = {"store__num_models": 60, "prior__models": 2}
+    train_missing(settings(**changed), data, CPU)
+    chosen = settings(regress__prior="gradients", **changed)
+    with pytest.raises(InputError, match=r"there is no .*run the worker with --regress.prior gradients"):
+        regress(chosen)
+    make_prior(chosen, data, CPU)
+    folder = stage_folder(chosen, "regress")
+    regress(chosen)
+    first = Datamodels.load(folder)
+    assert first.metrics["solved_by"]["prior"]["covariates"][0] == "same class"
+    assert len(first.metrics["solved_by"]["prior"]["mean"]) == len(first.metrics["solved_by"]["prior"]["basis"]) == 1 + 5 + 15
+    more = settings(regress__prior="gradients", **{**changed, "prior__models": 4})
+    make_prior(more, data, CPU)
+    regress(more)
+    second = Datamodels.load(folder)
+    assert first.meta["prior_digest"] != second.meta["prior_digest"]
+    assert not np.array_equal(first.weights, second.weights)
