@@ -242,7 +242,7 @@ class VerifySettings:
         Text(),
         "datamodel",
         "how to order the images of which the smallest set that flips is searched: some of datamodel, relabel, random, "
-        "similarity, gradients, embedding; or none",
+        "similarity, gradients, tracin, influence, trak, embedding; or none",
     )
     sizes: str = setting(Text(), "none", "beside the search: remove so many images, as 20,50, judged by 2 × models; or none")
     models: int = count(8, "models of a first look at a removal; the next looks have twice as many, until one decides", low=2)

@@ -24,6 +24,9 @@ METHODS = {
     "random": "removed, random of the class",
     "similarity": "removed, nearest in the networks' features",
     "gradients": "removed, first-order attribution",
+    "tracin": "removed, TracIn",
+    "influence": "removed, influence functions",
+    "trak": "removed, TRAK",
     "embedding": "removed, nearest in a given embedding",
 }
 METHOD_COLOURS = {
@@ -32,6 +35,9 @@ METHOD_COLOURS = {
     "random": "#5f6b76",
     "similarity": "#0072b2",
     "gradients": "#e69f00",
+    "tracin": "#56b4e9",
+    "influence": "#8c6d31",
+    "trak": "#b8a500",
     "embedding": "#009e73",
 }
 LINES = {"relabel": "--", "random": ":"}

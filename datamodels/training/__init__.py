@@ -1,8 +1,19 @@
 """Training: the ResNet-9, the recipe, many models at once on one device, margins."""
 
+from datamodels.training.attributed import LIBRARY_METHODS, attribute, require_dattri
 from datamodels.training.devices import default_gpu, device_named, for_each_group
 from datamodels.training.gradients import first_order
 from datamodels.training.models import Trainer
 from datamodels.training.tuning import choose_groups
 
-__all__ = ["Trainer", "choose_groups", "default_gpu", "device_named", "first_order", "for_each_group"]
+__all__ = [
+    "LIBRARY_METHODS",
+    "Trainer",
+    "attribute",
+    "choose_groups",
+    "default_gpu",
+    "device_named",
+    "first_order",
+    "for_each_group",
+    "require_dattri",
+]

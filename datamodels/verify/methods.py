@@ -10,19 +10,23 @@ import numpy as np
 from datamodels.brittleness import at_random, by_similarity, by_weight, cosine, shrunk_weights
 from datamodels.durable import read_arrays, write_arrays
 from datamodels.errors import InputError
+from datamodels.progress import say
 from datamodels.regress import Datamodels
 from datamodels.regress.prior import GRADIENTS, covariates_named
-from datamodels.runs import stage_seconds
+from datamodels.runs import stage_folder, stage_seconds
 from datamodels.settings import Settings, VerifySettings
 from datamodels.store import Store
 from datamodels.store.layout import Array
 from datamodels.subsets import IndexArray, mask_without
+from datamodels.training import LIBRARY_METHODS, require_dattri
 from datamodels.verify.subject import Request, Subject
 
 DATAMODEL, RELABEL, RANDOM, SIMILARITY, EMBEDDING = "datamodel", "relabel", "random", "similarity", "embedding"
-METHODS = (DATAMODEL, RELABEL, RANDOM, SIMILARITY, EMBEDDING, GRADIENTS)
+METHODS = (DATAMODEL, RELABEL, RANDOM, SIMILARITY, GRADIENTS, *LIBRARY_METHODS, EMBEDDING)
 DESCRIBED = {RELABEL, SIMILARITY}
 """Methods that need logits or features of the base models."""
+LIBRARY_MODELS = 4
+"""Of the base models, dattri is given so many; it takes seconds for each."""
 NONE, CLASS = "none", "class"
 
 
@@ -32,8 +36,10 @@ def methods_named(settings: VerifySettings, subject: Subject) -> list[str]:
     for word in words:
         if word not in METHODS:
             raise InputError(f"verify.methods takes some of {', '.join(METHODS)}, or {NONE}, not {word!r}")
-        if word in {*DESCRIBED, GRADIENTS} and subject.describe is None:
+        if word in {*DESCRIBED, GRADIENTS, *LIBRARY_METHODS} and subject.describe is None:
             raise InputError(f"the method {word} looks into models of this package; with worker.main take the others")
+    if set(LIBRARY_METHODS) & set(words):
+        require_dattri()
     if EMBEDDING in words and settings.embedding == NONE:
         raise InputError("the method embedding needs verify.embedding, an .npy file of all images")
     last = int(subject.train_labels.max())
@@ -62,7 +68,7 @@ class Orders:
         store: Store,
         targets: list[int],
         embedding: Array | None,
-        attribution: Array | None,
+        scores: dict[str, Array],
         described: dict[str, Array],
     ) -> None:
         self.settings, self.subject, self.described = settings, subject, described
@@ -73,7 +79,7 @@ class Orders:
         # Weights with a prior are posterior means already.
         lasso = models.meta["regress"].get("prior", NONE) == NONE
         self.chosen_by = shrunk_weights(store, targets, weights, self.same_class) if lasso else weights.astype(np.float64)
-        self.embedding, self.attribution = embedding, attribution
+        self.embedding, self.scores = embedding, scores
 
     def of(self, method: str, target: int) -> IndexArray:
         """Images for one target, most important first."""
@@ -82,9 +88,8 @@ class Orders:
             return at_random(same_class, self.most, self.settings.seed, target)
         if method == SIMILARITY:
             return by_similarity(self.described["similarity"][self.column[target]], same_class, self.most)
-        if method == GRADIENTS:
-            assert self.attribution is not None
-            return by_similarity(self.attribution[:, target].astype(np.float64), same_class, self.most)
+        if method in self.scores:
+            return by_similarity(self.scores[method][:, self.column[target]], same_class, self.most)
         if method == EMBEDDING:
             assert self.embedding is not None
             n = len(self.subject.train_labels)
@@ -146,12 +151,32 @@ def embedding_named(settings: VerifySettings, subject: Subject, methods: list[st
     return found
 
 
-def attribution_named(folder: Path, subject: Subject, methods: list[str]) -> Array | None:
-    """First-order attribution (N, T) from the run's prior, where a method needs it. Raises InputError when it is not there."""
-    if GRADIENTS not in methods:
-        return None
-    n, t = len(subject.train_labels), len(subject.test_labels)
-    scores = covariates_named(GRADIENTS, folder, n, t)
-    assert scores is not None
-    found: Array = scores.parts(slice(0, t))[-1]
+def scores_of(folder: Path, settings: Settings, subject: Subject, methods: list[str], targets: list[int]) -> dict[str, Array]:
+    """Scores (N, targets) of the methods that attribute: those of the run's prior, and those of dattri, kept in the folder.
+
+    Raises InputError where the prior is wanted and not there.
+    """
+    found = {}
+    if GRADIENTS in methods:
+        n, t = len(subject.train_labels), len(subject.test_labels)
+        prior = covariates_named(GRADIENTS, stage_folder(settings, "prior"), n, t)
+        assert prior is not None
+        found[GRADIENTS] = np.stack([prior.parts(slice(target, target + 1))[-1, :, 0] for target in targets], 1)
+    for method in set(methods) & set(LIBRARY_METHODS):
+        found[method] = _by_library(folder / f"{method}.npz", settings, subject, method, targets)
     return found
+
+
+def _by_library(file: Path, settings: Settings, subject: Subject, method: str, targets: list[int]) -> Array:
+    assert subject.attribute is not None
+    requests = base_requests(settings.verify, len(subject.train_labels))[:LIBRARY_MODELS]
+    of = json.dumps([subject.provenance, targets, len(requests)], sort_keys=True)
+    kept = read_arrays(file)
+    if kept is not None and str(kept["of"]) == of:
+        return kept["scores"]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    say(f"verify: {method}, by dattri, from {len(requests)} models")
+    with stage_seconds(settings, "verify"):
+        scores = subject.attribute(method, requests, targets)
+    write_arrays(file, {"scores": scores, "of": np.array(of)})
+    return scores

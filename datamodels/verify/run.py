@@ -33,11 +33,11 @@ from datamodels.verify.methods import (
     DATAMODEL,
     DESCRIBED,
     Orders,
-    attribution_named,
     base_requests,
     describe,
     embedding_named,
     methods_named,
+    scores_of,
     sizes_named,
 )
 from datamodels.verify.retrain import Retrained, retrain
@@ -74,8 +74,8 @@ def verify(settings: Settings, subject: Subject, models: Datamodels, targets: li
     chosen, n = settings.verify, len(subject.train_labels)
     methods, sizes, steps = methods_named(chosen, subject), sizes_named(chosen, n), looks(chosen.models, chosen.most_models)
     embedding = embedding_named(chosen, subject, methods)
-    attribution = attribution_named(stage_folder(settings, "prior"), subject, methods)
     folder = stage_folder(settings, "verify")
+    scores = scores_of(folder, settings, subject, methods, targets)
     folder.mkdir(parents=True, exist_ok=True)
 
     def train(requests: Any, label: str) -> Retrained:
@@ -84,7 +84,7 @@ def verify(settings: Settings, subject: Subject, models: Datamodels, targets: li
     on_all = base_requests(chosen, n)
     found = train(on_all, "verify: all of S")
     described = describe(folder / "base.npz", settings, subject, targets) if DESCRIBED & set(methods) else {}
-    orders = Orders(chosen, subject, models, read_store(settings), targets, embedding, attribution, described)
+    orders = Orders(chosen, subject, models, read_store(settings), targets, embedding, scores, described)
     base = {target: judge(*found.of(on_all, target)) for target in targets}
     right = [target for target in targets if base[target].verdict == HELD]
     hunts = [_hunt(orders, method, target, base[target], steps, n) for target in right for method in methods]

@@ -22,7 +22,7 @@ from datamodels.settings import Settings
 from datamodels.store import ArraySpec
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray, IndexArray, pack
-from datamodels.training import Trainer, for_each_group
+from datamodels.training import Trainer, attribute, for_each_group
 from datamodels.worker.blocks import SideBySide, in_turn
 from datamodels.worker.own import call, own_function
 
@@ -60,6 +60,7 @@ class Request(NamedTuple):
 
 Train = Callable[[BoolArray, Sequence[Request]], dict[str, Array]]
 Describe = Callable[[Sequence[Request], Sequence[int]], dict[str, Array]]
+Attribute = Callable[[str, Sequence[Request], Sequence[int]], Array]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Subject:
     `train_labels` (N,) and `test_labels` (T,) are classes; where they are not known all are -1. `provenance` decides a
     retrained model, up to its rounding. `train` gives `margins` and `confidence`, (K, T) each, of K ≤ `models_at_once` models
     on masks, bool (K, N). `describe` trains models too, and gives means over them: `logits` (T, classes), and `similarity`
-    (targets, N) of some targets to the training images; None where models are one's own.
+    (targets, N) of some targets to the training images. `attribute` gives scores (N, targets) by one of dattri's methods, from
+    models trained likewise. Both are None where models are one's own.
     """
 
     train_labels: IndexArray
@@ -79,6 +81,7 @@ class Subject:
     train: Train
     side_by_side: SideBySide
     describe: Describe | None = None
+    attribute: Attribute | None = None
 
 
 def built_in_subject(settings: Settings, data: Dataset, device: torch.device) -> Subject:
@@ -124,6 +127,10 @@ def built_in_subject(settings: Settings, data: Dataset, device: torch.device) ->
         sizes = [len(part) for part in parts]
         return {name: np.average([found[k][name] for k in range(len(parts))], 0, sizes) for name in found[0]}
 
+    def by_library(method: str, requests: Sequence[Request], targets: Sequence[int]) -> Array:
+        keys = [request.key(seed) for request in requests]
+        return attribute(trainer(), method, np.ones((len(keys), len(own_labels)), bool), keys, targets)
+
     return Subject(
         data.train.labels.numpy(),
         data.test.labels.numpy(),
@@ -132,6 +139,7 @@ def built_in_subject(settings: Settings, data: Dataset, device: torch.device) ->
         train,
         side_by_side,
         describe,
+        by_library,
     )
 
 
