@@ -5,15 +5,17 @@
 >>> support(*models.of(3)).indices         # images whose removal should flip target 3   # doctest: +SKIP
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Datamodels", "Store", "support"]
+__all__ = ["Datamodels", "Store", "support", "verify"]
 
 if TYPE_CHECKING:
     from datamodels.brittleness import support
     from datamodels.regress import Datamodels
     from datamodels.store import Store
+    from datamodels.verify import verify_run as verify
 
 
 def __getattr__(name: str) -> Any:
@@ -30,4 +32,6 @@ def __getattr__(name: str) -> Any:
         from datamodels.store import Store
 
         return Store
+    if name == "verify":
+        return importlib.import_module("datamodels.verify")
     raise AttributeError(f"module 'datamodels' has no attribute {name!r}")

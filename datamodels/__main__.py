@@ -12,7 +12,7 @@ from datamodels.runs import refuse_own_function, stage_folder
 from datamodels.settings import argument_parser, parse
 from datamodels.training import default_gpu, device_named
 from datamodels.verify import built_in_subject, draw_targets, verify, write_targets
-from datamodels.worker import make_prior, train_missing
+from datamodels.worker import train_missing
 
 
 def main() -> None:
@@ -24,8 +24,7 @@ def main() -> None:
     device = device_named(args.gpu)
     print(prepare(settings), flush=True)
     data = load(settings)
-    told = make_prior(settings, data, device)
-    print(*([told] if told else []), train_missing(settings, data, device), sep="\n", flush=True)
+    print(train_missing(settings, data, device), flush=True)
     print(regress(settings), flush=True)
     targets = draw_targets(settings.verify.random_targets, settings.data.test_images, settings.verify.seed)
     write_targets(Path(settings.run.dir, "targets.txt"), targets)

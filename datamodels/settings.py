@@ -255,6 +255,8 @@ class VerifySettings:
     )
     relabel_to: int = count(-1, "the class that the method relabel gives to R; -1: the target's runner-up", low=-1)
     embedding: str = setting(Text(), "none", "an .npy file (N + T, d) of all images, S first, for the method embedding")
+    subsets: int = count(0, "fresh random subsets, of size αN, on which datamodels are judged, beside the ceiling", low=0)
+    subset_models: int = count(4, "models on each of them, an even number", low=2)
     random_targets: int = count(30, "targets that `python -m datamodels` draws")
     seed: int = count(1, "of the retrained models and of random images", low=0)
 

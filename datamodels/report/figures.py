@@ -1,9 +1,9 @@
-"""The figures of the report, each as the bytes of a PNG."""
+"""The figures of the report, each as a PNG and an SVG."""
 
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from datamodels.data import Dataset
 
 mpl.use("agg")
+# The same figure gives the same file: no date, no random names; text stays text.
+mpl.rcParams.update({"svg.hashsalt": "datamodels", "svg.fonttype": "none"})
 
 # Okabe and Ito's colours, told apart by the colour-blind too.
 COLOURS = {"before": "#5f6b76", "after": "#d55e00", "control": "#0072b2"}
@@ -48,7 +50,14 @@ THUMBNAIL_COLUMNS = 10
 Array = npt.NDArray[Any]
 
 
-def heldout_figure(predicted: Array, true: Array, lds: Array) -> bytes:
+class Picture(NamedTuple):
+    """One figure as the bytes of two files."""
+
+    png: bytes
+    svg: bytes
+
+
+def heldout_figure(predicted: Array, true: Array, lds: Array) -> Picture:
     """Predicted against true margin (m, T) of the held-out models, and how LDS (T,) spreads over targets."""
     figure = Figure((9.6, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
@@ -62,10 +71,10 @@ def heldout_figure(predicted: Array, true: Array, lds: Array) -> bytes:
     right.axvline(float(lds.mean()), color=COLOURS["after"], lw=1.5, label=f"mean {lds.mean():.3f}")
     right.set(xlabel="LDS of a target (Spearman, over held-out models)", ylabel="targets", title="How well margins are ranked")
     right.legend(frameon=False)
-    return _png(figure)
+    return _picture(figure)
 
 
-def cdf_figure(searches: dict[str, list[dict[str, Any]]]) -> bytes:
+def cdf_figure(searches: dict[str, list[dict[str, Any]]]) -> Picture:
     """For each method the share of targets whose prediction flips without, or by relabelling, at most so many images.
 
     Targets that no set of the order flips are in the share's denominator: the curve ends below 1.
@@ -92,10 +101,10 @@ def cdf_figure(searches: dict[str, list[dict[str, Any]]]) -> bytes:
     axes.set_title("How many training images carry a prediction: verified by retraining")
     axes.grid(alpha=0.3)
     axes.legend(loc="best", fontsize=9)
-    return _png(figure)
+    return _picture(figure)
 
 
-def drops_figure(searches: dict[str, list[dict[str, Any]]]) -> bytes:
+def drops_figure(searches: dict[str, list[dict[str, Any]]]) -> Picture:
     """Predicted against measured drop of the margin, for every set whose removal was measured on the way."""
     figure = Figure((6.4, 5.2), layout="constrained")
     axes = figure.subplots()
@@ -111,7 +120,30 @@ def drops_figure(searches: dict[str, list[dict[str, Any]]]) -> bytes:
     axes.set(xlabel="predicted drop of the margin", ylabel="measured drop of the mean margin")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    return _png(figure)
+    return _picture(figure)
+
+
+def fresh_figure(predicted: Array, true: Array, fresh: dict[str, Any]) -> Picture:
+    """Predicted against true mean margin (s, T) on fresh subsets, and the correlations beside what could be reached."""
+    figure = Figure((9.6, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    bins = left.hexbin(predicted.ravel(), true.ravel(), gridsize=60, bins="log", cmap="viridis", mincnt=1, linewidths=0)
+    low, high = float(predicted.min()), float(predicted.max())
+    left.plot([low, high], [low, high], color=COLOURS["after"], lw=1.2, label="predicted = true")
+    title = f"{len(true)} fresh subsets × {true.shape[1]} targets"
+    left.set(xlabel="predicted margin", ylabel="mean margin of the networks", title=title)
+    left.legend(loc="upper left", frameon=False)
+    figure.colorbar(bins, ax=left, label="subset–target pairs")
+    names = {"pooled": "all pairs\n(Pearson)", "lds": "over subsets, mean\nof targets (Spearman)"}
+    for x, key in enumerate(names):
+        reached, most = fresh[key], fresh[f"{key}_ceiling"]
+        right.bar(x, most, color="none", edgecolor=COLOURS["before"], lw=1.5, label="" if x else "ceiling")
+        right.bar(x, reached, color=COLOURS["control"], width=0.6, label="" if x else "datamodel")
+        right.annotate(f"{reached:.2f} of {most:.2f}", (x, most), ha="center", va="bottom")
+    right.set_xticks(range(len(names)), list(names.values()), fontsize=9)
+    right.set(ylim=(0, 1.12), ylabel="correlation", title="What noise leaves to be reached")
+    right.legend(loc="lower center", fontsize=8)
+    return _picture(figure)
 
 
 def removal_drops(searches: dict[str, list[dict[str, Any]]]) -> tuple[Array, Array]:
@@ -135,7 +167,7 @@ def drop_correlation(searches: dict[str, list[dict[str, Any]]]) -> float | None:
     return float(np.corrcoef(predicted, measured)[0, 1])
 
 
-def verified_figure(verdicts: list[dict[str, Any]], title: str) -> bytes:
+def verified_figure(verdicts: list[dict[str, Any]], title: str) -> Picture:
     """Mean margins with their intervals for all targets of one rule, sorted by the margin before."""
     ordered = sorted(verdicts, key=lambda v: v["before"]["mean_margin"])
     figure = Figure((9.6, 1.4 + 0.24 * len(ordered)), layout="constrained")
@@ -150,18 +182,21 @@ def verified_figure(verdicts: list[dict[str, Any]], title: str) -> bytes:
     axes.set(xlabel="mean margin of the models, with 95 % interval (below 0: misclassified)", ylabel="target", title=title)
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
-    return _png(figure)
+    return _picture(figure)
 
 
-def target_figure(verdict: dict[str, Any], data: Dataset) -> bytes:
-    """One target: its picture, the images of R with their weights, the bars before, after and of the control."""
+def target_figure(verdict: dict[str, Any], data: Dataset, probes: list[dict[str, Any]]) -> Picture:
+    """One target: its picture, the images of R with their weights, the margin before, after and after more, and the control's.
+
+    `probes` are the sets of the datamodel's order that were tried on the way, with what came of them.
+    """
     figure = Figure((9.6, 3.0), layout="constrained")
-    picture, removed, bars = figure.subplots(1, 3, width_ratios=(1.3, 4.6, 2.6))
+    picture, removed, course = figure.subplots(1, 3, width_ratios=(1.3, 4.4, 3.0))
     _show(picture, data.test.images[verdict["target"]].numpy())
     picture.set_title(f"target {verdict['target']}\nclass {data.class_names[verdict['label']]}", fontsize=10)
     _thumbnails(removed, verdict, data)
-    _bars(bars, verdict)
-    return _png(figure)
+    _course(course, verdict, probes)
+    return _picture(figure)
 
 
 def _thumbnails(axes: Axes, verdict: dict[str, Any], data: Dataset) -> None:
@@ -183,19 +218,28 @@ def _thumbnails(axes: Axes, verdict: dict[str, Any], data: Dataset) -> None:
     axes.set_title(f"R: {verdict['size']} training images{more} (class: weight)", fontsize=9)
 
 
-def _bars(axes: Axes, verdict: dict[str, Any]) -> None:
-    for x, state in enumerate(COLOURS):
-        outcome = verdict[state]
-        mean = outcome["mean_margin"]
-        error = [[mean - outcome["low"]], [outcome["high"] - mean]]
-        axes.bar(x, mean, yerr=error, color=COLOURS[state], capsize=3, width=0.7)
-        place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 8}
-        axes.annotate(f"{outcome['correct']:.0%}", (x, 1), **place)
+def _course(axes: Axes, verdict: dict[str, Any], probes: list[dict[str, Any]]) -> None:
+    """Mean margins over the number of images removed, largest weights first, with the share of models that are right."""
+    by_size = {0: verdict["before"], **{probe["size"]: probe for probe in probes}, verdict["size"]: verdict["after"]}
+    sizes = sorted(by_size)
+    _with_intervals(axes, sizes, [by_size[size] for size in sizes], fmt="o-", color=COLOURS["after"], label="R removed")
+    control = [verdict["control"]]
+    _with_intervals(axes, [verdict["size"]], control, fmt="s", color=COLOURS["control"], label="control")
+    right = {0: verdict["before"], verdict["size"]: verdict["after"], sizes[-1]: by_size[sizes[-1]]}
+    for size, outcome in right.items():
+        place: dict[str, Any] = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 7}
+        axes.annotate(f"{outcome['correct']:.0%}", (size, outcome["mean_margin"]), **place)
     axes.axhline(0, color="black", lw=0.8)
-    axes.set_xticks(range(3), ("all of S", "R\nremoved", "control"), fontsize=8)
+    axes.set_xlabel("images removed", fontsize=8)
     axes.set_ylabel("mean margin", fontsize=8)
-    axes.tick_params(axis="y", labelsize=7)
-    axes.set_title("share of models that are right", fontsize=8, pad=14)
+    axes.tick_params(labelsize=7)
+    axes.set_title("margin, and share of models that are right", fontsize=8)
+    axes.legend(fontsize=7, frameon=False)
+
+
+def _with_intervals(axes: Axes, x: list[int], outcomes: list[dict[str, Any]], **style: Any) -> None:
+    mean, low, high = (np.array([outcome[key] for outcome in outcomes]) for key in ("mean_margin", "low", "high"))
+    axes.errorbar(x, mean, yerr=np.stack([mean - low, high - mean]), ms=4, lw=1.2, capsize=2, **style)
 
 
 def _show(axes: Axes, pixels: Array) -> None:
@@ -204,7 +248,8 @@ def _show(axes: Axes, pixels: Array) -> None:
     axes.imshow(shown, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return buffer.getvalue()
+def _picture(figure: Figure) -> Picture:
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=DPI)
+    figure.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None})
+    return Picture(png.getvalue(), svg.getvalue())

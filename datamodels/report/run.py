@@ -1,4 +1,4 @@
-"""The report of a run: summary.json, PNGs, and index.html with everything in it."""
+"""The report of a run: summary.json, PNGs and SVGs, and index.html with everything in it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ import yaml
 
 from datamodels import __version__
 from datamodels.data import Dataset
-from datamodels.durable import new_folder, read_json, write_json
+from datamodels.durable import new_folder, read_arrays, read_json, write_json
 from datamodels.errors import InputError
 from datamodels.machine import describe_machine
 from datamodels.regress import Datamodels
 from datamodels.report.figures import (
     METHODS,
+    Picture,
     cdf_figure,
     drop_correlation,
     drops_figure,
+    fresh_figure,
     heldout_figure,
     removal_drops,
     target_figure,
@@ -33,7 +35,8 @@ from datamodels.report.figures import (
 from datamodels.runs import read_seconds, read_store, stage_folder
 from datamodels.settings import Settings
 from datamodels.store import Store
-from datamodels.verify.run import FORMAT_VERSION, SUPPORT, median_size
+from datamodels.verify.methods import DATAMODEL
+from datamodels.verify.run import FORMAT_VERSION, FRESH, SUPPORT, median_size
 
 Record = dict[str, Any]
 
@@ -50,9 +53,10 @@ def report(settings: Settings, data: Dataset) -> str:
     if _is_made(folder, made_from):
         return f"report: already in {folder / 'index.html'}"
     with new_folder(folder, replace=True) as temporary:
-        pictures = _pictures(store, models, verified, data)
-        for name, png in pictures.items():
-            (temporary / name).write_bytes(png)
+        pictures = _pictures(store, models, verified, data, stage_folder(settings, "verify") / FRESH)
+        for name, picture in pictures.items():
+            (temporary / f"{name}.png").write_bytes(picture.png)
+            (temporary / f"{name}.svg").write_bytes(picture.svg)
         seconds = {**read_seconds(settings), "report": round(time.monotonic() - start, 2)}
         summary = {
             **summarise(store, models, verified),
@@ -80,6 +84,7 @@ def summarise(store: Store, models: Datamodels, verified: Record) -> Record:
         **rules[main],
         "by_rule": rules,
         "by_method": {method: _summarise_method(found) for method, found in _by_method(verified).items()},
+        "fresh": verified["fresh"],
         "drop_correlation": drop_correlation(_by_method(verified)),
         "models_retrained": verified["models_used"],
         "version": __version__,
@@ -174,30 +179,35 @@ def _title(rule: str) -> str:
 
 
 def _target_picture(verdict: Record) -> str:
-    return f"target-{verdict['target']}-{verdict['rule']}.png"
+    return f"target-{verdict['target']}-{verdict['rule']}"
 
 
-def _pictures(store: Store, models: Datamodels, verified: Record, data: Dataset) -> dict[str, bytes]:
-    """Every picture of the report, by file name."""
+def _pictures(store: Store, models: Datamodels, verified: Record, data: Dataset, fresh: Path) -> dict[str, Picture]:
+    """Every picture of the report, by name; `fresh` is the file of what came of fresh subsets."""
     true = store.margins(models.heldout)[:, models.targets].astype(np.float32)
     predicted = models.predict(store.masks(models.heldout))
-    pictures = {"heldout.png": heldout_figure(predicted, true, np.array(models.metrics["per_target"]["lds"]))}
-    if verified["searches"]:
-        pictures["cdf.png"] = cdf_figure(_by_method(verified))
-    if len(removal_drops(_by_method(verified))[0]):
-        pictures["drops.png"] = drops_figure(_by_method(verified))
+    pictures = {"heldout": heldout_figure(predicted, true, np.array(models.metrics["per_target"]["lds"]))}
+    searches = _by_method(verified)
+    if searches:
+        pictures["cdf"] = cdf_figure(searches)
+    if len(removal_drops(searches)[0]):
+        pictures["drops"] = drops_figure(searches)
+    kept = read_arrays(fresh) if verified["fresh"] else None
+    if kept is not None:
+        pictures["fresh"] = fresh_figure(kept["predicted"], kept["halves"].mean(0), verified["fresh"])
+    probes = {search["target"]: search["probes"] for search in searches.get(DATAMODEL, [])}
     for rule, verdicts in _by_rule(verified).items():
         tried = [v for v in verdicts if v["after"]]
-        pictures |= {_target_picture(v): target_figure(v, data) for v in tried}
+        pictures |= {_target_picture(v): target_figure(v, data, probes.get(v["target"], [])) for v in tried}
         if tried:
-            pictures[f"verified-{rule}.png"] = verified_figure(tried, f"Removed: {_title(rule)}")
+            pictures[f"verified-{rule}"] = verified_figure(tried, f"Removed: {_title(rule)}")
     return pictures
 
 
-def _page(settings: Settings, data: Dataset, verified: Record, summary: Record, pictures: dict[str, bytes]) -> str:
-    embedded = {name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in pictures.items()}
+def _page(settings: Settings, data: Dataset, verified: Record, summary: Record, pictures: dict[str, Picture]) -> str:
+    embedded = {name: "data:image/png;base64," + base64.b64encode(picture.png).decode() for name, picture in pictures.items()}
     rules = [
-        {**values, "title": _title(rule), "figure": embedded.get(f"verified-{rule}.png")}
+        {**values, "title": _title(rule), "figure": embedded.get(f"verified-{rule}")}
         for rule, values in summary["by_rule"].items()
     ]
     seen: set[int] = set()
@@ -219,10 +229,12 @@ def _page(settings: Settings, data: Dataset, verified: Record, summary: Record, 
         looks=verified["looks"],
         base_models=settings.verify.base_models,
         max_size=settings.verify.max_size,
-        heldout=embedded["heldout.png"],
+        heldout=embedded["heldout"],
         rules=rules,
-        cdf=embedded.get("cdf.png"),
-        drops=embedded.get("drops.png"),
+        cdf=embedded.get("cdf"),
+        drops=embedded.get("drops"),
+        fresh=embedded.get("fresh"),
+        fresh_subsets=verified["fresh"],
         methods=METHODS,
         searches=sorted(verified["searches"], key=lambda s: (s["target"], s["method"])),
         class_names=data.class_names,

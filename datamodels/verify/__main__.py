@@ -3,14 +3,12 @@
 import sys
 from pathlib import Path
 
-from datamodels.data import load
 from datamodels.errors import InputError, run_command
 from datamodels.regress import Datamodels
 from datamodels.runs import stage_folder
-from datamodels.settings import BUILT_IN, argument_parser, parse
-from datamodels.training import default_gpu, device_named
-from datamodels.verify import built_in_subject, own_subject, recheck, targets_named, verify
-from datamodels.worker import use_gpu_of_own
+from datamodels.settings import argument_parser, parse
+from datamodels.training import default_gpu
+from datamodels.verify import recheck, subject_of, targets_named, verify
 
 
 def main() -> None:
@@ -25,14 +23,8 @@ def main() -> None:
             "give one: --targets WHICH (a file with a test index a line, or 7,13, or random:300), or --recheck FILE"
         )
     targets = [] if args.targets is None else targets_named(args.targets, settings.data.test_images, settings.verify.seed)
-    if settings.worker.main == BUILT_IN:
-        device = device_named(args.gpu)
-        models = Datamodels.load(stage_folder(settings, "regress"))
-        subject = built_in_subject(settings, load(settings), device)
-    else:
-        use_gpu_of_own(args.gpu)
-        models = Datamodels.load(stage_folder(settings, "regress"))
-        subject = own_subject(settings)
+    models = Datamodels.load(stage_folder(settings, "regress"))
+    subject = subject_of(settings, args.gpu)
     print(verify(settings, subject, models, targets) if args.recheck is None else recheck(settings, subject, args.recheck))
 
 

@@ -48,6 +48,12 @@ def methods_named(settings: VerifySettings, subject: Subject) -> list[str]:
     return list(dict.fromkeys(words))
 
 
+def check_subsets(settings: VerifySettings) -> None:
+    """Raise InputError where models on a fresh subset cannot be halved."""
+    if settings.subset_models % 2:
+        raise InputError(f"verify.subset_models must be even, so that there are two halves, not {settings.subset_models}")
+
+
 def sizes_named(settings: VerifySettings, n: int) -> list[int]:
     """The sizes in `verify.sizes`. Raises InputError for a word that is no size from 1 to N-1."""
     words = [] if settings.sizes == NONE else [word.strip() for word in settings.sizes.split(",")]

@@ -20,13 +20,14 @@ import numpy as np
 
 from datamodels import __version__
 from datamodels.brittleness import Search, Support, largest_weights, smallest_support, support_of
-from datamodels.durable import read_json, write_file, write_json
+from datamodels.durable import read_json, write_arrays, write_file, write_json
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder
 from datamodels.settings import Settings, VerifySettings
 from datamodels.store.layout import Array
 from datamodels.subsets import IndexArray, mask_without
+from datamodels.verify.fresh import Fresh, fresh_requests, judge_fresh
 from datamodels.verify.hunt import Hunt, go
 from datamodels.verify.judge import FLIPPED, HELD, Outcome, judge, looks
 from datamodels.verify.methods import (
@@ -34,6 +35,7 @@ from datamodels.verify.methods import (
     DESCRIBED,
     Orders,
     base_requests,
+    check_subsets,
     describe,
     embedding_named,
     methods_named,
@@ -43,8 +45,8 @@ from datamodels.verify.methods import (
 from datamodels.verify.retrain import Retrained, retrain
 from datamodels.verify.subject import Request, Subject
 
-FORMAT_VERSION = 2
-SUPPORT = "support"
+FORMAT_VERSION = 3
+SUPPORT, FRESH = "support", "fresh.npz"
 RECHECK_FROM = 10**6
 """Repetitions of a recheck count from here: models that no search has seen."""
 COLUMNS = ("target", "label", "method", "verdict", "size", "threshold", "models", "mean_margin", "low", "high", "correct")
@@ -73,6 +75,7 @@ def verify(settings: Settings, subject: Subject, models: Datamodels, targets: li
     _check_provenance(settings, models)
     chosen, n = settings.verify, len(subject.train_labels)
     methods, sizes, steps = methods_named(chosen, subject), sizes_named(chosen, n), looks(chosen.models, chosen.most_models)
+    check_subsets(chosen)
     embedding = embedding_named(chosen, subject, methods)
     folder = stage_folder(settings, "verify")
     scores = scores_of(folder, settings, subject, methods, targets)
@@ -81,10 +84,15 @@ def verify(settings: Settings, subject: Subject, models: Datamodels, targets: li
     def train(requests: Any, label: str) -> Retrained:
         return retrain(folder / "store", settings, subject, requests, label)
 
+    fresh: Fresh | None = None
     on_all = base_requests(chosen, n)
     found = train(on_all, "verify: all of S")
     described = describe(folder / "base.npz", settings, subject, targets) if DESCRIBED & set(methods) else {}
     orders = Orders(chosen, subject, models, read_store(settings), targets, embedding, scores, described)
+    if chosen.subsets:
+        requests = fresh_requests(settings, n)
+        fresh = judge_fresh(settings, models, train([r for some in requests for r in some], "verify: fresh subsets"), n)
+        write_arrays(folder / FRESH, {"predicted": fresh.predicted, "halves": fresh.halves})
     base = {target: judge(*found.of(on_all, target)) for target in targets}
     right = [target for target in targets if base[target].verdict == HELD]
     hunts = [_hunt(orders, method, target, base[target], steps, n) for target in right for method in methods]
@@ -101,7 +109,8 @@ def verify(settings: Settings, subject: Subject, models: Datamodels, targets: li
         "regress": models.meta["regress"],
         "verify": dataclasses.asdict(chosen),
         "looks": steps,
-        "models_used": len(_used(on_all, hunts, removals)),
+        "models_used": len(_used(on_all, hunts, removals)) + chosen.subsets * chosen.subset_models,
+        "fresh": fresh.summary() if fresh else None,
         "base": {
             str(target): {**dataclasses.asdict(outcome), "label": _label(subject, target)} for target, outcome in base.items()
         },
@@ -239,11 +248,15 @@ def _summary(result: Record, methods: list[str], targets: int) -> list[str]:
         searches = [search for search in result["searches"] if search["method"] == method]
         sizes = [search["size"] for search in searches if search["size"] is not None]
         size = f", median |R| {median_size(searches)}" if sizes else ""
-        told.append(f"{method} flips {len(sizes)} of {len(searches)} predictions{size}")
+        cost = f", {np.mean([search['models'] for search in searches]):.0f} models each" if searches else ""
+        told.append(f"{method} flips {len(sizes)} of {len(searches)} predictions{size}{cost}")
     tried = [r for r in result["removals"] if r["right_before"] and r["after"] and r["rule"] != SUPPORT]
     if tried:
         flipped, control = (sum(v[name] for v in tried) for name in ("flipped", "control_flipped"))
         told.append(f"{flipped} of {len(tried)} removals of fixed size flip a prediction, and {control} of their controls")
+    if result["fresh"]:
+        fresh = result["fresh"]
+        told.append(f"LDS {fresh['lds']:.3f} on {fresh['subsets']} fresh subsets, at best {fresh['lds_ceiling']:.3f}")
     return [*told, f"{targets} targets, {result['models_used']} models"]
 
 

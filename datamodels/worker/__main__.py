@@ -6,7 +6,7 @@ from datamodels.data import load, prepare
 from datamodels.errors import run_command
 from datamodels.settings import BUILT_IN, argument_parser, parse
 from datamodels.training import device_named
-from datamodels.worker import make_prior, own_function, train_missing, train_missing_by, use_gpu_of_own
+from datamodels.worker import own_function, train_missing, train_missing_by, use_gpu_of_own
 
 
 def main() -> None:
@@ -20,9 +20,7 @@ def main() -> None:
         return
     device = device_named(args.gpu)
     print(prepare(settings))
-    data = load(settings)
-    told = make_prior(settings, data, device)
-    print(*([told] if told else []), train_missing(settings, data, device), sep="\n")
+    print(train_missing(settings, load(settings), device))
 
 
 run_command(main)

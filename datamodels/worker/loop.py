@@ -20,6 +20,7 @@ from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, choose_groups, for_each_group
 from datamodels.worker.arrays import declared_arrays
 from datamodels.worker.blocks import Train, Trained, train_blocks
+from datamodels.worker.prior import make_prior
 
 DIVERGED = "diverged: its margins were not finite, in two trainings from different keys"
 
@@ -27,6 +28,7 @@ DIVERGED = "diverged: its margins were not finite, in two trainings from differe
 def train_missing(settings: Settings, data: Dataset, device: torch.device) -> str:
     """Train every model of the run's store that is not there, with the other workers, if any; say what is there then."""
     folder = open_store(settings, data, device)
+    make_prior(settings, data, device)
     meta, total = read_meta(folder), settings.store.num_models
     groups = groups_of(meta)
     if (Store(folder).missing < total).any():

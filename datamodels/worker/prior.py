@@ -22,7 +22,7 @@ from datamodels import __version__
 from datamodels.data import Dataset
 from datamodels.durable import Lock, new_folder, read_json, write_json
 from datamodels.errors import InputError
-from datamodels.progress import progress
+from datamodels.progress import progress, say
 from datamodels.runs import stage_folder, stage_seconds
 from datamodels.settings import Settings
 from datamodels.store.layout import Array
@@ -37,26 +37,25 @@ AT_ONCE = 4
 FORMAT_VERSION = 1
 
 
-def make_prior(settings: Settings, data: Dataset, device: torch.device) -> str | None:
-    """Write the folder, where `regress.prior` asks for it and it is not there; say what is there then.
+def make_prior(settings: Settings, data: Dataset, device: torch.device) -> None:
+    """Write the folder, where `regress.prior` asks for it and it is not there, or of other settings.
 
-    Another worker that is at it is left to it. Raises InputError when the folder was made of other images or settings, or all
-    networks diverged.
+    Another worker that is at it is left to it. Raises InputError when all networks diverged.
     """
     if settings.regress.prior not in NAMED:
-        return None
+        return
     folder, decided = stage_folder(settings, "prior"), _provenance(settings, data)
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = Lock(folder.with_name(".prior.lock"))
     if not lock.take():
-        return f"prior: another worker is making {folder}"
+        say(f"prior: another worker is making {folder}")
+        return
     try:
         if not _is_made(folder, decided):
             with stage_seconds(settings, "prior"):
                 _write(folder, _found(settings, data, device), data, decided)
     finally:
         lock.release(remove=True)
-    return f"prior: first-order attribution of {settings.prior.models} networks in {folder}"
 
 
 def _provenance(settings: Settings, data: Dataset) -> dict[str, Any]:

@@ -7,14 +7,20 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csc_matrix
+from scipy.stats import spearmanr
 
+import datamodels
 from datamodels.data import load, prepare
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
+from datamodels.regress.results import write
+from datamodels.resources import CONFIGS
 from datamodels.runs import read_store, stage_folder
 from datamodels.store import Store
 from datamodels.training import Trainer
 from datamodels.verify import built_in_subject, methods, recheck, verify
+from datamodels.verify.fresh import ceiling
 from datamodels.verify.judge import Outcome
 from datamodels.verify.methods import methods_named, sizes_named
 from datamodels.verify.retrain import retrain
@@ -22,6 +28,7 @@ from datamodels.verify.run import median_size, plan
 from datamodels.verify.subject import Request, Subject
 from datamodels.worker import make_prior, train_missing
 from datamodels.worker.blocks import in_turn
+from tests.conftest import SMALL
 
 CPU = torch.device("cpu")
 N, T, NOISE = 60, 20, 0.25
@@ -306,6 +313,69 @@ def test_weights_with_a_prior_choose_images_as_they_are(run, monkeypatch):
     assert search["order"] == np.argsort(-models.weights[:, 3], kind="stable")[: len(search["order"])].tolist()
     with pytest.raises(AssertionError):
         verify(chosen, by_the_rule(data, models), models, [3])
+
+
+def test_fresh_subsets_are_judged_and_the_ceiling_is_where_a_right_prediction_ends(run):
+    settings, data, models = run
+    changed = dataclasses.replace(settings.verify, methods="none", sizes="none", subsets=150, subset_models=4)
+    chosen = dataclasses.replace(settings, verify=changed)
+    trained: list[Request] = []
+    line = verify(chosen, by_the_rule(data, models, trained), models, [3])
+    told = result_of(settings)["fresh"]
+    masks = {request.packed for request in trained if request.repetition < 4} - {np.packbits(np.ones(N, bool)).tobytes()}
+    assert len({m for m in masks if sum(map(int.bit_count, m)) == 30}) == 150
+    kept = np.load(stage_folder(settings, "verify") / "fresh.npz")
+    assert kept["predicted"].shape == (150, T)
+    assert kept["halves"].shape == (2, 150, T)
+    lds = [spearmanr(kept["predicted"][:, t], kept["halves"].mean(0)[:, t]).statistic for t in range(T)]
+    assert told["lds"] == pytest.approx(np.mean(lds), abs=1e-9)
+    # Models follow the datamodels, up to noise: what is reached is the ceiling.
+    assert 0.5 < told["lds_ceiling"] < 1
+    assert told["lds"] == pytest.approx(told["lds_ceiling"], abs=0.03)
+    assert told["pooled"] == pytest.approx(told["pooled_ceiling"], abs=0.03)
+    assert f"LDS {told['lds']:.3f} on 150 fresh subsets, at best {told['lds_ceiling']:.3f}" in line
+    # Weights that say nothing reach nothing, under the same ceiling.
+    shuffled = dataclasses.replace(models, weights=models.weights[:, ::-1].copy())
+    verify(chosen, by_the_rule(data, models), shuffled, [3])
+    other = result_of(settings)["fresh"]
+    assert abs(other["lds"]) < 0.2
+    assert other["lds_ceiling"] == told["lds_ceiling"]
+    odd = dataclasses.replace(settings, verify=dataclasses.replace(changed, subset_models=3))
+    with pytest.raises(InputError, match="must be even"):
+        verify(odd, by_the_rule(data, models), models, [3])
+
+
+def test_the_ceiling_is_the_correlation_with_the_truth_itself():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=200_000)
+    for noise in (0.3, 1.0, 3.0):
+        halves = truth + noise * rng.normal(size=(2, len(truth)))
+        of_halves = np.corrcoef(halves[0], halves[1])[0, 1]
+        assert ceiling(of_halves) == pytest.approx(np.corrcoef(truth, halves.mean(0))[0, 1], abs=0.01)
+    assert ceiling(-0.2) == 0
+
+
+def test_the_package_is_a_function_for_notebooks(run):
+    settings, _, _ = run
+    with pytest.raises(InputError, match="there are no datamodels"):
+        datamodels.verify(CONFIGS / "digits.yaml", [3], run__dir=settings.run.dir)
+    small = {
+        f"{key.replace('.', '__')}": value
+        for key, value in {**SMALL, "verify.sizes": "none", "run.dir": settings.run.dir}.items()
+    }
+    models = planted(read_store(settings))
+    write(
+        stage_folder(settings, "regress"),
+        csc_matrix(models.weights),
+        models.bias,
+        models.lam,
+        models.heldout,
+        {},
+        models.meta | {"format_version": 2},
+    )
+    found = datamodels.verify(CONFIGS / "digits.yaml", [3, 7], gpu="cpu", **small)
+    assert set(found["base"]) == {"3", "7"}
+    assert found == result_of(settings)
 
 
 def test_the_control_removes_other_images_of_the_targets_class_for_each_model(run):

@@ -1,0 +1,46 @@
+"""Verification by one call, for notebooks: `from datamodels import verify; verify("configs/digits.yaml", [3, 7])`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datamodels.data import load
+from datamodels.durable import read_json
+from datamodels.regress import Datamodels
+from datamodels.runs import stage_folder
+from datamodels.settings import BUILT_IN, Settings, parse
+from datamodels.training import default_gpu, device_named
+from datamodels.verify.run import verify
+from datamodels.verify.subject import Subject, built_in_subject, own_subject
+from datamodels.verify.targets import targets_named
+from datamodels.worker import use_gpu_of_own
+
+
+def verify_run(config: Path | str, targets: str | Sequence[int], gpu: str | None = None, **changed: Any) -> dict[str, Any]:
+    """Verify targets of the run that a config file describes; what verify.json holds then, as a dictionary.
+
+    `targets` are test indices, or what `--targets` takes. Settings are changed by name, with two underscores for the dot:
+    `verify__methods="datamodel,relabel"`. The run must have its models and weights. Raises InputError as the command does.
+
+    >>> from datamodels import verify                                       # doctest: +SKIP
+    >>> found = verify("configs/digits.yaml", [3, 7])                       # doctest: +SKIP
+    >>> {search["target"]: search["size"] for search in found["searches"]}  # doctest: +SKIP
+    """
+    flags = [part for name, value in changed.items() for part in (f"--{name.replace('__', '.')}", str(value))]
+    settings, _ = parse(["-C", str(config), *flags])
+    wanted = targets if isinstance(targets, str) else ",".join(map(str, targets))
+    chosen = targets_named(wanted, settings.data.test_images, settings.verify.seed)
+    models = Datamodels.load(stage_folder(settings, "regress"))
+    verify(settings, subject_of(settings, default_gpu() if gpu is None else gpu), models, chosen)
+    result: dict[str, Any] = read_json(stage_folder(settings, "verify") / "verify.json")
+    return result
+
+
+def subject_of(settings: Settings, gpu: str) -> Subject:
+    """What a run's models are, trained on the GPU of that number or on 'cpu'."""
+    if settings.worker.main == BUILT_IN:
+        return built_in_subject(settings, load(settings), device_named(gpu))
+    use_gpu_of_own(gpu)
+    return own_subject(settings)
