@@ -12,9 +12,10 @@ from datamodels.regress.arrays import to_numpy
 from datamodels.regress.kernels import extrapolate, fista_step, gap_sums, saga_residuals, saga_step, unpacked
 from datamodels.settings import GroupSettings, RegressSettings
 from datamodels.subsets import draw_masks, pack
-from datamodels.training import Trainer, choose_groups, device_named
+from datamodels.training import Trainer, choose_groups, device_named, first_order
 from datamodels.training.group import Group
 from tests.regress.test_path import planted, store_of
+from tests.regress.test_prior import drawn, of_array
 
 
 def _cupy_has_gpu():
@@ -74,6 +75,30 @@ def test_the_regression_is_the_same_on_either_device(tmp_path, solver, gap):
         return
     np.testing.assert_allclose(on["gpu"].weights, on["cpu"].weights, atol=1e-4)
     np.testing.assert_allclose(on["gpu"].lam, on["cpu"].lam)
+
+
+@needs_cupy
+@pytest.mark.parametrize("gap", [1e-4, 1e-8])
+def test_weights_with_a_prior_are_the_same_on_either_device(tmp_path, gap):
+    masks, margins, a, _ = drawn(300)
+    store, chosen = store_of(tmp_path / "s", masks, margins), RegressSettings(gap=gap)
+    on = {
+        device: fit_datamodels(store, dataclasses.replace(chosen, device=device), covariates=of_array(a))
+        for device in ("cpu", "gpu")
+    }
+    np.testing.assert_allclose(on["gpu"].weights, on["cpu"].weights, atol=1e-3)
+    np.testing.assert_allclose(on["gpu"].lam, on["cpu"].lam, rtol=1e-3)
+
+
+@needs_torch
+def test_first_order_attribution_is_the_same_on_either_device_in_float64(digits, recipe):
+    masks = draw_masks(0, range(2), 60, 0.5)
+    on = [
+        first_order(Trainer(digits, recipe, device, dtype=torch.float64), masks, [(0, 0), (0, 1)], 64)
+        for device in (torch.device("cpu"), device_named("0"))
+    ]
+    for name in ("gradients", "similarity"):
+        np.testing.assert_allclose(on[1][name], on[0][name], rtol=1e-3, atol=1e-4 * np.abs(on[0][name]).max())
 
 
 @needs_torch
