@@ -217,6 +217,10 @@ class RegressSettings:
         "what is known of weights before the models are: none, for the lasso; gradients or similarity, from a few networks; "
         "flat; or an .npy file (F, N, T) of one's own",
     )
+    sparse: bool = switch(
+        False,
+        "with a prior: the lasso, each weight penalised by what the prior expects of it, in the place of the posterior mean",
+    )
     heldout: float = real(
         0.1, "share of the models kept for measuring: used for neither fit nor choice", high=1.0, open_ends=True
     )

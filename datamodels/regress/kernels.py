@@ -1,7 +1,8 @@
 """The hot loops beyond matrix products: each as NumPy, the reference, and as the CUDA kernel that CuPy launches instead.
 
 The sources lie in kernels/. Matrices are (rows, T) in C order, so that neighbouring threads take neighbouring targets; a sum
-over rows comes back from the kernels as one partial sum for each chunk of rows, which are then added here.
+over rows comes back from the kernels as one partial sum for each chunk of rows, which are then added here. The penalty's
+factors are (rows, 1), the same for all targets, or (rows, T).
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ def soft_threshold(x: Any, by: Any) -> Any:
 def fista_step(v: Any, gv: Any, c: Any, w: Any, lam: Any, penalty: Any, step: float, xp: Any) -> tuple[Any, Any]:
     """A proximal gradient step from v, and whether the momentum that led from w to v points uphill.
 
-    v, G v, c and w are (N, T), lam (T,), penalty (N,). Returns the new weights (N, T) and (v − new)·(new − w), (T,).
+    v, G v, c and w are (N, T), lam (T,), penalty (N, 1 or T). Returns the new weights (N, T) and (v − new)·(new − w), (T,).
     """
     lam, penalty = lam.astype(v.dtype), penalty.astype(v.dtype)
     if xp is np:
-        new = soft_threshold(v + (c - gv) * v.dtype.type(step), penalty[:, None] * (lam * v.dtype.type(step)))
+        new = soft_threshold(v + (c - gv) * v.dtype.type(step), penalty * (lam * v.dtype.type(step)))
         return new, ((v - new) * (new - w)).sum(0)
     new, uphill = xp.empty_like(v), _partial_sums(v, xp)
-    _by_columns("fista_step", v, (v, gv, c, w, lam, penalty, v.dtype.type(step), new, uphill))
+    _by_columns("fista_step", v, (v, gv, c, w, lam, *_factors(penalty), v.dtype.type(step), new, uphill))
     return new, uphill.sum(0)
 
 
@@ -62,15 +63,15 @@ def extrapolate(new: Any, old: Any, beta: Any, xp: Any) -> Any:
 def gap_sums(c: Any, w: Any, gw: Any, penalty: Any, xp: Any) -> tuple[Any, Any, Any, Any]:
     """What the duality gap is made of, each (T,) in float64: c·w, w·Gw, Σ p|w|, and the largest |c − Gw|/p.
 
-    c, w and G w are (N, T), the penalty factors p (N,).
+    c, w and G w are (N, T), the penalty factors p (N, 1 or T).
     """
     penalty = penalty.astype(w.dtype)
     if xp is np:
-        sums = ((part).sum(0, dtype=np.float64) for part in (c * w, w * gw, penalty[:, None] * np.abs(w)))
+        sums = ((part).sum(0, dtype=np.float64) for part in (c * w, w * gw, penalty * np.abs(w)))
         cw, wgw, norm = sums
-        return cw, wgw, norm, (np.abs(c - gw) / penalty[:, None]).max(0).astype(np.float64)
+        return cw, wgw, norm, (np.abs(c - gw) / penalty).max(0).astype(np.float64)
     cw, wgw, norm, steepest = (_partial_sums(w, xp) for _ in range(4))
-    _by_columns("gap_sums", w, (c, w, gw, penalty, cw, wgw, norm, steepest))
+    _by_columns("gap_sums", w, (c, w, gw, *_factors(penalty), cw, wgw, norm, steepest))
     return cw.sum(0), wgw.sum(0), norm.sum(0), steepest.max(0)
 
 
@@ -90,16 +91,20 @@ def saga_step(w: Any, mean: Any, change: Any, m: int, batches: int, lam: Any, pe
     """One proximal step of SAGA, in place.
 
     w (N, T) are the weights, `mean` (N, T) the table's average of Xᵀr over the m models, `change` (N, T) what a batch adds to
-    its sum. The step follows mean + batches·change/m; afterwards `mean` holds mean + change/m. lam (T,), penalty (N,).
+    its sum. The step follows mean + batches·change/m; afterwards `mean` holds mean + change/m. lam (T,), penalty (N, 1 or T).
     """
     real = w.dtype.type
     lam, penalty = lam.astype(w.dtype), penalty.astype(w.dtype)
     if xp is np:
         change = change / real(m)
-        w[...] = soft_threshold(w + real(step) * (mean + real(batches) * change), penalty[:, None] * (lam * real(step)))
+        w[...] = soft_threshold(w + real(step) * (mean + real(batches) * change), penalty * (lam * real(step)))
         mean += change
         return
-    _by_columns("saga_step", w, (w, mean, change, real(m), real(batches), lam, penalty, real(step)))
+    _by_columns("saga_step", w, (w, mean, change, real(m), real(batches), lam, *_factors(penalty), real(step)))
+
+
+def _factors(penalty: Any) -> tuple[Any, np.int64]:
+    return penalty, np.int64(penalty.shape[1])
 
 
 def _partial_sums(like: Any, xp: Any) -> Any:

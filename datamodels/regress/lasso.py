@@ -5,7 +5,8 @@ For each target t, over weights w (N,) and an unpenalised bias b:
     min  P_t(w, b) = (1/2m) ‖y_t − Xw − b‖² + λ_t Σ_j p_j |w_j|
 
 X (m, N) holds the raw 0/1 masks of m models, y_t (m,) their margins; the penalty's factors p are 1, or the masks' standard
-deviations with `regress.standardise`. With X and y centred b drops out, and with G = XᵀX/m, c = Xᵀy/m, v = ‖y‖²/m
+deviations with `regress.standardise`, or of each target's own by a prior with `regress.sparse`. With X and y centred b drops
+out, and with G = XᵀX/m, c = Xᵀy/m, v = ‖y‖²/m
 
     P(w) = ½ (v − 2 c·w + w·Gw) + λ Σ p|w|.
 
@@ -21,14 +22,14 @@ a few steps do. Where a float32 problem has not come to its gap in 1,000 steps, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from datamodels.errors import InputError
 from datamodels.regress.kernels import extrapolate, fista_step, gap_sums
-from datamodels.regress.moments import Problem
+from datamodels.regress.moments import Problem, columns_of
 
 CHECK_EVERY = 2
 POWER_ITERATIONS = 50
@@ -85,7 +86,7 @@ def solve(
             if not len(todo):
                 return Solution(weights, gaps, step, products)
         if step == FLOAT32_STEPS and state.w.dtype == np.float32:
-            state = _State.begin(problem, state.lam, state.w.astype(np.float64), state.c, state.variance)
+            state = state.widened()
         state.advance(step_constant)
         products += len(todo)
     raise unsolved(len(todo), start.shape[1], tolerance, f"{max_steps} steps")
@@ -120,6 +121,7 @@ class _State:
     c: Any
     variance: Any
     lam: Any
+    penalty: Any
     w: Any
     gw: Any
     v: Any
@@ -127,21 +129,26 @@ class _State:
     t: Any
 
     @classmethod
-    def begin(cls, problem: Problem, lam: Any, start: Any, c: Any = None, variance: Any = None) -> _State:
-        gw, t = problem.times(start), problem.xp.ones(start.shape[1])
-        c = problem.correlation if c is None else c
-        variance = problem.variance if variance is None else variance
-        return cls(problem, c.astype(start.dtype), variance, lam, start, gw, start, gw, t)
+    def begin(cls, problem: Problem, lam: Any, start: Any) -> _State:
+        gw, t, c = problem.times(start), problem.xp.ones(start.shape[1]), problem.correlation.astype(start.dtype)
+        return cls(problem, c, problem.variance, lam, problem.penalty, start, gw, start, gw, t)
+
+    def widened(self) -> _State:
+        """The same in float64, from these weights on."""
+        w = self.w.astype(np.float64)
+        gw = self.problem.times(w)
+        return replace(self, c=self.c.astype(np.float64), w=w, gw=gw, v=w, gv=gw, t=self.problem.xp.ones(w.shape[1]))
 
     def select(self, keep: Any) -> _State:
         """The state of some of the targets."""
         c, w, gw, v, gv = (self.problem.xp.take(a, keep, axis=1) for a in (self.c, self.w, self.gw, self.v, self.gv))
-        return _State(self.problem, c, self.variance[keep], self.lam[keep], w, gw, v, gv, self.t[keep])
+        penalty = columns_of(self.penalty, keep, self.problem.xp)
+        return _State(self.problem, c, self.variance[keep], self.lam[keep], penalty, w, gw, v, gv, self.t[keep])
 
     def advance(self, step_constant: float) -> None:
         """One proximal gradient step from the extrapolated point, then the next extrapolation."""
-        xp, penalty = self.problem.xp, self.problem.penalty
-        w, uphill = fista_step(self.v, self.gv, self.c, self.w, self.lam, penalty, 1 / step_constant, xp)
+        xp = self.problem.xp
+        w, uphill = fista_step(self.v, self.gv, self.c, self.w, self.lam, self.penalty, 1 / step_constant, xp)
         gw = self.problem.times(w)
         # Momentum that points uphill is dropped, target by target.
         restart, t = uphill > 0, (1 + xp.sqrt(1 + 4 * self.t**2)) / 2
@@ -152,6 +159,6 @@ class _State:
     def gap(self) -> Any:
         """The relative duality gap (T,)."""
         xp = self.problem.xp
-        cw, wgw, norm, steepest = gap_sums(self.c, self.w, self.gw, self.problem.penalty, xp)
+        cw, wgw, norm, steepest = gap_sums(self.c, self.w, self.gw, self.penalty, xp)
         residual = xp.maximum(self.variance - 2 * cw + wgw, 0)
         return relative_gap(xp, residual, self.variance - cw, norm, steepest, self.lam)

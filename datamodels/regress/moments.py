@@ -19,8 +19,8 @@ GRAM_ROWS = 1024
 class Problem:
     """The centred problem of some targets: G = XᵀX/m (N, N), c = Xᵀy/m (N, T), v = Σy²/m (T,), X and Y less their means.
 
-    `mean_x` (N,) and `mean_y` (T,) are the means, `penalty` (N,) the factors p of the penalty λ Σ p|w|. G and c are float32 or
-    float64, everything else float64; `xp` is NumPy or CuPy.
+    `mean_x` (N,) and `mean_y` (T,) are the means, `penalty` the factors p of the penalty λ Σ p|w|, (N, 1) or
+    (N, T). G and c are float32 or float64, everything else float64; `xp` is NumPy or CuPy.
     """
 
     gram: Any
@@ -44,11 +44,12 @@ class Problem:
     def of(self, targets: Any) -> Problem:
         """The problem of some of the targets, by index."""
         c = self.xp.take(self.correlation, targets, axis=1)
-        return replace(self, correlation=c, variance=self.variance[targets], mean_y=self.mean_y[targets])
+        penalty = columns_of(self.penalty, targets, self.xp)
+        return replace(self, correlation=c, variance=self.variance[targets], mean_y=self.mean_y[targets], penalty=penalty)
 
     def lam_max(self) -> Any:
         """The smallest λ (T,) at which all weights of a target are zero: max |c|/p."""
-        return (self.xp.abs(self.correlation) / self.penalty[:, None]).max(0)
+        return (self.xp.abs(self.correlation) / self.penalty).max(0)
 
 
 class Sums:
@@ -75,16 +76,16 @@ class Sums:
         return xp.flatnonzero((self.x == 0) | (self.x == self.m)), xp.flatnonzero(self.low == self.high)
 
     def penalty(self, standardise: bool) -> Any:
-        """The factors p (N,): 1, or with `standardise` each image's standard deviation over the masks.
+        """The factors p (N, 1): 1, or with `standardise` each image's standard deviation over the masks.
 
         λ Σ sd|w| on raw masks is λ‖w‖₁ on masks divided by sd, of which w here is already divided back. An image of no
         deviation has 1: its weight stays 0 by itself.
         """
         xp, mean = self.xp, self.x / self.m
         if not standardise:
-            return xp.ones(self.n)
+            return xp.ones((self.n, 1))
         deviation = xp.sqrt(mean * (1 - mean))
-        return xp.where(deviation > 0, deviation, 1.0)
+        return xp.where(deviation > 0, deviation, 1.0)[:, None]
 
 
 class Moments(Sums):
@@ -142,6 +143,11 @@ class Moments(Sums):
             centred = self.xx[rows, rows.start :].astype(np.float64)
             self.xx[rows, rows.start :] = self.xp.rint((centred + mean[rows, None] * mean[rows.start :]) * self.m)
         self.centred = False
+
+
+def columns_of(penalty: Any, targets: Any, xp: Any) -> Any:
+    """The factors of some targets, by index; one column is for all of them."""
+    return penalty if penalty.shape[1] == 1 else xp.take(penalty, targets, axis=1)
 
 
 def _tiles(n: int) -> Iterator[slice]:

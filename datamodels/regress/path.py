@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from datamodels.regress.arrays import array_module, to_numpy
 from datamodels.regress.kernels import unpacked
 from datamodels.regress.moments import Moments
 from datamodels.regress.prior import Covariates, Prior, estimate, posterior_mean
-from datamodels.regress.solvers import Gram, Solver, plan
+from datamodels.regress.solvers import Gram, Lasso, Solver, plan
 from datamodels.regress.source import TILE_ROWS, Source, targets_named
 from datamodels.regress.unfinished import Kept, Unfinished
 from datamodels.settings import RegressSettings
@@ -106,9 +105,9 @@ def fit_datamodels(
     """Weights, biases and scores of the targets of a store that the settings name.
 
     `bar` makes the bars of the parts of the work, `unfinished` keeps what is done, and brings what was done before. With
-    `covariates` weights have a prior of these, see `prior`; without, they are the lasso's. `parts` are the models to use, where
-    the settings are not to split them. Raises InputError when too few models are finished, a margin is not a number, or there
-    is too little memory.
+    `covariates` weights have a prior of these, see `prior`; without, or with `regress.sparse`, they are the lasso's. `parts`
+    are the models to use, where the settings are not to split them. Raises InputError when too few models are finished, a
+    margin is not a number, or there is too little memory.
     """
     parts, xp = parts or split_models(store.done, settings), array_module(settings.device)
     source = Source(store, *targets_named(store, settings.targets))
@@ -117,16 +116,19 @@ def fit_datamodels(
     run = _Run(source, settings, solver, blocks, unfinished or Unfinished(), bar, xp)
     run.take_in(parts.fit)
     known: dict[str, Any] = {}
-    if covariates is None:
+    dense = covariates is not None and not settings.sparse
+    if dense:
+        run.take_in(parts.choice)
+    if covariates is not None:
+        run.prior = run.estimate(covariates.since(source.first))
+        known = {"prior": run.prior.described}
+    if dense:
+        fitted = run.each("fitted", "blocks", 1, run.with_prior, parts.heldout, [{} for _ in blocks])
+    else:
         chosen = run.each("chosen", "λ", settings.lams, run.choose, parts.choice, [{} for _ in blocks])
         # The refit sees the choosing models too: they are added to those that are there.
         run.take_in(parts.choice)
         fitted = run.each("fitted", "blocks", 1, run.refit, parts.heldout, chosen)
-    else:
-        run.take_in(parts.choice)
-        prior = run.estimate(covariates.since(source.first))
-        known = {"prior": prior.described}
-        fitted = run.each("fitted", "blocks", 1, partial(run.with_prior, prior), parts.heldout, [{} for _ in blocks])
     bias, lam, *metrics = (np.concatenate([block[name] for block in fitted]) for name in ("bias", "lam", *METRICS))
     images, targets = (to_numpy(found) for found in solver.constants())
     how = {"solver": solver.name, "block": size, "number_format": solver.dtype.name, **solver.work, **known}
@@ -145,6 +147,7 @@ class _Run:
     unfinished: Unfinished
     bar: Bar
     xp: Any
+    prior: Prior | None = None
     advance: Callable[..., None] = no_advance
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -181,7 +184,7 @@ class _Run:
         The path runs from λ_max down. Each solution starts from the last two: between kinks it is linear in λ. A target leaves
         when its error has not fallen for a few values.
         """
-        xp, settings, lasso = self.xp, self.settings, self.solver.lasso(self.blocks[number])
+        xp, settings, lasso = self.xp, self.settings, self._lasso(self.blocks[number])
         truth, t = xp.asarray(margins, np.float64), margins.shape[1]
         weights, before, best = (xp.zeros((self.source.n, t), self.solver.dtype) for _ in range(3))
         least, at, since = xp.full(t, np.inf), xp.zeros(t, np.int64), xp.zeros(t, np.int64)
@@ -208,7 +211,7 @@ class _Run:
 
     def refit(self, number: int, packed: ByteArray, margins: Array, lam: Array, **start: Array) -> Kept:
         """Weights, bias and metrics of one block at its λ, from all models but the held-out ones."""
-        xp, lasso, every = self.xp, self.solver.lasso(self.blocks[number]), self.xp.arange(margins.shape[1])
+        xp, lasso, every = self.xp, self._lasso(self.blocks[number]), self.xp.arange(margins.shape[1])
         weights = lasso.solve(every, xp.asarray(lam), xp.asarray(_stacked(self.source.n, [start]).toarray()))
         return self._judged(weights, lasso.bias(every, weights), packed, margins, lam)
 
@@ -217,9 +220,17 @@ class _Run:
         with self._timed("prior"):
             return estimate(covariates, self._moments.problem(), self._moments.m)
 
-    def with_prior(self, prior: Prior, number: int, packed: ByteArray, margins: Array) -> Kept:
-        """Weights, bias and metrics of one block under a prior; λ is the noise variance over the number of models."""
-        block, moments = self.blocks[number], self._moments
+    def _lasso(self, block: slice) -> Lasso:
+        """The lasso of one block, its penalty by the prior where there is one."""
+        if self.prior is None:
+            return self.solver.lasso(block)
+        assert isinstance(self.solver, Gram)
+        return self.solver.weighted(block, self.prior.penalty(block))
+
+    def with_prior(self, number: int, packed: ByteArray, margins: Array) -> Kept:
+        """Weights, bias and metrics of one block under the prior; λ is the noise variance over the number of models."""
+        block, moments, prior = self.blocks[number], self._moments, self.prior
+        assert prior is not None
         problem = moments.problem(block)
         scale = np.sqrt(to_numpy(problem.variance))
         lam = prior.noise * scale**2 / moments.m

@@ -20,6 +20,10 @@ What the weights do not explain is noise, σ_t² = s_t² (1 − mean_t Σ_j G_jj
 
 by conjugate gradients, all targets of a block at once. With no covariates this is ridge regression with one prior variance.
 
+With `regress.sparse` the weights are the lasso's (see `lasso`), each penalised by the inverse of the size that its prior
+expects, p_jt ∝ 1/√(μ_jt² + τ²_jt), with λ chosen as ever: the adaptive lasso (Zou 2006), its first guess from the prior. Few
+weights that are not zero, at the cost of the many small ones, of which together the posterior mean knows something.
+
 Assumptions: masks are drawn independently of one another; noise is alike for all weights of a target; pairs with like
 covariates have like weights. Where covariates say nothing, β, b and c come out near 0, and what is left is that ridge
 regression.
@@ -43,9 +47,12 @@ from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray
 
 NONE, FLAT, SIMILARITY, GRADIENTS = "none", "flat", "similarity", "gradients"
+FEATURES = ("features_train", "features_test")
 BASIS_NUMBERS = 2**24
 """A part of the basis has at most so many numbers."""
 LEAST_NOISE = 0.01
+LEAST_SIZE = 1e-3
+"""Of the largest expected weight: what the penalty takes each weight for at least."""
 TOLERANCE, MOST_STEPS = 1e-5, 500
 
 
@@ -107,15 +114,15 @@ def _of_file(path: Path, n: int, t: int) -> Covariates:
 def _of_folder(kind: str, folder: Path | None, n: int, t: int) -> Covariates:
     if folder is None:
         raise InputError(f"regress.prior {kind} is of a run; for a store of any origin give an .npy file (F, {n}, {t})")
-    files = [folder / f"{name}.npy" for name in ("similarity", "train_labels", "test_labels", GRADIENTS)]
-    similarity, train_labels, test_labels, scores = (
+    files = [folder / f"{name}.npy" for name in (*FEATURES, "train_labels", "test_labels", GRADIENTS)]
+    of_train, of_test, train_labels, test_labels, scores = (
         _array(file, f"there is no {file}; run the worker with --regress.prior {kind}") for file in files
     )
-    if similarity.shape != (n, t):
-        raise InputError(f"{folder} is of {similarity.shape[0]} images and {similarity.shape[1]} targets, not of {n} and {t}")
+    if scores.shape[1:] != (n, t):
+        raise InputError(f"{folder} is of {scores.shape[1]} images and {scores.shape[2]} targets, not of {n} and {t}")
 
     def parts(targets: slice) -> Array:
-        near, same = similarity[:, targets].astype(np.float64), train_labels[:, None] == test_labels[targets]
+        near, same = mean_cosine(of_train, of_test[:, targets]), train_labels[:, None] == test_labels[targets]
         found = [same.astype(np.float64), near, np.log1p(ranks(near, same))]
         return np.stack([*found, *scores[:, :, targets].astype(np.float64)] if kind == GRADIENTS else found)
 
@@ -123,6 +130,13 @@ def _of_folder(kind: str, folder: Path | None, n: int, t: int) -> Covariates:
     if kind == GRADIENTS:
         names += [f"gradients {k}" for k in range(len(scores))]
     return Covariates(tuple(names), _digest(files), parts)
+
+
+def mean_cosine(of_train: Array, of_test: Array) -> Array:
+    """Mean over networks of the cosine of their features, (K, N, d) and (K, T', d) of length 1 each; float64 (N, T')."""
+    pairs = zip(of_train, of_test, strict=True)
+    found: Array = sum(ours.astype(np.float32) @ theirs.astype(np.float32).T for ours, theirs in pairs) / len(of_train)
+    return found.astype(np.float64)
 
 
 def ranks(similarity: Array, same: Array) -> Array:
@@ -176,9 +190,25 @@ class Prior:
 
     def at(self, targets: slice, scale: Array) -> tuple[Array, Array]:
         """μ and τ², float64 (N, T') each, of some targets whose margins have standard deviations `scale` (T',)."""
-        mean, (a, b, c) = np.tensordot(self.mean, self.covariates.basis(targets), 1), self.spread
-        inside = self.inside[:, None]
+        parts = in_parts(targets, len(self.inside), len(self.mean))
+        mean = np.concatenate([np.tensordot(self.mean, self.covariates.basis(part), 1) for part in parts], 1)
+        (a, b, c), inside = self.spread, self.inside[:, None]
         return inside * scale * mean, inside * scale**2 * (a + b * np.abs(mean) + c * mean**2)
+
+    def penalty(self, targets: slice) -> Array:
+        """The lasso's factors p by the expected size of each weight, float64 (N, T'), of geometric mean 1 for each target."""
+        mean, square = self.at(targets, np.ones(1))
+        size = np.sqrt(mean**2 + square)
+        size = np.maximum(size, max(float(size.max()), 1e-300) * LEAST_SIZE)
+        found: Array = np.exp(np.log(size).mean(0)) / size
+        return found
+
+
+def in_parts(targets: slice, n: int, terms: int) -> Iterator[slice]:
+    """The targets, so many at a time that their basis of so many terms is not too large."""
+    each = max(1, BASIS_NUMBERS // (n * terms))
+    for first in range(targets.start, targets.stop, each):
+        yield slice(first, min(first + each, targets.stop))
 
 
 def estimate(covariates: Covariates, problem: Problem, m: int) -> Prior:
@@ -213,10 +243,7 @@ def _known(problem: Problem, m: int) -> tuple[Array, Array]:
 def _parts(covariates: Covariates, problem: Problem, inside: Array) -> Iterator[tuple[int, Array, Array]]:
     """Of so many targets at a time: how many, the basis (b, pairs) and the marginal estimates u (pairs,)."""
     scale, spread = _scale(problem), _host(problem.gram.diagonal()).astype(np.float64)[inside]
-    t = len(scale)
-    each = max(1, BASIS_NUMBERS // (len(inside) * (len(covariates.names) + 2) ** 2))
-    for first in range(0, t, each):
-        targets = slice(first, min(first + each, t))
+    for targets in in_parts(slice(0, len(scale)), len(problem.mean_x), len(covariates.terms)):
         c = _host(problem.correlation[:, targets]).astype(np.float64)[inside]
         u = c / spread[:, None] / scale[targets]
         basis = covariates.basis(targets)[:, inside]

@@ -97,7 +97,7 @@ class StreamLasso:
         # At w = 0 the table holds y, and a is Xᵀy/m.
         state = self._state(xp.arange(t), xp.zeros(t), xp.zeros((stream.source.n, t), stream.dtype))
         self._renew(state)
-        self.top = (xp.abs(state.mean) / stream.penalty[:, None]).max(0)
+        self.top = (xp.abs(state.mean) / stream.penalty).max(0)
 
     def solve(self, which: Any, lam: Any, start: Any) -> Any:
         """Weights (N, len(which)) of some of the block's targets; lam and start as for `lasso.solve`.
@@ -157,7 +157,7 @@ class StreamLasso:
             residual += (r * r).sum(0, dtype=np.float64)
             along += (y * r).sum(0, dtype=np.float64)
         state.mean[...] = pulled / m
-        penalty = self.stream.penalty[:, None]
+        penalty = self.stream.penalty
         norm = (penalty * xp.abs(state.w)).sum(0)
         steepest = (xp.abs(pulled / m) / penalty).max(0)
         return relative_gap(xp, residual / m, along / m, norm, steepest, state.lam)

@@ -7,6 +7,7 @@ numbers, is too large.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,11 +20,12 @@ from datamodels.regress.moments import GRAM_ROWS, Moments, Problem
 from datamodels.regress.saga import BATCH_ROWS, Stream, StreamLasso
 from datamodels.regress.source import TILE_ROWS, Source
 from datamodels.settings import RegressSettings
+from datamodels.store.layout import Array
 from datamodels.subsets import IndexArray
 
 GRAM, SAGA = "gram", "saga"
 SHARE_OF_MEMORY = 0.9
-STATE_MATRICES = 14
+STATE_MATRICES = 16
 """Matrices (N, block) that a solver and the path hold at their fullest."""
 EXACT_IN_FLOAT32 = 2**24
 CPU_BLOCK, GPU_BLOCK = 256, 1024
@@ -83,7 +85,12 @@ class Gram:
 
     def lasso(self, targets: slice) -> Lasso:
         """See `Solver`."""
+        return self.weighted(targets, np.ones((1, 1)))
+
+    def weighted(self, targets: slice, factors: Array) -> Lasso:
+        """The lasso with the penalty's factors times others, of all pairs (N, T') or (1, 1)."""
         problem = self.moments.problem(targets, self.settings.standardise)
+        problem = replace(problem, penalty=problem.penalty * self.moments.xp.asarray(factors))
         return GramLasso(problem, self.step_constant, self.settings.gap, self.work)
 
     def constants(self) -> tuple[Any, Any]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
@@ -37,24 +36,24 @@ PROJECTED_AT_ONCE = 2**14
 
 
 def first_order(trainer: Trainer, masks: BoolArray, keys: Sequence[Key], dimensions: int) -> dict[str, Array]:
-    """Train K models on `masks`, bool (K, N), with `keys`; what they say of training images and targets, sums over models.
+    """Train K models on `masks`, bool (K, N), with `keys`; what they say of training images and targets.
 
-    `gradients` (2, N, T) are the scores above, one for each of the ridges; `similarity` (N, T) the cosine of what the last
-    layer sees of a training image and of a target; `models` how many went into the sums: one that diverged does not.
+    `gradients` (2, N, T) are the scores above, one for each of the ridges, sums over models; `features_train` (K', N, d) and
+    `features_test` (K', T, d) what the last layer of each of them sees, of length 1. A model that diverged is left out.
     Gradients too many to be kept are projected to so many `dimensions`.
     """
     with made_current(trainer.device):
-        parameters, statistics = trainer.train(masks, keys)
-        scores = torch.zeros(len(RIDGES), trainer.n, len(trainer.images.test), device=trainer.device)
-        similarity, models = torch.zeros_like(scores[0]), 0
+        trained, images = trainer.train(masks, keys), trainer.images
+        scores = torch.zeros(len(RIDGES), trainer.n, len(images.test), device=trainer.device)
+        whole = []
         for k in range(len(keys)):
-            own, own_statistics = parameters[k : k + 1], statistics.of(slice(k, k + 1), len(keys))
-            found = _scores(trainer, own[0], own_statistics, dimensions)
+            found = _scores(trainer, trained[0][k], trained[1].of(slice(k, k + 1), len(keys)), dimensions)
             if bool(torch.isfinite(found).all()):
                 scores += found
-                similarity += _cosine(trainer, own, own_statistics)
-                models += 1
-    return {"gradients": scores.cpu().numpy(), "similarity": similarity.cpu().numpy(), "models": np.array(models)}
+                whole.append(k)
+        of_train, of_test = (trainer.features(*trained, x)[whole] for x in (images.train, images.test))
+    arrays = {"gradients": scores, "features_train": of_train, "features_test": of_test}
+    return {name: array.cpu().numpy() for name, array in arrays.items()}
 
 
 def _scores(trainer: Trainer, parameters: Tensor, statistics: BatchNormStatistics, dimensions: int) -> Tensor:
@@ -66,12 +65,6 @@ def _scores(trainer: Trainer, parameters: Tensor, statistics: BatchNormStatistic
     of_test, _ = gradients(trainer, parameters, statistics, images.test, images.test_labels, to)
     wrong = torch.sigmoid(-outputs)[:, None]
     return torch.stack([(wrong * found).float() for found in ridge_scores(of_train, of_test, RIDGES)])
-
-
-def _cosine(trainer: Trainer, own: Tensor, statistics: BatchNormStatistics) -> Tensor:
-    """One network's similarities (N, T)."""
-    of_train, of_test = (trainer.features(own, statistics, x)[0] for x in (trainer.images.train, trainer.images.test))
-    return of_train @ of_test.T
 
 
 def ridge_scores(of_train: Tensor, of_test: Tensor, ridges: Sequence[float]) -> list[Tensor]:

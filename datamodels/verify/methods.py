@@ -82,8 +82,9 @@ class Orders:
         self.column = {target: k for k, target in enumerate(targets)}
         self.same_class = subject.train_labels[:, None] == subject.test_labels[targets]
         weights = np.stack([models.of(target)[0] for target in targets], 1)
-        # Weights with a prior are posterior means already.
-        lasso = models.meta["regress"].get("prior", NONE) == NONE
+        how = models.meta["regress"]
+        # Posterior means are what they should be already; the lasso's weights, with a prior or without, are not.
+        lasso = how.get("prior", NONE) == NONE or how.get("sparse", False)
         self.chosen_by = shrunk_weights(store, targets, weights, self.same_class) if lasso else weights.astype(np.float64)
         self.embedding, self.scores = embedding, scores
 

@@ -1,12 +1,12 @@
 """What a few networks say of training images and targets before the many are trained: the folder RUN/prior.
 
 gradients.npy    (2, N, T) float16  first-order attribution by gradients, see training/gradients.py, one for each ridge
-similarity.npy   (N, T)    float16  cosine of the networks' last features
-train_labels.npy, test_labels.npy   classes (N,) and (T,)
+features_train.npy, features_test.npy   (K, N, d) and (K, T, d) float16  each network's last features, of length 1
+train_labels.npy, test_labels.npy       classes (N,) and (T,)
 meta.json        what decided them
 
 The networks are trained as those of the store are, on masks of their own: they are none of its models, so that what is held
-out there has no part in them. Means over the networks; gradients' scores are scaled to a mean square of 1.
+out there has no part in them. Gradients' scores are means over the networks, scaled to a mean square of 1.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from datamodels.store.layout import Array
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, first_order, for_each_group
 
-NAMED = ("gradients", "similarity")
+GRADIENTS, FEATURES = "gradients", ("features_train", "features_test")
+NAMED = (GRADIENTS, "similarity")
 """Values of `regress.prior` that need the folder."""
 FIRST_MODEL = 2**31
 """Numbers from here on are no model of a store."""
 AT_ONCE = 4
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def make_prior(settings: Settings, data: Dataset, device: torch.device) -> None:
@@ -72,7 +73,7 @@ def _is_made(folder: Path, decided: dict[str, Any]) -> bool:
 
 
 def _found(settings: Settings, data: Dataset, device: torch.device) -> dict[str, Array]:
-    """Sums over the networks, group by group, divided by their number."""
+    """The mean over the networks of the scores, and the features of each."""
     trainer, total = Trainer(data, settings.training, device), settings.prior.models
     groups = [range(first, min(first + AT_ONCE, total)) for first in range(0, total, AT_ONCE)]
     found: dict[int, dict[str, Array]] = {}
@@ -86,18 +87,21 @@ def _found(settings: Settings, data: Dataset, device: torch.device) -> dict[str,
 
         for_each_group(range(len(groups)), work, device)
     # In the order of the groups, whichever was done first: sums of floats depend on it.
-    sums = {name: sum(found[number][name] for number in range(len(groups))) for name in found[0]}
-    if not sums["models"]:
+    parts = [found[number] for number in range(len(groups))]
+    features = {name: np.concatenate([part[name] for part in parts]) for name in FEATURES}
+    models = len(features[FEATURES[0]])
+    if not models:
         raise InputError(f"all {total} networks of the prior diverged; lower training.peak_lr in a new run")
-    return {name: np.asarray(sums[name]) / sums["models"] for name in NAMED}
+    scores = np.sum([part[GRADIENTS] for part in parts], 0)
+    return {GRADIENTS: np.asarray(scores) / models, **features}
 
 
 def _write(folder: Path, found: dict[str, Array], data: Dataset, decided: dict[str, Any]) -> None:
-    scores = found["gradients"]
+    scores = found[GRADIENTS]
     scale = np.sqrt(np.mean(np.square(scores, dtype=np.float64), axis=(1, 2), keepdims=True))
     arrays = {
-        "gradients": (scores / np.maximum(scale, 1e-30)).astype(np.float16),
-        "similarity": found["similarity"].astype(np.float16),
+        GRADIENTS: (scores / np.maximum(scale, 1e-30)).astype(np.float16),
+        **{name: found[name].astype(np.float16) for name in FEATURES},
         "train_labels": data.train.labels.numpy(),
         "test_labels": data.test.labels.numpy(),
     }

@@ -211,7 +211,10 @@ def test_a_size_that_is_none_is_refused(size):
 
 def test_without_a_name_the_command_asks_for_a_bench(command):
     asked = command("bench")
-    assert (asked.returncode, asked.stderr) == (2, "error: which bench? There are train, accuracy, store, regress, fit\n")
+    assert (asked.returncode, asked.stderr) == (
+        2,
+        "error: which bench? There are train, accuracy, store, regress, samples, fit\n",
+    )
 
 
 def test_samples_are_scores_of_fits_and_the_ratio_is_read_off_the_lassos_curve(settings, tmp_path):

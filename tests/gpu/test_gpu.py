@@ -42,12 +42,13 @@ def test_unpacking_equals_numpys(shape):
 @needs_cupy
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(1, 1), (257, 3), (1000, 300), (50_000, 33)])
-def test_kernels_do_on_a_gpu_what_their_references_do(shape, dtype):
+@pytest.mark.parametrize("factors", [1, None])  # of the penalty: for all targets, or for each
+def test_kernels_do_on_a_gpu_what_their_references_do(shape, dtype, factors):
     import cupy
 
     rng = np.random.default_rng(0)
     a, b, c, d = (rng.normal(size=shape).astype(dtype) for _ in range(4))
-    lam, penalty, beta = rng.random(shape[1]), 0.1 + rng.random(shape[0]), rng.random(shape[1])
+    lam, penalty, beta = rng.random(shape[1]), 0.1 + rng.random((shape[0], factors or shape[1])), rng.random(shape[1])
     results = []
     for xp in (np, cupy):
         on = [xp.asarray(array) for array in (a, b, c, d, lam, penalty, beta)]

@@ -123,17 +123,17 @@ def test_unpacking_equals_numpys(on_the_processor, monkeypatch, shape):
 
 
 ROWS = st.sampled_from([1, 3, CHUNK_ROWS, CHUNK_ROWS + 1, 2 * CHUNK_ROWS + 5])
-CASES = st.tuples(ROWS, st.integers(1, 200), st.integers(0, 9))
+CASES = st.tuples(ROWS, st.integers(1, 200), st.integers(0, 9), st.booleans())
 
 
 @needs_compiler
 @settings(max_examples=30, deadline=None)
 @given(case=CASES, dtype=st.sampled_from([np.float32, np.float64]))
 def test_kernels_do_what_their_references_do(on_the_processor, case, dtype):
-    rows, t, seed = case
+    rows, t, seed, of_each = case
     rng = np.random.default_rng(seed)
     a, b, c, d = (rng.normal(size=(rows, t)).astype(dtype) for _ in range(4))
-    lam, penalty, beta = rng.random(t), 0.1 + rng.random(rows), rng.random(t)
+    lam, penalty, beta = rng.random(t), 0.1 + rng.random((rows, t if of_each else 1)), rng.random(t)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(kernels, "_kernel", on_the_processor)
         results = []

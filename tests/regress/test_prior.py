@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import Lasso, Ridge
 
 from datamodels.errors import InputError
 from datamodels.regress import fit_datamodels
@@ -108,16 +108,51 @@ def test_a_prior_that_is_right_helps_and_one_of_noise_costs_nothing(tmp_path):
     assert error["right"] < 0.5 * error["flat"]
 
 
-def test_the_held_out_models_have_no_part_in_it(tmp_path):
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_held_out_models_have_no_part_in_it(tmp_path, sparse):
     masks, margins, a, _ = drawn(300)
-    heldout = split_models(np.arange(300), SETTINGS).heldout
+    settings = dataclasses.replace(SETTINGS, sparse=sparse, lams=10)
+    heldout = split_models(np.arange(300), settings).heldout
     changed = margins.copy()
     changed[heldout] = 1e3
     first, second = (
-        fit_datamodels(store_of(tmp_path / name, masks, y), SETTINGS, covariates=of_array(a))
+        fit_datamodels(store_of(tmp_path / name, masks, y), settings, covariates=of_array(a))
         for name, y in (("a", margins), ("b", changed))
     )
     assert np.array_equal(first.weights, second.weights)
+
+
+def test_sparse_weights_are_the_lasso_on_columns_scaled_by_what_the_prior_expects(tmp_path):
+    masks, margins, a, _ = drawn(500)
+    store = store_of(tmp_path / "s", masks, margins)
+    settings = dataclasses.replace(SETTINGS, sparse=True, gap=1e-8, lams=20)
+    fit = fit_datamodels(store, settings, covariates=of_array(a))
+    known = fit.solver["prior"]
+    mean = known["mean"] @ of_array(a).basis(slice(0, 40)).reshape(len(known["mean"]), -1)
+    size = np.sqrt(mean**2 + known["spread"] @ np.array([np.ones_like(mean), abs(mean), mean**2])).reshape(120, 40)
+    rows = np.concatenate([fit.parts.fit, fit.parts.choice])
+    for target in (0, 17):
+        by_size = size[:, target] / np.exp(np.log(size[:, target]).mean())
+        y = margins[rows, target].astype(np.float32)
+        oracle = Lasso(fit.lam[target], tol=1e-10, max_iter=10**5).fit(masks[rows] * by_size, y)
+        np.testing.assert_allclose(fit.weights[:, target], oracle.coef_ * by_size, atol=1e-3)
+        assert 0 < (fit.weights[:, target] != 0).sum() < 110
+    assert fit.bias[17] == pytest.approx(oracle.intercept_, abs=1e-2)
+
+
+def test_a_prior_helps_the_lasso_too_and_one_of_noise_costs_it_nothing(tmp_path):
+    masks, margins, a, _ = drawn(520, truth=(0.0, 0.05, 0.0), spread=(0.0, 5.0))
+    noise = np.random.default_rng(5).normal(size=a.shape)
+    settings = dataclasses.replace(SETTINGS, heldout=0.4, lams=20, sparse=True)
+    store = store_of(tmp_path / "s", masks, margins)
+    given_ = {"lasso": None, "right": of_array(a), "noise": of_array(noise)}
+    found = {name: fit_datamodels(store, settings, covariates=c) for name, c in given_.items()}
+    lds = {name: fit.metrics["lds"].mean() for name, fit in found.items()}
+    assert lds["right"] > lds["lasso"] + 0.02
+    assert lds["noise"] > lds["lasso"] - 0.01
+    # Where nothing tells images apart, the factors are 1: the lasso itself.
+    flat = fit_datamodels(store, settings, covariates=covariates_named(FLAT, None, 120, 40))
+    np.testing.assert_allclose(flat.weights, found["lasso"].weights, atol=2e-3)
 
 
 def test_blocks_of_targets_change_nothing_and_ranges_of_targets_have_their_own_covariates(tmp_path):

@@ -10,6 +10,7 @@ from datamodels.data import load, prepare
 from datamodels.durable import Lock
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
+from datamodels.regress.prior import covariates_named
 from datamodels.regress.run import regress
 from datamodels.runs import stage_folder
 from datamodels.subsets import draw_masks
@@ -30,13 +31,23 @@ def test_it_holds_the_means_over_networks_that_no_store_has(settings, data):
     make_prior(chosen, data, CPU)
     folder = stage_folder(chosen, "prior")
     found = {file.stem: np.load(file) for file in folder.glob("*.npy")}
-    assert found.keys() == {"gradients", "similarity", "train_labels", "test_labels"}
+    assert found.keys() == {"gradients", "features_train", "features_test", "train_labels", "test_labels"}
     assert np.array_equal(found["train_labels"], data.train.labels)
     assert np.array_equal(found["test_labels"], data.test.labels)
+    pair = [found[name].astype(float) for name in ("features_train", "features_test")]
     ids = [2**31 + k for k in range(6)]
     oracle = first_order(Trainer(data, chosen.training, CPU), draw_masks(0, ids, 60, 0.5), [(0, i) for i in ids], 64)
+    assert found["features_train"].shape == (6, 60, 8)
+    assert found["features_test"].shape == (6, 20, 8)
     # Trained in other groups: rounding only, which training amplifies.
-    assert np.corrcoef(found["similarity"].ravel(), oracle["similarity"].ravel())[0, 1] > 0.99
+    for name in ("features_train", "features_test"):
+        np.testing.assert_allclose(np.linalg.norm(found[name].astype(float), axis=2), 1, atol=5e-3)
+        assert np.corrcoef(found[name].ravel(), oracle[name].ravel())[0, 1] > 0.99
+    covariates = covariates_named("similarity", folder, 60, 20)
+    assert covariates is not None
+    near = covariates.parts(slice(4, 9))[1]
+    by_hand = [[np.mean([a[j] @ b[t] for a, b in zip(*pair, strict=True)]) for t in range(4, 9)] for j in range(60)]
+    np.testing.assert_allclose(near, by_hand, atol=2e-3)
     np.testing.assert_allclose((found["gradients"].astype(float) ** 2).mean((1, 2)), 1, rtol=1e-2)
     for mine, its in zip(found["gradients"], oracle["gradients"], strict=True):
         assert np.corrcoef(mine.ravel(), its.ravel())[0, 1] > 0.95
