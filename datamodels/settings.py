@@ -249,6 +249,11 @@ class VerifySettings:
         "similarity, gradients, tracin, influence, trak, embedding; or none",
     )
     sizes: str = setting(Text(), "none", "beside the search: remove so many images, as 20,50, judged by 2 × models; or none")
+    counterfactuals: str = setting(
+        Text(),
+        "none",
+        "sizes, as 5,20,80: remove the largest weights, the smallest, and random images, for predicted against measured drops",
+    )
     models: int = count(8, "models of a first look at a removal; the next looks have twice as many, until one decides", low=2)
     most_models: int = count(32, "models of the last look", low=2)
     base_models: int = count(32, "models trained on all of S, for the margin before", low=2)

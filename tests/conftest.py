@@ -31,6 +31,7 @@ SMALL = {
     "verify.base_models": 4,
     "verify.sizes": "5",
     "verify.subsets": 0,
+    "verify.counterfactuals": "none",
     "verify.random_targets": 2,
     "regress.heldout": 0.2,
     "regress.prior": "none",

@@ -42,6 +42,9 @@ METHOD_COLOURS = {
     "trak": "#b8a500",
     "embedding": "#009e73",
 }
+KINDS = {"top": "largest weights", "random": "random images", "bottom": "smallest weights"}
+DROPS = ("predicted_drop", "measured_drop")
+KIND_COLOURS = {"top": "#d55e00", "random": "#5f6b76", "bottom": "#0072b2"}
 LINES = {"relabel": "--", "random": ":"}
 DPI = 110
 MOST_THUMBNAILS = 30
@@ -104,19 +107,21 @@ def cdf_figure(searches: dict[str, list[dict[str, Any]]]) -> Picture:
     return _picture(figure)
 
 
-def drops_figure(searches: dict[str, list[dict[str, Any]]]) -> Picture:
-    """Predicted against measured drop of the margin, for every set whose removal was measured on the way."""
+def drops_figure(counterfactuals: list[dict[str, Any]], correlations: dict[str, float | None]) -> Picture:
+    """Predicted against measured drop of the margin, for sets of the largest, of random, and of the smallest weights."""
     figure = Figure((6.4, 5.2), layout="constrained")
     axes = figure.subplots()
-    for method, found in searches.items():
-        predicted, measured = removal_drops({method: found})
-        if len(predicted):
-            axes.scatter(predicted, measured, s=14, alpha=0.6, color=METHOD_COLOURS[method], label=METHODS[method])
-    predicted, measured = removal_drops(searches)
-    low, high = min(0.0, float(predicted.min())), max(float(predicted.max()), 1e-9)
-    axes.plot([low, high], [low, high], color="black", lw=0.8, label="predicted = measured")
-    correlation = drop_correlation(searches)
-    axes.set_title(f"{len(predicted)} sets removed" + ("" if correlation is None else f", correlation {correlation:.2f}"))
+    for kind, name in KINDS.items():
+        predicted, measured = ([c[drop] for c in counterfactuals if c["kind"] == kind] for drop in DROPS)
+        r = correlations[kind]
+        label = name + ("" if r is None else f" (correlation {r:.2f})")
+        axes.scatter(predicted, measured, s=14, alpha=0.6, color=KIND_COLOURS[kind], label=label)
+    predicted = [c[DROPS[0]] for c in counterfactuals]
+    ends = [min(0.0, *predicted), max(0.0, *predicted)]
+    axes.plot(ends, ends, color="black", lw=0.8, label="predicted = measured")
+    r = correlations["all"]
+    sets = f"{len(counterfactuals)} removals of {len({c['size'] for c in counterfactuals})} sizes"
+    axes.set_title(sets + ("" if r is None else f", correlation {r:.2f}"))
     axes.set(xlabel="predicted drop of the margin", ylabel="measured drop of the mean margin")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -144,27 +149,6 @@ def fresh_figure(predicted: Array, true: Array, fresh: dict[str, Any]) -> Pictur
     right.set(ylim=(0, 1.12), ylabel="correlation", title="What noise leaves to be reached")
     right.legend(loc="lower center", fontsize=8)
     return _picture(figure)
-
-
-def removal_drops(searches: dict[str, list[dict[str, Any]]]) -> tuple[Array, Array]:
-    """Predicted and measured drops of all probes that removed images; relabelling is another thing to predict."""
-    pairs = [
-        (probe["predicted_drop"], search["base_margin"] - probe["mean_margin"])
-        for found in searches.values()
-        for search in found
-        if search["relabelled"] is None
-        for probe in search["probes"]
-    ]
-    predicted, measured = np.array(pairs, np.float64).reshape(-1, 2).T
-    return predicted, measured
-
-
-def drop_correlation(searches: dict[str, list[dict[str, Any]]]) -> float | None:
-    """Pearson's correlation of the two, or None where there is none."""
-    predicted, measured = removal_drops(searches)
-    if len(predicted) < 3 or not (predicted.std() > 0 and measured.std() > 0):
-        return None
-    return float(np.corrcoef(predicted, measured)[0, 1])
 
 
 def verified_figure(verdicts: list[dict[str, Any]], title: str) -> Picture:

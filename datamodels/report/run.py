@@ -24,11 +24,9 @@ from datamodels.report.figures import (
     METHODS,
     Picture,
     cdf_figure,
-    drop_correlation,
     drops_figure,
     fresh_figure,
     heldout_figure,
-    removal_drops,
     target_figure,
     verified_figure,
 )
@@ -36,7 +34,7 @@ from datamodels.runs import read_seconds, read_store, stage_folder
 from datamodels.settings import Settings
 from datamodels.store import Store
 from datamodels.verify.methods import DATAMODEL
-from datamodels.verify.run import FORMAT_VERSION, FRESH, SUPPORT, median_size
+from datamodels.verify.run import FORMAT_VERSION, FRESH, SUPPORT, drop_correlations, median_size
 
 Record = dict[str, Any]
 
@@ -85,7 +83,7 @@ def summarise(store: Store, models: Datamodels, verified: Record) -> Record:
         "by_rule": rules,
         "by_method": {method: _summarise_method(found) for method, found in _by_method(verified).items()},
         "fresh": verified["fresh"],
-        "drop_correlation": drop_correlation(_by_method(verified)),
+        "drop_correlations": drop_correlations(verified),
         "models_retrained": verified["models_used"],
         "version": __version__,
         "machine": describe_machine(),
@@ -190,8 +188,8 @@ def _pictures(store: Store, models: Datamodels, verified: Record, data: Dataset,
     searches = _by_method(verified)
     if searches:
         pictures["cdf"] = cdf_figure(searches)
-    if len(removal_drops(searches)[0]):
-        pictures["drops"] = drops_figure(searches)
+    if verified["counterfactuals"]:
+        pictures["drops"] = drops_figure(verified["counterfactuals"], drop_correlations(verified))
     kept = read_arrays(fresh) if verified["fresh"] else None
     if kept is not None:
         pictures["fresh"] = fresh_figure(kept["predicted"], kept["halves"].mean(0), verified["fresh"])

@@ -54,12 +54,12 @@ def check_subsets(settings: VerifySettings) -> None:
         raise InputError(f"verify.subset_models must be even, so that there are two halves, not {settings.subset_models}")
 
 
-def sizes_named(settings: VerifySettings, n: int) -> list[int]:
-    """The sizes in `verify.sizes`. Raises InputError for a word that is no size from 1 to N-1."""
-    words = [] if settings.sizes == NONE else [word.strip() for word in settings.sizes.split(",")]
+def sizes_named(setting: str, sizes: str, n: int) -> list[int]:
+    """The sizes in a setting of that name. Raises InputError for a word that is no size from 1 to N-1."""
+    words = [] if sizes == NONE else [word.strip() for word in sizes.split(",")]
     for word in words:
         if not (word.isascii() and word.isdigit() and 0 < int(word) < n):
-            raise InputError(f"verify.sizes takes sizes from 1 to {n - 1} with commas between, or {NONE}, not {word!r}")
+            raise InputError(f"{setting} takes sizes from 1 to {n - 1} with commas between, or {NONE}, not {word!r}")
     return list(dict.fromkeys(map(int, words)))
 
 

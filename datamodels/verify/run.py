@@ -5,7 +5,8 @@ others each method's order of images is searched (see `brittleness.search`), all
 set, a control removes as many random images of the target's class, others for each of its models, so that its mean is over the
 choice of images as well. Controls of one class and size serve every target of that class.
 
-Beside the search, `verify.sizes` removes so many images with the largest weights from every target.
+Beside the search, `verify.sizes` removes so many images with the largest weights from every target, with a control, and
+`verify.counterfactuals` sets of three kinds, to see whether the weights say what comes of it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from datamodels.runs import read_store, stage_folder
 from datamodels.settings import Settings, VerifySettings
 from datamodels.store.layout import Array
 from datamodels.subsets import IndexArray, mask_without
+from datamodels.verify.counterfactuals import KINDS, Counterfactual, counterfactuals
 from datamodels.verify.fresh import Fresh, fresh_requests, judge_fresh
 from datamodels.verify.hunt import Hunt, go
 from datamodels.verify.judge import FLIPPED, HELD, Outcome, judge, looks
@@ -45,7 +47,7 @@ from datamodels.verify.methods import (
 from datamodels.verify.retrain import Retrained, retrain
 from datamodels.verify.subject import Request, Subject
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SUPPORT, FRESH = "support", "fresh.npz"
 RECHECK_FROM = 10**6
 """Repetitions of a recheck count from here: models that no search has seen."""
@@ -74,7 +76,9 @@ def verify(settings: Settings, subject: Subject, models: Datamodels, targets: li
     """
     _check_provenance(settings, models)
     chosen, n = settings.verify, len(subject.train_labels)
-    methods, sizes, steps = methods_named(chosen, subject), sizes_named(chosen, n), looks(chosen.models, chosen.most_models)
+    methods, steps = methods_named(chosen, subject), looks(chosen.models, chosen.most_models)
+    sizes = sizes_named("verify.sizes", chosen.sizes, n)
+    tested = sizes_named("verify.counterfactuals", chosen.counterfactuals, n)
     check_subsets(chosen)
     embedding = embedding_named(chosen, subject, methods)
     folder = stage_folder(settings, "verify")
@@ -101,7 +105,9 @@ def verify(settings: Settings, subject: Subject, models: Datamodels, targets: li
         plan(chosen, subject, orders.weights(target), base[target], target, size) for target in targets for size in sizes
     ]
     removals += [_of_hunt(chosen, subject, orders.weights(hunt.target), hunt) for hunt in hunts if hunt.method == DATAMODEL]
-    found = train([request for r in removals for request in (*r.removed, *r.control)], "verify: controls")
+    removed = counterfactuals(chosen, {target: orders.weights(target) for target in targets}, tested)
+    wanted = [request for r in removals for request in (*r.removed, *r.control)]
+    found = train([*wanted, *(request for r in removed for request in r.requests)], "verify: sets of fixed size, controls")
     result = {
         "format_version": FORMAT_VERSION,
         "version": __version__,
@@ -109,13 +115,14 @@ def verify(settings: Settings, subject: Subject, models: Datamodels, targets: li
         "regress": models.meta["regress"],
         "verify": dataclasses.asdict(chosen),
         "looks": steps,
-        "models_used": len(_used(on_all, hunts, removals)) + chosen.subsets * chosen.subset_models,
+        "models_used": len(_used(on_all, hunts, removals, removed)) + chosen.subsets * chosen.subset_models,
         "fresh": fresh.summary() if fresh else None,
         "base": {
             str(target): {**dataclasses.asdict(outcome), "label": _label(subject, target)} for target, outcome in base.items()
         },
         "searches": [_search_record(hunt, subject, orders.weights(hunt.target), base[hunt.target]) for hunt in hunts],
         "removals": [_verdict(removal, base[removal.target], found) for removal in removals],
+        "counterfactuals": [removal.measured(base[removal.target], found) for removal in removed],
     }
     write_json(folder / "verify.json", result)
     write_file(folder / "verify.csv", _csv(result).encode())
@@ -213,8 +220,8 @@ def _models_of(hunt: Hunt) -> set[Request]:
     return {request for probe in hunt.probes for request in hunt.judged(probe)}
 
 
-def _used(on_all: list[Request], hunts: list[Hunt], removals: list[Removal]) -> set[Request]:
-    used = set(on_all).union(*(_models_of(hunt) for hunt in hunts))
+def _used(on_all: list[Request], hunts: list[Hunt], removals: list[Removal], removed: list[Counterfactual]) -> set[Request]:
+    used = set(on_all).union(*(_models_of(hunt) for hunt in hunts), *(set(some.requests) for some in removed))
     return used.union(*({*removal.removed, *removal.control} for removal in removals))
 
 
@@ -257,7 +264,27 @@ def _summary(result: Record, methods: list[str], targets: int) -> list[str]:
     if result["fresh"]:
         fresh = result["fresh"]
         told.append(f"LDS {fresh['lds']:.3f} on {fresh['subsets']} fresh subsets, at best {fresh['lds_ceiling']:.3f}")
+    told += [f"predicted and measured drops: {_correlations_told(result)}"] if result["counterfactuals"] else []
     return [*told, f"{targets} targets, {result['models_used']} models"]
+
+
+def _correlations_told(result: Record) -> str:
+    found = drop_correlations(result)
+    return ", ".join(f"{kind} {'–' if r is None else f'{r:.2f}'}" for kind, r in found.items())
+
+
+def drop_correlations(result: Record) -> dict[str, float | None]:
+    """Pearson's correlation of predicted and measured drops over all counterfactuals, and over those of each kind; None where
+    one of the two does not vary.
+    """
+    told = result["counterfactuals"]
+    parts = {"all": told, **{kind: [c for c in told if c["kind"] == kind] for kind in KINDS}}
+    return {kind: _drop_correlation(part) for kind, part in parts.items()}
+
+
+def _drop_correlation(told: list[Record]) -> float | None:
+    drops = np.array([(c["predicted_drop"], c["measured_drop"]) for c in told], np.float64).reshape(-1, 2)
+    return float(np.corrcoef(drops.T)[0, 1]) if len(drops) > 2 and (np.ptp(drops, axis=0) > 0).all() else None
 
 
 def median_size(searches: list[Record]) -> str:

@@ -22,6 +22,7 @@ from tests.conftest import flags
 MORE = {
     "regress__prior": "gradients",
     "verify__subsets": 6,
+    "verify__counterfactuals": "3,9",
     "store__num_models": 80,
     "data__train_images": 100,
     "verify__random_targets": 3,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.sparse import csc_matrix
-from scipy.stats import spearmanr
+from scipy.stats import pearsonr, spearmanr
 
 import datamodels
 from datamodels.data import load, prepare
@@ -24,7 +24,7 @@ from datamodels.verify.fresh import ceiling
 from datamodels.verify.judge import Outcome
 from datamodels.verify.methods import methods_named, sizes_named
 from datamodels.verify.retrain import retrain
-from datamodels.verify.run import median_size, plan
+from datamodels.verify.run import drop_correlations, median_size, plan
 from datamodels.verify.subject import Request, Subject
 from datamodels.worker import make_prior, train_missing
 from datamodels.worker.blocks import in_turn
@@ -433,6 +433,39 @@ def test_similarity_and_logits_are_means_over_the_models(run):
     assert (np.abs(found["similarity"]) <= 1 + 1e-6).all()
 
 
+def test_counterfactuals_measure_what_the_weights_predict(run):
+    settings, data, models = run
+    changed = dataclasses.replace(settings.verify, methods="none", sizes="none", counterfactuals="4,15")
+    chosen = dataclasses.replace(settings, verify=changed)
+    trained: list[Request] = []
+    line = verify(chosen, by_the_rule(data, models, trained), models, [3, 11])
+    told = result_of(settings)["counterfactuals"]
+    assert len(told) == 2 * 2 * (2 + 4)
+    for one in told:
+        weights, removed = models.weights[:, one["target"]].astype(float), one["indices"]
+        assert one["size"] == len(set(removed))
+        assert one["predicted_drop"] == pytest.approx(weights[removed].sum())
+        # Margins follow the weights but for noise, the mean of 8 models and of 32.
+        assert one["measured_drop"] == pytest.approx(one["predicted_drop"], abs=5 * NOISE * (1 / 8 + 1 / 32) ** 0.5)
+        assert one["low"] < one["measured_drop"] < one["high"]
+        rest = np.setdiff1d(np.arange(N), removed)
+        if one["kind"] == "top":
+            assert weights[removed].min() >= weights[rest].max()
+        if one["kind"] == "bottom":
+            assert weights[removed].max() <= weights[rest].min()
+    random = {target: [c["indices"] for c in told if c["kind"] == "random" and c["target"] == target] for target in (3, 11)}
+    assert random[3] == random[11]
+    assert len({tuple(sorted(indices)) for indices in random[3]}) == 8
+    # The random sets' models serve both targets.
+    assert len(trained) == 32 + 8 * (2 * 2 * 2 + 2 * 4)
+    oracle = pearsonr([c["predicted_drop"] for c in told], [c["measured_drop"] for c in told]).statistic
+    assert drop_correlations(result_of(settings))["all"] == pytest.approx(oracle)
+    assert f"predicted and measured drops: all {oracle:.2f}, top" in line
+    beyond = dataclasses.replace(chosen, verify=dataclasses.replace(changed, counterfactuals="60"))
+    with pytest.raises(InputError, match=r"verify.counterfactuals takes sizes from 1 to 59"):
+        verify(beyond, by_the_rule(data, models), models, [3])
+
+
 def test_other_settings_and_stale_weights_are_refused(run):
     settings, data, models = run
     chosen = dataclasses.replace(settings, verify=dataclasses.replace(settings.verify, methods="none", base_models=2))
@@ -449,12 +482,12 @@ def test_methods_and_sizes_are_checked(run, settings):
     _, data, models = run
     subject = by_the_rule(data, models)
     chosen = settings().verify
-    assert sizes_named(dataclasses.replace(chosen, sizes="20,5,20"), 60) == [20, 5]
-    assert sizes_named(dataclasses.replace(chosen, sizes="none"), 60) == []
+    assert sizes_named("verify.sizes", "20,5,20", 60) == [20, 5]
+    assert sizes_named("verify.sizes", "none", 60) == []
     assert methods_named(dataclasses.replace(chosen, methods="random, datamodel"), subject) == ["random", "datamodel"]
     for bad in ("all", "0", "60", "5,", "-3"):
         with pytest.raises(InputError, match=r"verify.sizes takes"):
-            sizes_named(dataclasses.replace(chosen, sizes=bad), 60)
+            sizes_named("verify.sizes", bad, 60)
     with pytest.raises(InputError, match=r"verify.methods takes some of datamodel, relabel"):
         methods_named(dataclasses.replace(chosen, methods="magic"), subject)
     with pytest.raises(InputError, match="the method relabel looks into models of this package"):

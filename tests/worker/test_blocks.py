@@ -33,7 +33,12 @@ def worker(tmp_path):
     def start(folder, seconds=0.0, models=40, at_once=4):
         (folder / "slow.py").write_text(SLOW)
         flags = {"run.dir": "run", "worker.main": "slow:train", "data.train_images": 5000, "data.test_images": 2000}
-        flags |= {"store.num_models": models, "groups.models_at_once": at_once, "store.margin_dtype": "float32", "store.alpha": 0.5}
+        flags |= {
+            "store.num_models": models,
+            "groups.models_at_once": at_once,
+            "store.margin_dtype": "float32",
+            "store.alpha": 0.5,
+        }
         line = [sys.executable, "-m", "datamodels.worker", "-C", str(CONFIGS / "digits.yaml"), "--gpu", "cpu"]
         line += [str(part) for key, value in flags.items() for part in (f"--{key}", value)]
         environment = {**os.environ, "SECONDS_A_MODEL": str(seconds)}

@@ -88,7 +88,7 @@ def test_further_arrays_are_kept_as_declared(tmp_path):
     settings = own(tmp_path, **{"store.arrays": "extra:int64:2x2"})
     assert "12 of 12" in train_missing_by(sums, settings)
     store = read_store(settings)
-    masks = draw_masks(0, range(12), 30, 0.5)
+    masks = draw_masks(0, range(12), 30, settings.store.alpha)
     assert np.array_equal(store.array("extra", range(12))[:, 0, 0], np.arange(12))
     np.testing.assert_allclose(store.margins(range(12)), [sums(i, mask)["margins"] for i, mask in enumerate(masks)], rtol=1e-6)
 
