@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -30,12 +30,29 @@ mpl.use("agg")
 
 FEWEST = 50
 HELDOUT = 200
-NAMES = {NONE: "lasso", FLAT: "ridge", SIMILARITY: "prior of similarity", GRADIENTS: "prior of gradients"}
-COLOURS = {NONE: "#0072b2", FLAT: "#5f6b76", SIMILARITY: "#cc79a7", GRADIENTS: "#d55e00"}
+LASSO, RIDGE, SPARSE = "lasso", "ridge", "sparse"
+
+
+class Way(NamedTuple):
+    """A way to estimate weights: `regress.prior` and `regress.sparse`, its name and colour in the figure."""
+
+    prior: str
+    sparse: bool
+    name: str
+    colour: str
+
+
+WAYS = {
+    LASSO: Way(NONE, False, "lasso", "#0072b2"),
+    RIDGE: Way(FLAT, False, "ridge", "#5f6b76"),
+    SIMILARITY: Way(SIMILARITY, False, "prior of similarity", "#cc79a7"),
+    GRADIENTS: Way(GRADIENTS, False, "prior of gradients", "#d55e00"),
+    SPARSE: Way(GRADIENTS, True, "the same, sparse", "#e69f00"),
+}
 
 
 def bench_samples(settings: Settings, draws: int = 3) -> tuple[Record, str]:
-    """LDS and R² of each prior and of the lasso, from m = 50, 100, 200, … of the run's models, as a record and as a table.
+    """LDS and R² of each way to estimate weights, from m = 50, 100, 200, … of the run's models, as a record and as a table.
 
     The same 200 models are held out throughout, drawn by `regress.seed`, and have no part in fit, choice or prior; each m is
     drawn `draws` times from the others. Raises InputError where the run has too few models, or no prior folder.
@@ -49,17 +66,17 @@ def bench_samples(settings: Settings, draws: int = 3) -> tuple[Record, str]:
     if len(numbers) < 2:
         raise InputError(f"{len(store.done)} finished models are too few to draw from; {HELDOUT + 2 * FEWEST} is the least")
     n, t = store.meta.num_train, store.meta.num_targets
-    known = {prior: covariates_named(prior, folder, n, t) for prior in NAMES}
+    known = {way.prior: covariates_named(way.prior, folder, n, t) for way in WAYS.values()}
     rows: list[Record] = []
-    with progress("bench", "fits", len(numbers) * len(NAMES) * draws) as advance:
+    with progress("bench", "fits", len(numbers) * len(WAYS) * draws) as advance:
         for m in numbers:
-            found: dict[str, list[dict[str, Array]]] = {prior: [] for prior in NAMES}
+            found: dict[str, list[dict[str, Array]]] = {way: [] for way in WAYS}
             for draw in range(draws):
                 chosen = np.random.default_rng([settings.regress.seed, m, draw]).permutation(others)[:m]
-                for prior, covariates in known.items():
-                    found[prior].append(_metrics(store, settings, chosen, heldout, covariates))
+                for way, how in WAYS.items():
+                    found[way].append(_metrics(store, settings, chosen, heldout, known[how.prior], how.sparse))
                     advance(1)
-            rows += [_row(prior, m, metrics) for prior, metrics in found.items()]
+            rows += [_row(way, m, metrics) for way, metrics in found.items()]
     device = "cpu" if array_module(settings.regress.device) is np else "gpu"
     record = {
         "bench": "samples",
@@ -73,23 +90,23 @@ def bench_samples(settings: Settings, draws: int = 3) -> tuple[Record, str]:
         "prior_models": settings.prior.models,
         "rows": rows,
     }
-    record["ratios"] = [_ratio(rows, row, settings.prior.models) for row in rows if row["prior"] in (SIMILARITY, GRADIENTS)]
+    record["ratios"] = [_ratio(rows, row, settings.prior.models) for row in rows if row["way"] not in (LASSO, RIDGE)]
     return record, _table(record)
 
 
 def _metrics(
-    store: Store, settings: Settings, chosen: IndexArray, heldout: IndexArray, covariates: Covariates | None
+    store: Store, settings: Settings, chosen: IndexArray, heldout: IndexArray, covariates: Covariates | None, sparse: bool
 ) -> dict[str, Array]:
     choice = round(settings.regress.choice * len(chosen))
     parts = Parts(fit=np.sort(chosen[choice:]), choice=np.sort(chosen[:choice]), heldout=heldout)
-    every = dataclasses.replace(settings.regress, targets="all")
-    metrics: dict[str, Array] = fit_datamodels(store, every, covariates=covariates, parts=parts).metrics
+    how = dataclasses.replace(settings.regress, targets="all", sparse=sparse)
+    metrics: dict[str, Array] = fit_datamodels(store, how, covariates=covariates, parts=parts).metrics
     return metrics
 
 
-def _row(prior: str, m: int, draws: list[dict[str, Array]]) -> Record:
+def _row(way: str, m: int, draws: list[dict[str, Array]]) -> Record:
     """Means over draws and targets, with the 95 % interval over targets (of each target's mean over draws), and each draw's."""
-    row: Record = {"prior": prior, "models": m}
+    row: Record = {"way": way, "models": m, "nonzeros": float(np.mean([metrics["nonzeros"] for metrics in draws]))}
     for name in ("lds", "r2"):
         values = np.array([metrics[name] for metrics in draws])
         of_targets = values.mean(0)
@@ -104,12 +121,12 @@ def _ratio(rows: list[Record], row: Record, extra: int) -> Record:
     Read off the lasso's curve, which is taken for linear in log m between the measured numbers; where the curve ends below,
     `at_least` is True and the ratio is of its end.
     """
-    lasso = [r for r in rows if r["prior"] == NONE]
+    lasso = [r for r in rows if r["way"] == LASSO]
     m, lds = np.array([r["models"] for r in lasso]), np.array([r["lds"]["mean"] for r in lasso])
     # A curve that falls somewhere, by chance, is read at its running maximum.
     needed = float(np.exp(np.interp(row["lds"]["mean"], np.maximum.accumulate(lds), np.log(m))))
     return {
-        "prior": row["prior"],
+        "way": row["way"],
         "models": row["models"],
         "lasso_models": needed,
         "at_least": bool(row["lds"]["mean"] > lds.max()),
@@ -125,10 +142,9 @@ def _table(record: Record) -> str:
     numbers = sorted({row["models"] for row in record["rows"]})
     for m in numbers:
         for row in (r for r in record["rows"] if r["models"] == m):
-            ratio = next((_in_words(r) for r in record["ratios"] if (r["prior"], r["models"]) == (row["prior"], m)), "")
-            lds, r2 = row["lds"], row["r2"]["mean"]
-            name = NAMES[row["prior"]]
-            lines.append(f"m = {m:5d}  {name:20s} {lds['mean']:.3f} ± {lds['half_interval']:.3f}  ({r2:6.3f}){ratio}")
+            ratio = next((_in_words(r) for r in record["ratios"] if (r["way"], r["models"]) == (row["way"], m)), "")
+            lds = f"{row['lds']['mean']:.3f} ± {row['lds']['half_interval']:.3f}  ({row['r2']['mean']:6.3f})"
+            lines.append(f"m = {m:5d}  {WAYS[row['way']].name:20s} {lds}, {row['nonzeros']:4.0f} non-zero{ratio}")
     return "\n".join(lines)
 
 
@@ -142,12 +158,12 @@ def samples_figure(record: Record) -> bytes:
     """LDS against the number of models, a curve for each way of estimating, as the bytes of a PNG."""
     figure = Figure((7.2, 4.6), layout="constrained")
     axes: Any = figure.subplots()
-    for prior, name in NAMES.items():
-        rows = [row for row in record["rows"] if row["prior"] == prior]
+    for way, how in WAYS.items():
+        rows = [row for row in record["rows"] if row["way"] == way]
         m = [row["models"] for row in rows]
         mean, half = (np.array([row["lds"][key] for row in rows]) for key in ("mean", "half_interval"))
-        axes.plot(m, mean, "o-", color=COLOURS[prior], label=name, ms=4)
-        axes.fill_between(m, mean - half, mean + half, color=COLOURS[prior], alpha=0.15, lw=0)
+        axes.plot(m, mean, "o-", color=how.colour, label=how.name, ms=4)
+        axes.fill_between(m, mean - half, mean + half, color=how.colour, alpha=0.15, lw=0)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set(xlabel="models trained", ylabel=f"LDS on {record['heldout']} held-out models", ylim=(0, None))

@@ -224,9 +224,11 @@ def test_samples_are_scores_of_fits_and_the_ratio_is_read_off_the_lassos_curve(s
     train_missing(chosen, data, CPU)
     make_prior(chosen, data, CPU)
     record, table = bench_samples(chosen, 2)
-    assert [(row["models"], row["prior"]) for row in record["rows"]] == [
-        (m, prior) for m in (50, 100) for prior in ("none", "flat", "similarity", "gradients")
+    assert [(row["models"], row["way"]) for row in record["rows"]] == [
+        (m, way) for m in (50, 100) for way in ("lasso", "ridge", "similarity", "gradients", "sparse")
     ]
+    by_way = {row["way"]: row for row in record["rows"] if row["models"] == 100}
+    assert by_way["sparse"]["nonzeros"] < by_way["gradients"]["nonzeros"] == 60
     # One of them by hand: the flat prior of the second draw at m = 100, judged by models it has not seen.
     store = read_store(chosen)
     order = np.random.default_rng(0).permutation(store.done)
@@ -236,14 +238,14 @@ def test_samples_are_scores_of_fits_and_the_ratio_is_read_off_the_lassos_curve(s
     fit = fit_datamodels(store, chosen.regress, covariates=covariates_named("flat", None, 60, 20), parts=parts)
     predicted = store.masks(heldout) @ fit.weights.astype(float) + fit.bias
     oracle = [spearmanr(predicted[:, t], store.margins(heldout)[:, t]).statistic for t in range(20)]
-    row = next(r for r in record["rows"] if (r["models"], r["prior"]) == (100, "flat"))
+    row = next(r for r in record["rows"] if (r["models"], r["way"]) == (100, "ridge"))
     assert row["lds"]["draws"][1] == pytest.approx(np.mean(oracle), abs=2e-3)
     assert "sample ratio" in table
     assert samples_figure(record).startswith(b"\x89PNG")
-    lasso = [{"prior": "none", "models": m, "lds": {"mean": lds}} for m, lds in ((100, 0.1), (400, 0.3), (1600, 0.28))]
+    lasso = [{"way": "lasso", "models": m, "lds": {"mean": lds}} for m, lds in ((100, 0.1), (400, 0.3), (1600, 0.28))]
 
     def ratio(lds):
-        return samples._ratio(lasso, {"prior": "gradients", "models": 50, "lds": {"mean": lds}}, 50)
+        return samples._ratio(lasso, {"way": "gradients", "models": 50, "lds": {"mean": lds}}, 50)
 
     assert ratio(0.2)["ratio"] == pytest.approx(4)
     assert ratio(0.2)["ratio_with_the_priors_own"] == pytest.approx(2)
