@@ -165,6 +165,7 @@ def samples_figure(record: Record) -> bytes:
         axes.plot(m, mean, "o-", color=how.colour, label=how.name, ms=4)
         axes.fill_between(m, mean - half, mean + half, color=how.colour, alpha=0.15, lw=0)
     axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({row["models"] for row in record["rows"]}))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set(xlabel="models trained", ylabel=f"LDS on {record['heldout']} held-out models", ylim=(0, None))
     axes.set_title(f"{record['settings']['data']['dataset']}, mean over {record['targets']} targets")
