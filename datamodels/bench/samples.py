@@ -52,7 +52,7 @@ WAYS = {
 
 
 def bench_samples(settings: Settings, draws: int = 3) -> tuple[Record, str]:
-    """LDS and R² of each way to estimate weights, from m = 50, 100, 200, … of the run's models, as a record and as a table.
+    """LDS and R² of each way to estimate weights, from m = 50, 100, 200, … and all models of the run, as a record and a table.
 
     The same 200 models are held out throughout, drawn by `regress.seed`, and have no part in fit, choice or prior; each m is
     drawn `draws` times from the others. Raises InputError where the run has too few models, or no prior folder.
@@ -62,8 +62,8 @@ def bench_samples(settings: Settings, draws: int = 3) -> tuple[Record, str]:
     store, folder = read_store(settings), stage_folder(settings, "prior")
     order = np.random.default_rng(settings.regress.seed).permutation(store.done)
     heldout, others = np.sort(order[:HELDOUT]), order[HELDOUT:]
-    numbers = [FEWEST * 2**k for k in range(40) if FEWEST * 2**k <= len(others)]
-    if len(numbers) < 2:
+    numbers = sorted({*(FEWEST * 2**k for k in range(40) if FEWEST * 2**k <= len(others)), len(others)})
+    if len(others) < 2 * FEWEST:
         raise InputError(f"{len(store.done)} finished models are too few to draw from; {HELDOUT + 2 * FEWEST} is the least")
     n, t = store.meta.num_train, store.meta.num_targets
     known = {way.prior: covariates_named(way.prior, folder, n, t) for way in WAYS.values()}

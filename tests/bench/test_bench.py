@@ -225,7 +225,7 @@ def test_samples_are_scores_of_fits_and_the_ratio_is_read_off_the_lassos_curve(s
     make_prior(chosen, data, CPU)
     record, table = bench_samples(chosen, 2)
     assert [(row["models"], row["way"]) for row in record["rows"]] == [
-        (m, way) for m in (50, 100) for way in ("lasso", "ridge", "similarity", "gradients", "sparse")
+        (m, way) for m in (50, 100, 120) for way in ("lasso", "ridge", "similarity", "gradients", "sparse")
     ]
     by_way = {row["way"]: row for row in record["rows"] if row["models"] == 100}
     assert by_way["sparse"]["nonzeros"] < by_way["gradients"]["nonzeros"] == 60
