@@ -33,7 +33,7 @@ window.addEventListener("load", () => {
   const head = k => document.querySelectorAll("#searches th")[k];
   seen.pictures = [...document.images].map(i => (i.loading = "eager", i.complete && i.naturalWidth > 0));
   seen.width = [document.documentElement.scrollWidth, window.innerWidth];
-  head(0).click(); seen.up = column(0);
+  head(0).click(); seen.up = column(0); seen.before = column(6);
   head(0).click(); seen.down = column(0);
   head(4).click(); seen.sizes = column(4);
   const filter = document.getElementById("filter");
@@ -88,6 +88,11 @@ def test_the_page_works_in_a_browser(folder, tmp_path, width):
     targets = [int(text) for text in seen["up"]]
     assert targets == sorted(targets)
     assert len(set(targets)) > 1
+    base = json.loads((folder.parent / "verify" / "verify.json").read_text())["base"]
+    shares = {
+        int(target): [100 * told[name] for name in ("correct", "correct_low", "correct_high")] for target, told in base.items()
+    }
+    assert seen["before"] == ["{:.0f} % [{:.0f}, {:.0f}]".format(*shares[target]) for target in targets]
     assert [int(text) for text in seen["down"]] == sorted(targets, reverse=True)
     sizes = [np.inf if text.startswith(">") else int(text) for text in seen["sizes"]]
     assert sizes == sorted(sizes)
