@@ -12,6 +12,7 @@ out there has no part in them. Gradients' scores are means over the networks, sc
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -76,24 +77,39 @@ def _found(settings: Settings, data: Dataset, device: torch.device) -> dict[str,
     """The mean over the networks of the scores, and the features of each."""
     trainer, total = Trainer(data, settings.training, device), settings.prior.models
     groups = [range(first, min(first + AT_ONCE, total)) for first in range(0, total, AT_ONCE)]
-    found: dict[int, dict[str, Array]] = {}
+    sums, lock = _InOrder(), threading.Lock()
     with progress("prior", "networks", total) as advance:
 
         def work(number: int) -> None:
             ids = [FIRST_MODEL + k for k in groups[number]]
             masks = draw_masks(settings.store.seed, ids, trainer.n, settings.store.alpha)
-            found[number] = first_order(trainer, masks, [(settings.store.seed, i) for i in ids], settings.prior.dimensions)
+            found = first_order(trainer, masks, [(settings.store.seed, i) for i in ids], settings.prior.dimensions)
+            with lock:
+                sums.add(number, found)
             advance(len(ids))
 
         for_each_group(range(len(groups)), work, device)
-    # In the order of the groups, whichever was done first: sums of floats depend on it.
-    parts = [found[number] for number in range(len(groups))]
-    features = {name: np.concatenate([part[name] for part in parts]) for name in FEATURES}
+    features = {name: np.concatenate([part[name] for part in sums.features]) for name in FEATURES}
     models = len(features[FEATURES[0]])
     if not models:
         raise InputError(f"all {total} networks of the prior diverged; lower training.peak_lr in a new run")
-    scores = np.sum([part[GRADIENTS] for part in parts], 0)
-    return {GRADIENTS: np.asarray(scores) / models, **features}
+    return {GRADIENTS: sums.scores / models, **features}
+
+
+class _InOrder:
+    """The groups' scores in one sum, added in the order of the groups whichever is done first: sums of floats depend on it."""
+
+    def __init__(self) -> None:
+        self.scores: Array = np.zeros(())
+        self.features: list[dict[str, Array]] = []
+        self.waiting: dict[int, dict[str, Array]] = {}
+
+    def add(self, number: int, found: dict[str, Array]) -> None:
+        """Take in what one group gave."""
+        self.waiting[number] = found
+        while (part := self.waiting.pop(len(self.features), None)) is not None:
+            self.scores = self.scores + part[GRADIENTS]
+            self.features.append({name: part[name] for name in FEATURES})
 
 
 def _write(folder: Path, found: dict[str, Array], data: Dataset, decided: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from datamodels.runs import stage_folder
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, first_order
 from datamodels.worker import make_prior, train_missing
+from datamodels.worker.prior import _InOrder
 
 CPU = torch.device("cpu")
 
@@ -110,3 +111,24 @@ def test_a_worker_makes_it_but_not_for_a_store_of_other_settings(settings, data)
     with pytest.raises(InputError, match="made under other settings"):
         train_missing(settings(regress__prior="gradients", prior__models=2, training__epochs=4), data, CPU)
     assert (stage_folder(chosen, "prior") / "meta.json").read_text() == made
+
+
+def test_scores_are_added_in_the_order_of_the_groups():
+    rng = np.random.default_rng(0)
+    parts = [
+        {
+            "gradients": rng.normal(size=(2, 5, 3)).astype(np.float32),
+            "features_train": np.full((1, 5, 2), k),
+            "features_test": np.ones(1),
+        }
+        for k in range(5)
+    ]
+    forth, mixed = _InOrder(), _InOrder()
+    for number in range(5):
+        forth.add(number, parts[number])
+    for number in (3, 1, 0, 4, 2):
+        mixed.add(number, parts[number])
+    assert np.array_equal(forth.scores, mixed.scores)
+    np.testing.assert_allclose(mixed.scores, sum(part["gradients"] for part in parts), atol=1e-5)
+    assert [part["features_train"][0, 0, 0] for part in mixed.features] == [0, 1, 2, 3, 4]
+    assert not mixed.waiting
