@@ -100,7 +100,7 @@ class _InOrder:
     """The groups' scores in one sum, added in the order of the groups whichever is done first: sums of floats depend on it."""
 
     def __init__(self) -> None:
-        self.scores: Array = np.zeros(())
+        self.scores: Array = np.zeros((), np.float32)
         self.features: list[dict[str, Array]] = []
         self.waiting: dict[int, dict[str, Array]] = {}
 
