@@ -83,7 +83,9 @@ def bench_samples(settings: Settings, draws: int = 3) -> tuple[Record, str]:
         "version": __version__,
         "device": device,
         "machine": describe_machine(),
-        "settings": {name: dataclasses.asdict(getattr(settings, name)) for name in ("data", "training", "store", "prior")},
+        "settings": {
+            name: dataclasses.asdict(getattr(settings, name)) for name in ("data", "training", "store", "prior", "regress")
+        },
         "draws": draws,
         "heldout": HELDOUT,
         "targets": t,
