@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 from datamodels.errors import run_command
+from datamodels.progress import say
 from datamodels.settings import argument_parser
 from datamodels.store.check import check, repair
+from datamodels.store.incoming import in_words
 from datamodels.store.reader import Store
 from datamodels.store.transfer import export_arrays, import_arrays
 
@@ -19,9 +21,11 @@ def main() -> None:
     info = tools.add_parser("info", help="what a store holds")
     checked = tools.add_parser("check", help="every row against its checksum, its mark and the seed; exit code 1 if any is bad")
     checked.add_argument("--repair", action="store_true", help="unmark bad rows, so that a worker trains them again")
-    imported = tools.add_parser("import", help="a store from masks.npy (M, N) bool and margins.npy (M, T) float16 or float32")
+    imported = tools.add_parser("import", help="a store from masks.npy (M, N) of 0 and 1 and margins.npy (M, T)")
     imported.add_argument("masks", type=Path, metavar="MASKS.npy")
     imported.add_argument("margins", type=Path, metavar="MARGINS.npy")
+    known = "which rows are models: .npy (M,) of 1 and 0, or all (default: _completed.npy beside them, or the rows themselves)"
+    imported.add_argument("--done", metavar="FILE.npy|all", help=known)
     exported = tools.add_parser("export", help="the finished rows of a store as such files")
     for tool in (info, checked, imported, exported):
         tool.add_argument("folder", type=Path, metavar="DIR", help="the store")
@@ -62,7 +66,9 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    import_arrays(args.masks, args.margins, args.folder)
+    left_out = import_arrays(args.masks, args.margins, args.folder, args.done)
+    if left_out:
+        say(f"import: rows that are not marked as done: {in_words(left_out)}")
     print(f"{args.folder}: {len(Store(args.folder).done)} models imported")
     return 0
 

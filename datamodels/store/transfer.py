@@ -11,36 +11,53 @@ from datamodels.durable import InPlace, new_folder, write_json
 from datamodels.errors import InputError
 from datamodels.progress import progress
 from datamodels.store.check import chunks
+from datamodels.store.incoming import Scan, known_rows
 from datamodels.store.layout import Array, ArraySpec, Meta, create_in, lay_out
 from datamodels.store.reader import Store
 from datamodels.store.writer import Rows, Writer, write_rows
+from datamodels.subsets import BoolArray, IndexArray
 
-MARGIN_TYPES = ("float16", "float32")
+MARGIN_TYPES = {"float16": "float16", "float32": "float32", "float64": "float32"}
+"""What margins come in, and what they are kept in."""
+NOT_FINITE = "imported with margins that are not finite"
 
 
-def import_arrays(masks_file: Path, margins_file: Path, folder: Path) -> None:
-    """A store made of two .npy files, row i of each being model i: masks bool (M, N), margins float16 or float32 (M, T).
+def import_arrays(masks_file: Path, margins_file: Path, folder: Path, done: str | None = None) -> dict[str, IndexArray]:
+    """A store made of two .npy files, row i of each being model i: masks (M, N) of 0 and 1, margins (M, T) of floating point.
 
-    Whole or not at all, in bounded memory. A model whose margins are not finite is recorded as given up. Raises InputError when
-    the files are not such arrays, or something stands where the store should be.
+    Whole or not at all, in bounded memory. `done` says which rows are models: an .npy file (M,), or 'all'; without, it is
+    `_completed.npy` beside the files, or else what the rows themselves say, see `incoming`. A row that is no model stays
+    missing, and one whose margins are not finite is recorded as given up: returns both, by why. Raises InputError when the
+    files are not such arrays, nobody can tell which rows are models, or something stands where the store should be.
     """
     masks, margins = _open(masks_file), _open(margins_file)
-    if masks.dtype not in (np.bool_, np.uint8):
-        raise InputError(f"{masks_file} holds {masks.dtype}, and masks must be bool, or uint8 of 0 and 1")
+    if masks.dtype.kind not in "biuf":
+        raise InputError(f"{masks_file} holds {masks.dtype}, and masks must be bool, or numbers 0 and 1")
     if margins.dtype.name not in MARGIN_TYPES:
-        raise InputError(f"{margins_file} holds {margins.dtype}, and margins must be {' or '.join(MARGIN_TYPES)}")
+        raise InputError(f"{margins_file} holds {margins.dtype}, and margins must be {', '.join(MARGIN_TYPES)}")
     if len(masks) != len(margins):
-        raise InputError(f"{masks_file} has {len(masks)} rows and {margins_file} {len(margins)}")
+        turned = "; are the masks transposed?" if masks.shape[1] == len(margins) else ""
+        raise InputError(f"{masks_file} has {len(masks)} rows and {margins_file} {len(margins)}{turned}")
     if folder.exists():
         raise InputError(f"{folder} exists already; a store is never created over something")
-    provenance = {"imported": {"masks": masks_file.name, "margins": margins_file.name}}
-    specs = {"margins": ArraySpec(margins.dtype.name, margins.shape[1:])}
+    known = known_rows(done, masks_file, margins_file, len(masks))
+    specs = {"margins": ArraySpec(MARGIN_TYPES[margins.dtype.name], margins.shape[1:])}
+    provenance = {"imported": {"masks": masks_file.name, "margins": margins_file.name, "done": known.by}}
     with new_folder(folder) as temporary:
         create_in(temporary, Meta(len(masks), masks.shape[1], margins.shape[1], specs, provenance))
-        with Writer(temporary) as writer, progress("import", "rows", len(masks)) as advance:
-            for ids in chunks(Store(temporary)):
-                _import_rows(writer, ids, np.asarray(masks[ids]), np.asarray(margins[ids]), masks_file)
+        scan, lots = Scan(known), list(chunks(Store(temporary)))
+        with Writer(temporary) as writer, progress("import", "rows", 2 * len(masks)) as advance:
+            for ids in lots:
+                scan.add(ids, _zeros_and_ones(masks[ids], masks_file), np.asarray(margins[ids]))
                 advance(len(ids))
+            left_out = scan.unlike_models()
+            models = np.setdiff1d(np.arange(len(masks)), np.concatenate([np.zeros(0, np.int64), *left_out.values()]))
+            for lot in lots:
+                ids = np.intersect1d(lot, models)
+                _import_rows(writer, ids, _zeros_and_ones(masks[ids], masks_file), np.asarray(margins[ids]))
+                advance(len(lot))
+    given_up = np.array(sorted(Store(folder).failures), np.int64)
+    return {**left_out, **({"their margins are not finite": given_up} if len(given_up) else {})}
 
 
 def export_arrays(folder: Path, out: Path) -> None:
@@ -82,10 +99,15 @@ def _open(file: Path) -> Array:
     return array
 
 
-def _import_rows(writer: Writer, ids: Array, masks: Array, margins: Array, masks_file: Path) -> None:
-    if masks.dtype == np.uint8 and masks.max() > 1:
-        raise InputError(f"{masks_file} holds {masks.max()}, and masks of uint8 must be 0 and 1")
+def _zeros_and_ones(masks: Array, file: Path) -> BoolArray:
+    found = masks.astype(bool)
+    if masks.dtype != bool and not (masks == found).all():
+        odd = masks[masks != found].ravel()[0]
+        raise InputError(f"{file} holds {odd:g}, and masks that are not bool must be 0 and 1")
+    return found
+
+
+def _import_rows(writer: Writer, ids: IndexArray, masks: BoolArray, margins: Array) -> None:
     finite = np.isfinite(margins).all(1)
-    rows = Rows.of(writer.meta, ids[finite], masks[finite].astype(bool), {"margins": margins[finite]})
-    writer.append(rows)
-    writer.give_up(dict.fromkeys(ids[~finite].tolist(), "imported with margins that are not finite"))
+    writer.append(Rows.of(writer.meta, ids[finite], masks[finite], {"margins": margins[finite]}))
+    writer.give_up(dict.fromkeys(ids[~finite].tolist(), NOT_FINITE))

@@ -112,7 +112,7 @@ def test_import_and_export_keep_every_bit(tmp_path, m, n, t, dtype, mask_dtype, 
     np.save(tmp_path / "masks.npy", masks.astype(mask_dtype))
     np.save(tmp_path / "margins.npy", margins)
     try:
-        import_arrays(tmp_path / "masks.npy", tmp_path / "margins.npy", tmp_path / "store")
+        import_arrays(tmp_path / "masks.npy", tmp_path / "margins.npy", tmp_path / "store", "all")
         assert check(tmp_path / "store") == []
         finite = np.flatnonzero(np.isfinite(margins).all(1))
         assert sorted(Store(tmp_path / "store").failures) == sorted(set(range(m)) - set(finite.tolist()))
@@ -132,7 +132,7 @@ def test_import_works_in_bounded_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK_BYTES", 100)
     masks = np.random.default_rng(0).random((50, 20)) < 0.5
     np.save(tmp_path / "masks.npy", masks)
-    np.save(tmp_path / "margins.npy", np.ones((50, 3), np.float16))
+    np.save(tmp_path / "margins.npy", np.random.default_rng(1).normal(size=(50, 5)))
     import_arrays(tmp_path / "masks.npy", tmp_path / "margins.npy", tmp_path / "store")
     store = Store(tmp_path / "store")
     assert len(list(module.chunks(store))) > 10
@@ -143,9 +143,11 @@ def test_import_works_in_bounded_pieces(tmp_path, monkeypatch):
     ("masks", "margins", "named"),
     [
         (np.ones((3, 4), bool), np.ones((2, 5), np.float16), "3 rows and .* 2"),
-        (np.ones((3, 4), bool), np.ones((3, 5)), "float64, and margins must be"),
-        (np.ones((3, 4)), np.ones((3, 5), np.float16), "float64, and masks must be bool"),
-        (np.full((3, 4), 2, np.uint8), np.ones((3, 5), np.float16), "holds 2, and masks of uint8 must be 0 and 1"),
+        (np.ones((2, 3), bool), np.ones((3, 5), np.float16), "2 rows and .* 3; are the masks transposed?"),
+        (np.ones((3, 4), bool), np.ones((3, 5), int), "int64, and margins must be"),
+        (np.ones((3, 4), complex), np.ones((3, 5), np.float16), "complex128, and masks must be bool"),
+        (np.full((3, 4), 2, np.uint8), np.ones((3, 5), np.float16), "holds 2, and masks that are not bool must be 0 and 1"),
+        (np.full((3, 4), np.nan), np.ones((3, 5), np.float16), "holds nan, and masks that are not bool must be 0 and 1"),
         (np.ones(3, bool), np.ones((3, 5), np.float16), "must have two dimensions"),
         (np.array([["a"]]), np.ones((1, 5), np.float16), "and masks must be bool"),
         (np.array([[None]]), np.ones((1, 5), np.float16), "no .npy file that can be read"),
