@@ -18,8 +18,9 @@ from datamodels.errors import InputError
 from datamodels.machine import describe_machine
 from datamodels.progress import progress
 from datamodels.regress.arrays import array_module
-from datamodels.regress.path import Parts, fit_datamodels
+from datamodels.regress.path import fit_datamodels
 from datamodels.regress.prior import FLAT, GRADIENTS, NONE, SIMILARITY, Covariates, covariates_named
+from datamodels.regress.split import Parts, Subsets, joined
 from datamodels.runs import read_store, stage_folder
 from datamodels.settings import Settings
 from datamodels.store import Store
@@ -54,17 +55,21 @@ WAYS = {
 def bench_samples(settings: Settings, draws: int = 3) -> tuple[Record, str]:
     """LDS and R² of each way to estimate weights, from m = 50, 100, 200, … and all models of the run, as a record and a table.
 
-    The same 200 models are held out throughout, drawn by `regress.seed`, and have no part in fit, choice or prior; each m is
-    drawn `draws` times from the others. Raises InputError where the run has too few models, or no prior folder.
+    The models of the same 200 subsets are held out throughout, drawn by `regress.seed`, and have no part in fit, choice or
+    prior; each m is drawn `draws` times from the others, subset by subset. Raises InputError where the run has too few models,
+    or no prior folder.
     """
     if draws < 1:
         raise InputError(f"--n is how often models are drawn, 1 or more, not {draws}")
     store, folder = read_store(settings), stage_folder(settings, "prior")
-    order = np.random.default_rng(settings.regress.seed).permutation(store.done)
-    heldout, others = np.sort(order[:HELDOUT]), order[HELDOUT:]
-    numbers = sorted({*(FEWEST * 2**k for k in range(40) if FEWEST * 2**k <= len(others)), len(others)})
+    subsets = Subsets.of(store, store.done)
+    groups = subsets.shuffled(np.random.default_rng(settings.regress.seed))
+    heldout, others = joined(groups[:HELDOUT]), groups[HELDOUT:]
+    total = sum(map(len, others))
+    numbers = sorted({*(FEWEST * 2**k for k in range(40) if FEWEST * 2**k <= total), total})
     if len(others) < 2 * FEWEST:
-        raise InputError(f"{len(store.done)} finished models are too few to draw from; {HELDOUT + 2 * FEWEST} is the least")
+        on = f" on {len(groups)} different subsets" if subsets.repeated else ""
+        raise InputError(f"{len(store.done)} finished models{on} are too few to draw from; {HELDOUT + 2 * FEWEST} is the least")
     n, t = store.meta.num_train, store.meta.num_targets
     known = {way.prior: covariates_named(way.prior, folder, n, t) for way in WAYS.values()}
     rows: list[Record] = []
@@ -72,9 +77,9 @@ def bench_samples(settings: Settings, draws: int = 3) -> tuple[Record, str]:
         for m in numbers:
             found: dict[str, list[dict[str, Array]]] = {way: [] for way in WAYS}
             for draw in range(draws):
-                chosen = np.random.default_rng([settings.regress.seed, m, draw]).permutation(others)[:m]
+                parts = _parts(others, m, heldout, settings, draw)
                 for way, how in WAYS.items():
-                    found[way].append(_metrics(store, settings, chosen, heldout, known[how.prior], how.sparse))
+                    found[way].append(_metrics(store, settings, parts, known[how.prior], how.sparse))
                     advance(1)
             rows += [_row(way, m, metrics) for way, metrics in found.items()]
     device = "cpu" if array_module(settings.regress.device) is np else "gpu"
@@ -96,11 +101,17 @@ def bench_samples(settings: Settings, draws: int = 3) -> tuple[Record, str]:
     return record, _table(record)
 
 
-def _metrics(
-    store: Store, settings: Settings, chosen: IndexArray, heldout: IndexArray, covariates: Covariates | None, sparse: bool
-) -> dict[str, Array]:
-    choice = round(settings.regress.choice * len(chosen))
-    parts = Parts(fit=np.sort(chosen[choice:]), choice=np.sort(chosen[:choice]), heldout=heldout)
+def _parts(groups: list[IndexArray], m: int, heldout: IndexArray, settings: Settings, draw: int) -> Parts:
+    """A draw of m models, those on one mask together: first those that choose, then those that fit."""
+    order = np.random.default_rng([settings.regress.seed, m, draw]).permutation(len(groups))
+    ends = np.cumsum([len(groups[k]) for k in order])
+    drawn = [groups[k] for k in order[: np.searchsorted(ends, m) + 1]]
+    drawn[-1] = drawn[-1][: len(drawn[-1]) - (sum(map(len, drawn)) - m)]
+    choice = round(settings.regress.choice * len(drawn))
+    return Parts(fit=joined(drawn[choice:]), choice=joined(drawn[:choice]), heldout=heldout)
+
+
+def _metrics(store: Store, settings: Settings, parts: Parts, covariates: Covariates | None, sparse: bool) -> dict[str, Array]:
     how = dataclasses.replace(settings.regress, targets="all", sparse=sparse)
     metrics: dict[str, Array] = fit_datamodels(store, how, covariates=covariates, parts=parts).metrics
     return metrics

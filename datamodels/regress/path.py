@@ -1,6 +1,7 @@
 """From a store to datamodels: one pass for the moments, the λ path, the choice of λ, the refit, the score.
 
-Models are split three ways by a recorded seed: those to fit on, those that choose λ, and held-out ones that only measure.
+Models are split three ways by a recorded seed, whole subsets at a time (see `split`): those to fit on, those that choose λ, and
+held-out ones that only measure.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ import numpy.typing as npt
 from scipy.sparse import csc_matrix
 from scipy.stats import rankdata
 
-from datamodels.errors import InputError
 from datamodels.progress import Bar, no_advance, no_progress
 from datamodels.regress.arrays import array_module, to_numpy
 from datamodels.regress.kernels import unpacked
 from datamodels.regress.moments import Moments
 from datamodels.regress.prior import Covariates, Prior, estimate, posterior_mean
+from datamodels.regress.repeats import Repeats, repeats
 from datamodels.regress.solvers import Gram, Lasso, Solver, plan
 from datamodels.regress.source import TILE_ROWS, Source, targets_named
+from datamodels.regress.split import Parts, Subsets, split_models
 from datamodels.regress.unfinished import Kept, Unfinished
 from datamodels.settings import RegressSettings
 from datamodels.store import Store
 from datamodels.store.layout import Array
 from datamodels.subsets import ByteArray, IndexArray
 
-FEWEST_IN_A_PART = 10
 PATIENCE = 5
 """Values of λ without a smaller error after which a target's path ends."""
 METRICS = ("lds", "r2", "mse", "nonzeros")
@@ -38,15 +39,6 @@ METRICS = ("lds", "r2", "mse", "nonzeros")
 FloatArray = npt.NDArray[np.float64]
 Work = Callable[..., Kept]
 LEAST_LAM = 1e-300
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Model ids (ascending) to fit on, to choose λ by, and to measure on."""
-
-    fit: IndexArray
-    choice: IndexArray
-    heldout: IndexArray
 
 
 @dataclass(frozen=True)
@@ -76,24 +68,6 @@ class Fit:
         return weights
 
 
-def split_models(done: IndexArray, settings: RegressSettings) -> Parts:
-    """Split the finished models by the settings' seed and shares.
-
-    Raises InputError when one part would have fewer than 10 models.
-    """
-    order = np.random.default_rng(settings.seed).permutation(done)
-    heldout = round(settings.heldout * len(done))
-    choice = round(settings.choice * (len(done) - heldout))
-    sizes = {"held-out": heldout, "choice": choice, "fit": len(done) - heldout - choice}
-    if min(sizes.values()) < FEWEST_IN_A_PART:
-        have = ", ".join(f"{size} {name}" for name, size in sizes.items())
-        raise InputError(
-            f"{len(done)} finished models are too few: of {have}, each must be {FEWEST_IN_A_PART} or more; train more"
-        )
-    cuts = np.split(order, [heldout, heldout + choice])
-    return Parts(fit=np.sort(cuts[2]), choice=np.sort(cuts[1]), heldout=np.sort(cuts[0]))
-
-
 def fit_datamodels(
     store: Store,
     settings: RegressSettings,
@@ -109,11 +83,12 @@ def fit_datamodels(
     are the models to use, where the settings are not to split them. Raises InputError when too few models are finished, a
     margin is not a number, or there is too little memory.
     """
-    parts, xp = parts or split_models(store.done, settings), array_module(settings.device)
+    subsets, xp = Subsets.of(store, store.done), array_module(settings.device)
+    parts = parts or split_models(subsets, settings)
     source = Source(store, *targets_named(store, settings.targets))
     solver, size = plan(source, settings, len(parts.fit) + len(parts.choice), xp, covariates is not None)
     blocks = [slice(first, min(first + size, source.t)) for first in range(0, source.t, size)]
-    run = _Run(source, settings, solver, blocks, unfinished or Unfinished(), bar, xp)
+    run = _Run(source, settings, solver, blocks, unfinished or Unfinished(), bar, xp, subsets)
     run.take_in(parts.fit)
     known: dict[str, Any] = {}
     dense = covariates is not None and not settings.sparse
@@ -147,7 +122,10 @@ class _Run:
     unfinished: Unfinished
     bar: Bar
     xp: Any
+    subsets: Subsets
     prior: Prior | None = None
+    repeats: Repeats | None = None
+    taken: list[IndexArray] = field(default_factory=list)
     advance: Callable[..., None] = no_advance
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -155,6 +133,7 @@ class _Run:
         """Give models to the solver."""
         with self._timed("moments"), self.bar("models", len(ids)) as advance:
             self.solver.add(ids, advance)
+        self.taken.append(ids)
 
     def each(self, stage: str, unit: str, steps: int, work: Work, judged: IndexArray, given: list[Kept]) -> list[Kept]:
         """Do a stage's work, of so many steps, for each block of targets, unless that is kept. It is judged by some models."""
@@ -218,7 +197,8 @@ class _Run:
     def estimate(self, covariates: Covariates) -> Prior:
         """The prior of all targets, from all models taken in."""
         with self._timed("prior"):
-            return estimate(covariates, self._moments.problem(), self._moments.m)
+            self.repeats = repeats(self.source, self.subsets.among(np.concatenate(self.taken)))
+            return estimate(covariates, self._moments.problem(), self._moments.m, self.repeats)
 
     def _lasso(self, block: slice) -> Lasso:
         """The lasso of one block, its penalty by the prior where there is one."""
@@ -231,9 +211,11 @@ class _Run:
         """Weights, bias and metrics of one block under the prior; λ is the noise variance over the number of models."""
         block, moments, prior = self.blocks[number], self._moments, self.prior
         assert prior is not None
+        assert self.repeats is not None
         problem = moments.problem(block)
         scale = np.sqrt(to_numpy(problem.variance))
-        lam = prior.noise * scale**2 / moments.m
+        left = prior.noise * scale**2
+        lam = left * self.repeats.of(block).effect(left) / moments.m
         mean, square = prior.at(block, scale)
         weights = posterior_mean(problem, mean, square, lam)
         return self._judged(weights, problem.bias(weights), packed, margins, lam)

@@ -43,6 +43,7 @@ from scipy.optimize import nnls
 
 from datamodels.errors import InputError
 from datamodels.regress.moments import Problem
+from datamodels.regress.repeats import Repeats
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray
 
@@ -211,19 +212,19 @@ def in_parts(targets: slice, n: int, terms: int) -> Iterator[slice]:
         yield slice(first, min(first + each, targets.stop))
 
 
-def estimate(covariates: Covariates, problem: Problem, m: int) -> Prior:
+def estimate(covariates: Covariates, problem: Problem, m: int, repeats: Repeats) -> Prior:
     """The prior of all targets of a problem, from the marginal estimates of m models, in two passes over the targets."""
-    inside, noise = _known(problem, m)
+    inside, noise = _known(problem, m, repeats)
     normal, right = np.zeros(()), np.zeros(())
     for _, basis, u in _parts(covariates, problem, inside):
         normal, right = normal + basis @ basis.T, right + basis @ u
     size = np.sqrt(np.maximum(np.diag(normal), 1e-300))
     mean = np.linalg.lstsq(normal / np.outer(size, size), right / size, rcond=1e-9)[0] / size
     normal, right, squares = np.zeros(()), np.zeros(()), 0.0
-    for number, basis, u in _parts(covariates, problem, inside):
+    for targets, basis, u in _parts(covariates, problem, inside):
         found = mean @ basis
         terms = np.stack([np.ones_like(found), np.abs(found), found**2])
-        rest = (u - found) ** 2 - np.repeat(noise, number)
+        rest = (u - found) ** 2 - noise(targets)
         normal, right, squares = normal + terms @ terms.T, right + terms @ rest, squares + float(found @ found)
     size = np.sqrt(np.maximum(np.diag(normal), 1e-300))
     spread = nnls(normal / np.outer(size, size), right / size)[0] / size
@@ -231,23 +232,24 @@ def estimate(covariates: Covariates, problem: Problem, m: int) -> Prior:
     return Prior(covariates, mean, spread, left, np.isin(np.arange(len(problem.mean_x)), inside))
 
 
-def _known(problem: Problem, m: int) -> tuple[Array, Array]:
-    """Images of which something can be learnt, by number, and the noise variance 1/(m G_jj) of their marginal estimates."""
+def _known(problem: Problem, m: int, repeats: Repeats) -> tuple[Array, Callable[[slice], Array]]:
+    """Images of which something can be learnt, by number, and the noise variances of their marginal estimates, by targets."""
     spread = _host(problem.gram.diagonal()).astype(np.float64)
     inside = np.flatnonzero(spread > 1e-9)
     if not len(inside):
         raise InputError("every image is in all of the masks or in none; nothing can be learnt of their weights")
-    return inside, 1 / (m * spread[inside])
+    effect = repeats.effect(_scale(problem) ** 2)
+    return inside, lambda targets: np.outer(1 / (m * spread[inside]), effect[targets]).ravel()
 
 
-def _parts(covariates: Covariates, problem: Problem, inside: Array) -> Iterator[tuple[int, Array, Array]]:
-    """Of so many targets at a time: how many, the basis (b, pairs) and the marginal estimates u (pairs,)."""
+def _parts(covariates: Covariates, problem: Problem, inside: Array) -> Iterator[tuple[slice, Array, Array]]:
+    """Of so many targets at a time: which, the basis (b, pairs) and the marginal estimates u (pairs,)."""
     scale, spread = _scale(problem), _host(problem.gram.diagonal()).astype(np.float64)[inside]
     for targets in in_parts(slice(0, len(scale)), len(problem.mean_x), len(covariates.terms)):
         c = _host(problem.correlation[:, targets]).astype(np.float64)[inside]
         u = c / spread[:, None] / scale[targets]
         basis = covariates.basis(targets)[:, inside]
-        yield u.shape[1], basis.reshape(len(basis), -1), u.ravel()
+        yield targets, basis.reshape(len(basis), -1), u.ravel()
 
 
 def _left(normal: Array, spread: Array, squares: float, problem: Problem, inside: Array) -> float:

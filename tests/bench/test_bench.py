@@ -24,8 +24,8 @@ from datamodels.bench.train import bench_train, flops_per_image, matmul_peak
 from datamodels.data import Split, beton, load, prepare
 from datamodels.errors import InputError
 from datamodels.regress import fit_datamodels
-from datamodels.regress.path import Parts
 from datamodels.regress.prior import covariates_named
+from datamodels.regress.split import Parts
 from datamodels.runs import read_store, stage_folder
 from datamodels.settings import TrainingSettings
 from datamodels.subsets import draw_masks

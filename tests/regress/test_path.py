@@ -10,7 +10,8 @@ from scipy.stats import spearmanr
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels, fit_datamodels, provenance, save
 from datamodels.regress.arrays import array_module
-from datamodels.regress.path import score, split_models
+from datamodels.regress.path import score
+from datamodels.regress.split import Subsets, split_models
 from datamodels.settings import RegressSettings
 from datamodels.store import ArraySpec, Meta, Store, Writer, create, hand_over
 from datamodels.subsets import draw_masks, pack
@@ -67,10 +68,13 @@ def test_the_metrics_are_of_the_held_out_models_and_these_are_not_seen(tmp_path)
 
 def test_models_are_split_into_disjoint_parts_by_the_seed():
     done = np.arange(0, 3000, 3)
-    parts = split_models(done, SETTINGS)
+    parts = split_models(Subsets(done, done), SETTINGS)
     assert sorted(np.concatenate([parts.fit, parts.choice, parts.heldout])) == done.tolist()
     assert (len(parts.heldout), len(parts.choice)) == (100, 180)
-    other = split_models(done, dataclasses.replace(SETTINGS, seed=1))
+    order = np.random.default_rng(0).permutation(done)
+    assert np.array_equal(parts.heldout, np.sort(order[:100]))
+    assert np.array_equal(parts.choice, np.sort(order[100:280]))
+    other = split_models(Subsets(done, done), dataclasses.replace(SETTINGS, seed=1))
     assert not np.array_equal(parts.heldout, other.heldout)
 
 

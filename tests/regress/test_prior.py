@@ -12,8 +12,9 @@ from sklearn.linear_model import Lasso, Ridge
 from datamodels.errors import InputError
 from datamodels.regress import fit_datamodels
 from datamodels.regress.moments import Moments
-from datamodels.regress.path import split_models
 from datamodels.regress.prior import FLAT, Covariates, covariates_named, estimate, posterior_mean, ranks
+from datamodels.regress.repeats import Repeats
+from datamodels.regress.split import Subsets, split_models
 from datamodels.settings import RegressSettings
 from datamodels.subsets import draw_masks, pack
 from tests.regress.test_path import store_of
@@ -78,7 +79,7 @@ def test_a_flat_prior_is_ridge_regression(tmp_path):
 def test_the_prior_is_found_by_its_moments():
     masks, margins, a, weights = drawn(4000, n=200, t=60)
     scale = margins.std(0).mean()
-    prior = estimate(of_array(a), problem_of(masks, margins), 4000)
+    prior = estimate(of_array(a), problem_of(masks, margins), 4000, Repeats(1.0, np.zeros(60)))
     # Masks of one size leave the mean of all weights out of sight: the constant is not to be had.
     by_term = dict(zip(prior.covariates.terms, prior.mean, strict=True))
     assert by_term["a0"] * scale == pytest.approx(0.3, rel=0.1)
@@ -112,7 +113,7 @@ def test_a_prior_that_is_right_helps_and_one_of_noise_costs_nothing(tmp_path):
 def test_the_held_out_models_have_no_part_in_it(tmp_path, sparse):
     masks, margins, a, _ = drawn(300)
     settings = dataclasses.replace(SETTINGS, sparse=sparse, lams=10)
-    heldout = split_models(np.arange(300), settings).heldout
+    heldout = split_models(Subsets(np.arange(300), np.arange(300)), settings).heldout
     changed = margins.copy()
     changed[heldout] = 1e3
     first, second = (
