@@ -17,6 +17,7 @@ from datamodels.regress.unfinished import Unfinished
 from datamodels.runs import read_store, stage_folder, stage_seconds
 from datamodels.settings import RegressSettings, Settings
 from datamodels.store import Store
+from datamodels.store.precision import coarse
 
 
 def regress(settings: Settings) -> str:
@@ -71,6 +72,9 @@ def _regress(
             unfinished = Unfinished(folder.with_name(f".{folder.name}.unfinished"), meta)
             fit = fit_datamodels(store, settings, lambda unit, total: progress("regress", unit, total), unfinished, covariates)
             _say_what_is_constant(fit)
+            found = coarse(store)
+            if found is not None:
+                say(f"regress: {found}")
             save(folder, fit, meta)
             unfinished.forget()
     metrics = read_json(folder / "metrics.json")

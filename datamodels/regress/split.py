@@ -60,8 +60,8 @@ class Subsets:
         """The models of each mask, ascending, mask after mask in random order."""
         order = np.argsort(self.first, kind="stable")
         names, starts = np.unique(self.first[order], return_index=True)
-        groups = dict(zip(names.tolist(), np.split(self.ids[order], starts[1:]), strict=True))
-        return [groups[name] for name in rng.permutation(names).tolist()]
+        groups = np.split(self.ids[order], starts[1:])
+        return [groups[k] for k in rng.permutation(len(names))]
 
     def among(self, ids: IndexArray) -> Subsets:
         """Some of the models."""

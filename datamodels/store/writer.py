@@ -33,6 +33,7 @@ from datamodels.store.layout import (
     write_meta,
     write_sealed,
 )
+from datamodels.store.precision import BeyondError, rounded
 from datamodels.subsets import BoolArray, ByteArray, IndexArray, pack
 
 Failures = Mapping[int, str]
@@ -50,7 +51,10 @@ class Rows:
 
     @classmethod
     def of(cls, meta: Meta, ids: npt.ArrayLike, masks: BoolArray, arrays: Mapping[str, Array]) -> Rows:
-        """Rows for a store: ids (K,), masks bool (K, N), each array (K, …). Raises ValueError when the shapes do not fit it."""
+        """Rows for a store: ids (K,), masks bool (K, N), each array (K, …).
+
+        Raises ValueError when the shapes do not fit it, InputError when a value is beyond its number format.
+        """
         rows = np.asarray(ids, np.int64)
         if masks.shape != (len(rows), meta.num_train):
             raise ValueError(f"masks have shape {masks.shape}, the store wants ({len(rows)}, {meta.num_train})")
@@ -59,7 +63,7 @@ class Rows:
         for name, spec in meta.arrays.items():
             if arrays[name].shape != (len(rows), *spec.shape):
                 raise ValueError(f"{name} has shape {arrays[name].shape}, the store wants ({len(rows)}, …{spec.shape})")
-        cast = {name: np.asarray(arrays[name]).astype(_little(spec.dtype), copy=False) for name, spec in meta.arrays.items()}
+        cast = {name: _cast(name, spec, rows, np.asarray(arrays[name])) for name, spec in meta.arrays.items()}
         return cls(rows, pack(masks), cast)._chosen(np.argsort(rows, kind="stable"))
 
     @classmethod
@@ -244,6 +248,15 @@ def write_rows(file: InPlace, spec: ArraySpec, ids: IndexArray, rows: Array) -> 
     for run in runs:
         part: ByteArray = data[run[0] : run[-1] + 1].reshape(-1).view(np.uint8)
         file.write(part.data, start + int(ids[run[0]]) * spec.row_bytes)
+
+
+def _cast(name: str, spec: ArraySpec, ids: IndexArray, values: Array) -> Array:
+    try:
+        return rounded(values, spec.dtype, name)
+    except BeyondError:
+        for i, row in zip(ids.tolist(), values, strict=True):
+            rounded(row, spec.dtype, f"{name} of model {i}")
+        raise
 
 
 def _little(dtype: str) -> np.dtype[Any]:

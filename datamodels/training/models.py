@@ -65,16 +65,17 @@ class Trainer:
 
         `labels` (K, N) are what each of them is told of S, where that differs from the images' own labels.
 
-        A model with a margin that is not finite, or beyond float16, has diverged: it is trained once more, with a key that
+        A model with a margin or a logit that is not finite, or beyond float16 (65,504; a network that has learnt anything has
+        none above a hundred), has diverged, whatever the store could hold: it is trained once more, with a key that
         follows from its own, and when that diverges too its row is NaN. Out of memory on a GPU, half as many models are trained
         at once from then on. Raises InputError when even one does not fit.
         """
         outputs = self._outputs(masks, keys, labels)
-        again = np.flatnonzero(_diverged(outputs["margins"])).tolist()
+        again = np.flatnonzero(_diverged(outputs)).tolist()
         if again:
             other = [second_key(keys[k]) for k in again]
             second = self._outputs(masks[again], other, None if labels is None else labels[again])
-            second["margins"][_diverged(second["margins"])] = np.nan
+            second["margins"][_diverged(second)] = np.nan
             for name, rows in second.items():
                 outputs[name][again] = rows
         return outputs
@@ -175,9 +176,10 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return correct - logits.masked_fill(right, -torch.inf).amax(-1)
 
 
-def _diverged(margins: FloatArray) -> BoolArray:
-    """Which models, bool (K,), have a margin that is NaN, infinite or too large to be one."""
-    return np.asarray(~(np.abs(margins) <= LARGEST_MARGIN).all(1))
+def _diverged(outputs: Outputs) -> BoolArray:
+    """Which models, bool (K,), have a margin or a logit that is NaN, infinite or too large to be one."""
+    fine = [(np.abs(rows) <= LARGEST_MARGIN).reshape(len(rows), -1).all(1) for rows in outputs.values()]
+    return np.asarray(~np.stack(fine).all(0))
 
 
 def _for_each(images: Tensor, k: int) -> Tensor:

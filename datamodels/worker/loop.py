@@ -22,7 +22,7 @@ from datamodels.worker.arrays import declared_arrays
 from datamodels.worker.blocks import Train, Trained, train_blocks
 from datamodels.worker.prior import make_prior
 
-DIVERGED = "diverged: its margins were not finite, in two trainings from different keys"
+DIVERGED = "diverged: its margins were not finite, or beyond 65,504, in two trainings from different keys"
 
 
 def train_missing(settings: Settings, data: Dataset, device: torch.device) -> str:

@@ -15,15 +15,18 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datamodels.errors import InputError
+from datamodels.progress import say
 from datamodels.runs import deciding_settings, stage_seconds
 from datamodels.settings import GroupSettings, Settings
 from datamodels.store import ArraySpec, Meta, Store, read_meta
 from datamodels.store.layout import Array
+from datamodels.store.precision import FEWEST, BeyondError, coarse, rounded
 from datamodels.subsets import BoolArray, draw_masks
 from datamodels.worker.arrays import declared_arrays
 from datamodels.worker.blocks import Trained, train_blocks
@@ -74,21 +77,44 @@ def train_missing_by(main: Main, settings: Settings) -> str:
     folder = open_or_create(settings, meta, lambda: groups)
     specs = read_meta(folder).arrays
 
+    look = _Look(folder)
+
     def train(ids: range) -> Trained:
+        look()
         masks = draw_masks(settings.store.seed, ids, n, settings.store.alpha)
-        rows = [call(main, i, mask, specs) for i, mask in zip(ids, masks, strict=True)]
+        rows, beyond = list[dict[str, Array]](), dict[int, str]()
+        for i, mask in zip(ids, masks, strict=True):
+            row = _row(main, i, mask, specs)
+            if isinstance(row, BeyondError):
+                # Among models whose numbers fit, one whose do not has diverged. If the first does not fit, none will.
+                if len(rows) == len(beyond) and not len(Store(folder).done):
+                    raise row
+                beyond[i] = str(row)
+                row = {name: np.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
+            rows.append(row)
         arrays = {name: np.stack([row[name] for row in rows]) for name in specs}
         failed = np.flatnonzero(~np.isfinite(arrays["margins"]).all(1))
-        return Trained(masks, arrays, {ids[k]: NOT_FINITE for k in failed})
+        return Trained(masks, arrays, {**{ids[k]: NOT_FINITE for k in failed}, **beyond})
 
     if (Store(folder).missing < total).any():
         with stage_seconds(settings, "worker"):
             train_blocks(folder, total, size, train)
+        look()
     return state(Store(folder), total)
 
 
+def _row(main: Main, index: int, mask: BoolArray, specs: Mapping[str, ArraySpec]) -> dict[str, Array] | BeyondError:
+    try:
+        return call(main, index, mask, specs)
+    except BeyondError as e:
+        return e
+
+
 def call(main: Main, index: int, mask: BoolArray, specs: Mapping[str, ArraySpec]) -> dict[str, Array]:
-    """What the function gives for one model, in the store's types. Raises InputError when it is not what the store wants."""
+    """What the function gives for one model, in the store's types.
+
+    Raises InputError when it is not what the store wants, BeyondError when a number is beyond its type.
+    """
     result = main(index, mask.copy())
     if not isinstance(result, Mapping) or set(result) != set(specs):
         given = sorted(result) if isinstance(result, Mapping) else type(result).__name__
@@ -98,6 +124,19 @@ def call(main: Main, index: int, mask: BoolArray, specs: Mapping[str, ArraySpec]
         array = np.asarray(result[name])
         if array.shape != spec.shape or array.dtype.kind not in "biuf":
             raise InputError(f"the training function gave {name} of shape {array.shape} for model {index}, not {spec.shape}")
-        with np.errstate(over="ignore"):
-            arrays[name] = array.astype(spec.dtype)
+        arrays[name] = rounded(array, spec.dtype, f"{name} of model {index}")
     return arrays
+
+
+class _Look:
+    """Says once, as soon as there are models enough to tell, when their margins are kept too coarsely."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.done = folder, False
+
+    def __call__(self) -> None:
+        if not self.done and len((store := Store(self.folder)).done) >= FEWEST:
+            self.done = True
+            found = coarse(store)
+            if found is not None:
+                say(f"worker: {found}")

@@ -11,10 +11,11 @@ from scipy.stats import spearmanr
 
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
+from datamodels.regress.run import regress_store
 from datamodels.resources import CONFIGS
 from datamodels.runs import read_store, stage_folder
-from datamodels.settings import parse
-from datamodels.store import ArraySpec, Store
+from datamodels.settings import RegressSettings, parse
+from datamodels.store import ArraySpec, Rows, Store
 from datamodels.subsets import draw_masks
 from datamodels.verify import own_subject, verify
 from datamodels.verify.subject import Request
@@ -99,7 +100,70 @@ def test_margins_that_are_not_finite_are_recorded_and_the_rest_go_on(tmp_path):
 
     settings = own(tmp_path, **{"store.margin_dtype": "float16"})
     assert "10 of 12 models are done" in train_missing_by(fragile, settings)
-    assert read_store(settings).failures == {4: NOT_FINITE, 7: NOT_FINITE}
+    beyond = "margins of model 7 reach 1e+09, beyond float16: set store.margin_dtype float32"
+    assert read_store(settings).failures == {4: NOT_FINITE, 7: beyond}
+
+
+def test_margins_beyond_float16_end_the_work_at_the_first_model_and_none_is_given_up(tmp_path):
+    trained = []
+
+    def large(index, mask):
+        trained.append(index)
+        return {"margins": 1e5 * (mask[:6] + 1.0)}
+
+    settings = own(tmp_path, **{"store.margin_dtype": "float16"})
+    with pytest.raises(InputError, match=r"margins of model 0 reach 200000, beyond float16: set store.margin_dtype float32"):
+        train_missing_by(large, settings)
+    assert (trained, read_store(settings).failures, len(read_store(settings).missing)) == ([0], {}, 12)
+    fine = own(tmp_path, **{"run.dir": tmp_path / "fine"})
+    assert "12 of 12" in train_missing_by(large, fine)
+    assert read_store(fine).margins([0]).max() == 2e5
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "told"),
+    [
+        ("float16", 7e4, "extra of model 0 reach 70000, beyond float16: declare another type in store.arrays"),
+        ("float32", -1e39, "extra of model 0 reach -1e.39, beyond float32"),
+        ("int8", 300, "extra of model 0 has 300, which is none of int8"),
+        ("uint8", -1, "extra of model 0 has -1, which is none of uint8"),
+        ("int32", 2.5, "extra of model 0 has 2.5, which is none of int32"),
+        ("int32", np.nan, "extra of model 0 has nan, which is none of int32"),
+    ],
+)
+def test_no_number_is_changed_beyond_rounding(tmp_path, kind, value, told):
+    settings = own(tmp_path, **{"store.arrays": f"extra:{kind}:2"})
+    with pytest.raises(InputError, match=told):
+        train_missing_by(lambda index, mask: {"margins": np.ones(6), "extra": np.array([1, value])}, settings)
+    assert len(read_store(settings).missing) == 12
+    # The same for whoever brings rows to the store itself.
+    meta = read_store(settings).meta
+    rows = {"margins": np.ones((2, 6)), "extra": np.array([[1, 1], [1, value]])}
+    with pytest.raises(InputError, match=told.replace("model 0", "model 5")):
+        Rows.of(meta, [4, 5], np.ones((2, 30), bool), rows)
+
+
+@pytest.mark.parametrize(
+    ("around", "spread", "said"),
+    [(0, 1e-3, False), (5, 2.0, False), (3000, 3.0, True), (3000, 1e-3, True), (1e4, 1e3, False), (100, 0.2, True)],
+)
+def test_a_coarse_float16_is_said_once_and_float32_never_is(tmp_path, capsys, around, spread, said):
+    def near(index, mask):
+        return {"margins": around + spread * np.random.default_rng(index).normal(size=6)}
+
+    for kind in ("float16", "float32"):
+        changed = {"store.margin_dtype": kind, "store.num_models": 40, "run.dir": tmp_path / kind}
+        settings = own(tmp_path, **changed)
+        train_missing_by(near, settings)
+        lines = [line for line in capsys.readouterr().err.splitlines() if "coarsely" in line]
+        assert len(lines) == (said and kind == "float16")
+        few = RegressSettings(device="cpu", heldout=0.3, choice=0.4)
+        regress_store(read_store(settings).folder, tmp_path / f"out-{kind}", few)
+        again = [line for line in capsys.readouterr().err.splitlines() if "coarsely" in line]
+        assert len(again) == len(lines)
+        if lines and around == 3000:
+            assert "6 of 6 targets coarsely" in lines[0]
+            assert "in steps of 2, " in lines[0]
 
 
 @pytest.mark.parametrize(
