@@ -5,6 +5,7 @@ from pathlib import Path
 
 from datamodels.errors import InputError, run_command
 from datamodels.regress.run import export_weights, import_weights, regress, regress_store
+from datamodels.regress.scales import BY_STORE, RAW
 from datamodels.settings import argument_parser, parse
 
 
@@ -12,21 +13,33 @@ def main() -> None:
     """Regress margins on masks, unless that is done; or exchange weights with a .pt file."""
     parser = argument_parser("python -m datamodels.regress", "Weights from the models of a run, or of any store.")
     # Other names within: fastargs has a section `store`, and `import` is Python's.
-    parser.add_argument("--store", dest="any_store", type=Path, metavar="DIR", help="a store of any origin, not the run's")
+    parser.add_argument(
+        "--store",
+        dest="any_store",
+        type=Path,
+        metavar="DIR",
+        help="a store of any origin, not the run's; with --import: its models are compared",
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the weights go, or are, instead of the run's folder")
     parser.add_argument("--import", dest="pt_in", type=Path, metavar="FILE.pt", help="make --out of a published .pt file")
     parser.add_argument(
         "--export", dest="pt_out", type=Path, metavar="FILE.pt", help="write the weights of --out, or the run's"
     )
+    scale = parser.add_mutually_exclusive_group()
+    scale.add_argument("--raw", dest="masks", action="store_const", const=RAW, help="--import: weights for masks of 0 and 1")
+    of_masks = "--import: weights for standardised masks, with a share ALPHA of images in each; without it, as in --store"
+    scale.add_argument("--standardised", dest="masks", nargs="?", const=BY_STORE, metavar="ALPHA", help=of_masks)
     settings, args = parse(sys.argv[1:], parser)
-    if sum(given is not None for given in (args.any_store, args.pt_in, args.pt_out)) > 1:
-        raise InputError("--store, --import and --export are three different things to do; give one of them")
+    if args.pt_out is not None and (args.any_store is not None or args.pt_in is not None):
+        raise InputError("--export is not done together with --import or --store; give one of them")
+    if args.masks is not None and args.pt_in is None:
+        raise InputError("--raw and --standardised say for which masks the weights of --import FILE.pt are")
     if args.pt_out is not None:
         print(export_weights(settings, args.out, args.pt_out))
     elif (args.any_store is None and args.pt_in is None) != (args.out is None):
         raise InputError("--store DIR and --import FILE.pt go together with --out DIR")
     elif args.pt_in is not None:
-        print(import_weights(args.pt_in, args.out))
+        print(import_weights(args.pt_in, args.out, args.masks, args.any_store))
     else:
         print(regress(settings) if args.any_store is None else regress_store(args.any_store, args.out, settings.regress))
 

@@ -1,7 +1,9 @@
 """Datamodels as the `.pt` files that were published with Ilyas et al., 2022, and back.
 
 Such a file is a dictionary of tensors: `weight` (N, T), `bias` (T,), `lam` (T,)
-(https://github.com/MadryLab/datamodels-data). PyTorch writes and reads it, and is loaded for nothing else here.
+(https://github.com/MadryLab/datamodels-data). It does not say for which masks they are (see `scales`); ours have two more
+tensors that do, `mean` (N,) and `std` (N,): the weights are for (mask − mean)/std. PyTorch writes and reads it, and is loaded
+for nothing else here.
 """
 
 from __future__ import annotations
@@ -17,32 +19,91 @@ from datamodels import __version__
 from datamodels.durable import new_file
 from datamodels.errors import InputError
 from datamodels.regress.results import FORMAT_VERSION, Datamodels, write
+from datamodels.regress.scales import BY_STORE, RAW, Scale, scale_named, tried
+from datamodels.store import Store
 from datamodels.store.layout import Array
 
-NAMES = ("weight", "bias", "lam")
+NAMES, OF_MASKS = ("weight", "bias", "lam"), ("mean", "std")
 
 
 def export_pt(models: Datamodels, file: Path) -> None:
-    """Write datamodels as a `.pt` file: all three tensors in float32, as the published ones."""
+    """Write datamodels as a `.pt` file: the tensors in float32, as the published ones; the weights are for masks of 0 and 1."""
     import torch
 
     arrays = dict(zip(NAMES, (models.weights, models.bias, models.lam), strict=True))
+    arrays |= dict(zip(OF_MASKS, (np.zeros(len(models.weights)), np.ones(len(models.weights))), strict=True))
     tensors = {name: torch.from_numpy(np.array(array, np.float32)) for name, array in arrays.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
     with new_file(file) as temporary:
         torch.save(tensors, temporary)
 
 
-def import_pt(file: Path, folder: Path) -> None:
-    """Make a folder of datamodels of a `.pt` file. It names no store, and has no held-out models and no metrics.
+def import_pt(file: Path, folder: Path, masks: str | None = None, store: Store | None = None) -> str:
+    """Make a folder of datamodels of a `.pt` file; what was made of it, in words.
 
-    Raises InputError when the file cannot be read, or its tensors are not of the shapes above, or not finite.
+    It names no store, and has no held-out models and no metrics. `masks` says for which its weights are, where the file does
+    not: 'raw', a share α for standardised ones, or 'store' for ones standardised as those of the store. With a store the
+    weights are compared with its models. Raises InputError when the file cannot be read, its tensors are not of the shapes
+    above, or not finite, or nobody says for which masks they are.
     """
-    weight, bias, lam = _checked(file, _read(file))
+    content = _read(file)
+    weight, bias, lam = _checked(file, content)
+    scale = _scale(file, content, (weight, bias), masks, store)
+    raw, intercept = scale.to_raw(weight, bias)
+    said = "" if store is None else _judged(store, scale, (weight, bias), (raw, intercept))
     t = len(bias)
     about = {"format_version": FORMAT_VERSION, "version": __version__, "imported_from": file.name, "targets": [0, t]}
-    meta = {**about, "store_digest": None, "models": None, "regress": {}}
-    write(folder, csc_matrix(weight), bias, lam.astype(np.float64), np.zeros(0, np.int64), {}, meta)
+    meta = {**about, "weights_were_for": scale.name, "store_digest": None, "models": None, "regress": {}}
+    write(folder, csc_matrix(raw), intercept, lam.astype(np.float64), np.zeros(0, np.int64), {}, meta)
+    return f"weights of {len(raw)} images for {t} targets, given for {scale.name}{said}"
+
+
+def _scale(file: Path, content: Any, given: tuple[Array, Array], masks: str | None, store: Store | None) -> Scale:
+    """For which masks the file's weights are: by its own word, or by the option."""
+    n, own = len(given[0]), [name for name in OF_MASKS if name in content]
+    if own:
+        mean, deviation = _mean_and_deviation(file, content, n)
+        if masks is not None:
+            raise InputError(f"{file} says itself for which masks its weights are; leave --raw and --standardised out")
+        if not mean.any() and (deviation == 1).all():
+            return scale_named(RAW, n, store)
+        return Scale(mean, deviation, "masks standardised by its own mean and std")
+    if masks is not None:
+        return scale_named(masks, n, store)
+    asked = (
+        f"{file} does not say for which masks its weights are: give --standardised 0.5, with the share of images in each mask, "
+    )
+    asked += "for a file of the published solver, or --raw for weights of masks of 0 and 1"
+    if store is not None:
+        asked += f"; beside the models of {store.folder}: read as raw {tried(store, *given)}; as standardised "
+        asked += str(tried(store, *scale_named(BY_STORE, n, store).to_raw(*given)))
+    raise InputError(asked)
+
+
+def _mean_and_deviation(file: Path, content: Any, n: int) -> tuple[Array, Array]:
+    import torch
+
+    found = [content.get(name) for name in OF_MASKS]
+    if not all(isinstance(tensor, torch.Tensor) and tensor.shape == (n,) for tensor in found):
+        raise InputError(f"{file} must hold both mean and std of the masks, tensors ({n},) each, or neither")
+    mean, deviation = (tensor.to(torch.float64).numpy() for tensor in found)
+    if not (np.isfinite(mean).all() and np.isfinite(deviation).all() and (deviation >= 0).all()):
+        raise InputError(f"{file} has a mean or std of the masks that is not finite, or below 0")
+    return mean, deviation
+
+
+def _judged(store: Store, scale: Scale, given: tuple[Array, Array], raw: tuple[Array, Array]) -> str:
+    """What the models say to the weights, in words; where these do not fit, how they would if read the other way."""
+    found = tried(store, *raw)
+    said = f"; beside {found.models} models of {store.folder}: {found}"
+    if found.fits:
+        return said
+    if scale.raw:
+        what, other = "--standardised", tried(store, *scale_named(BY_STORE, len(given[0]), store).to_raw(*given))
+    else:
+        what, other = "--raw", tried(store, *given)
+    better = f"; with {what} it would be {other}" if other.error < found.error else ""
+    return f"{said}: they do not fit, which takes a slope near 1 and no offset{better}"
 
 
 def _read(file: Path) -> Any:

@@ -43,14 +43,16 @@ def export_weights(settings: Settings, folder: Path | None, file: Path) -> str:
     return f"regress: the weights of {source} are in {file}"
 
 
-def import_weights(file: Path, out: Path) -> str:
-    """Make a folder of weights of a .pt file. Raises InputError for another file, or when something stands at `out`."""
+def import_weights(file: Path, out: Path, masks: str | None = None, store: Path | None = None) -> str:
+    """Make a folder of weights of a .pt file, as `exchange.import_pt` does; say what came of it.
+
+    Raises InputError for another file, when nobody says for which masks its weights are, or when something stands at `out`.
+    """
     if out.exists():
         _refuse_anything_but_datamodels(out)
     with _alone(out):
-        import_pt(file, out)
-    n, t = Datamodels.load(out).weights.shape
-    return f"regress: weights of {n} images for {t} targets, in {out}"
+        found = import_pt(file, out, masks, None if store is None else Store(store))
+    return f"regress: {found}; in {out}, for masks of 0 and 1"
 
 
 def _refuse_anything_but_datamodels(folder: Path) -> None:

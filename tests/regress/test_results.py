@@ -127,7 +127,15 @@ def test_the_published_layout_goes_out_and_comes_back(store, tmp_path, command):
     done = command("regress", "--export", tmp_path / "weights.pt", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     tensors = torch.load(tmp_path / "weights.pt", weights_only=True)
-    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {"weight": (N, T), "bias": (T,), "lam": (T,)}
+    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+        "weight": (N, T),
+        "bias": (T,),
+        "lam": (T,),
+        "mean": (N,),
+        "std": (N,),
+    }
+    assert not tensors["mean"].any()
+    assert (tensors["std"] == 1).all()
     done = command("regress", "--import", tmp_path / "weights.pt", "--out", tmp_path / "back")
     assert done.returncode == 0, done.stderr
     back = Datamodels.load(tmp_path / "back")
