@@ -17,8 +17,7 @@ from datamodels.settings import argument_parser, parse
 from datamodels.training import default_gpu, device_named
 
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy}
-SYNTHETIC = {"store": bench_store, "regress": bench_regress}
-OF_RUN = {"samples": bench_samples}
+OF_WEIGHTS = {"regress": bench_regress, "samples": bench_samples}
 FIT = "fit"
 
 
@@ -29,7 +28,7 @@ def main() -> None:
         "store, regress: of synthetic rows, against the disk and against other solvers. fit: a whole regression. "
         "samples: LDS against the number of models of a run, with a prior and without."
     )
-    benches = [*OF_MODELS, *SYNTHETIC, *OF_RUN, FIT]
+    benches = [*OF_MODELS, "store", *OF_WEIGHTS, FIT]
     parser = argument_parser("python -m datamodels.bench", about)
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
     parser.add_argument("--gpu", default=default_gpu(), help="number of the GPU, or cpu (default: what is there)")
@@ -43,9 +42,11 @@ def main() -> None:
         raise InputError(f"which bench? There are {', '.join(benches)}")
     n = [] if args.n is None else [args.n]
     if args.bench == FIT:
-        result, table = bench_fit(settings, size_named(args.size))
-    elif args.bench in SYNTHETIC or args.bench in OF_RUN:
-        result, table = {**SYNTHETIC, **OF_RUN}[args.bench](settings, *n)
+        result, table = bench_fit(settings, size_named(args.size), args.gpu)
+    elif args.bench == "store":
+        result, table = bench_store(settings, *n)
+    elif args.bench in OF_WEIGHTS:
+        result, table = OF_WEIGHTS[args.bench](settings, *n, gpu=args.gpu)
     else:
         device = device_named(args.gpu)
         print(prepare(settings), flush=True)
@@ -55,7 +56,7 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         file = args.out / file_name(result, settings)
         write_json(file, result)
-        if args.bench in OF_RUN:
+        if args.bench == "samples":
             write_file(file.with_suffix(".png"), samples_figure(result))
 
 

@@ -1,5 +1,6 @@
 """Command: weights from the models of a run, as `python -m datamodels.regress -C configs/digits.yaml`."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def main() -> None:
     scale.add_argument("--raw", dest="masks", action="store_const", const=RAW, help="--import: weights for masks of 0 and 1")
     of_masks = "--import: weights for standardised masks, with a share ALPHA of images in each; without it, as in --store"
     scale.add_argument("--standardised", dest="masks", nargs="?", const=BY_STORE, metavar="ALPHA", help=of_masks)
+    parser.add_argument("--gpu", metavar="N", help="the GPU to compute on, or cpu (default: the first one that CuPy finds)")
     settings, args = parse(sys.argv[1:], parser)
     if args.pt_out is not None and (args.any_store is not None or args.pt_in is not None):
         raise InputError("--export is not done together with --import or --store; give one of them")
@@ -41,7 +43,13 @@ def main() -> None:
     elif args.pt_in is not None:
         print(import_weights(args.pt_in, args.out, args.masks, args.any_store))
     else:
-        print(regress(settings) if args.any_store is None else regress_store(args.any_store, args.out, settings.regress))
+        # Who names a GPU here wants that one and nothing else.
+        named = settings.regress.device == "auto" and args.gpu not in (None, "cpu")
+        how = dataclasses.replace(settings.regress, device="gpu") if named else settings.regress
+        if args.any_store is None:
+            print(regress(dataclasses.replace(settings, regress=how), args.gpu))
+        else:
+            print(regress_store(args.any_store, args.out, how, args.gpu))
 
 
 run_command(main)

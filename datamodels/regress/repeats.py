@@ -48,7 +48,7 @@ def repeats(source: Source, subsets: Subsets) -> Repeats:
         tile = order[start : start + TILE_ROWS]
         # A mask whose models are cut apart here counts as two, which leaves the variance within them what it is.
         _, begin, sizes = np.unique(subsets.first[tile], return_index=True, return_counts=True)
-        margins = source.margins(subsets.ids[tile]).astype(np.float64)
+        margins = source.margins(subsets.ids[tile], slice(None), np).astype(np.float64)
         means = np.add.reduceat(margins, begin) / sizes[:, None]
         squares += ((margins - np.repeat(means, sizes, axis=0)) ** 2).sum(0)
         freedom += len(tile) - len(sizes)

@@ -17,7 +17,7 @@ from datamodels.regress.split import Parts, Subsets, split_models
 from datamodels.settings import RegressSettings, parse
 from datamodels.subsets import draw_masks
 from tests.regress.test_path import store_of
-from tests.regress.test_prior import problem_of
+from tests.regress.test_prior import moments_of
 
 SETTINGS = RegressSettings(device="cpu", lams=20, heldout=0.3)
 N, T = 40, 5
@@ -109,14 +109,15 @@ def test_the_prior_takes_repeated_models_for_what_they_are():
     spreads, left = [], []
     for seed in range(6):
         masks, margins, _ = repeated(80, 10, seed=seed)
-        problem = problem_of(masks, margins)
+        moments = moments_of(masks, margins)
+        problem = moments.problem()
         u = problem.correlation / np.diag(problem.gram)[:, None] / np.sqrt(problem.variance)
         effect = Repeats(10.0, np.full(T, 0.09)).effect(problem.variance)
         spreads.append((u**2).mean() / (effect.mean() / (800 * 0.25)))
         flat = covariates_named(FLAT, None, N, T)
         assert flat is not None
         left.append(
-            [estimate(flat, problem, 800, r).spread[0] for r in (Repeats(10.0, np.full(T, 0.09)), Repeats(1.0, np.zeros(T)))]
+            [estimate(flat, moments.problem, T, 800, r).spread[0] for r in (Repeats(10.0, np.full(T, 0.09)), Repeats(1.0, np.zeros(T)))]
         )
     assert np.mean(spreads) == pytest.approx(1, rel=0.15)
     known, naive = np.mean(left, 0)
