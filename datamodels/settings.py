@@ -231,7 +231,10 @@ class RegressSettings:
     lam_ratio: float = real(1e-3, "last λ over the first, λ_max", high=1.0, open_ends=True)
     standardise: bool = switch(False, "penalise each weight by the standard deviation of its image's column of the masks")
     solver: str = setting(
-        Choice("auto", "gram", "saga"), "auto", "gram: from XᵀX; saga: from the models in batches; auto: gram where XᵀX fits"
+        Choice("auto", "gram", "path", "saga"),
+        "auto",
+        "gram: from XᵀX; path: from up to 2,048 models and their exact paths; saga: from the models in batches; "
+        "auto: path with far more images than models, else gram where XᵀX fits",
     )
     block: int = count(0, "targets solved together; memory grows with it; 0: up to 256, on a GPU 1024, as memory allows", low=0)
     gap: float = real(1e-4, "relative duality gap at which a solution is accepted", high=1.0, open_ends=True)

@@ -22,8 +22,8 @@ from datamodels.progress import progress
 from datamodels.regress.arrays import computing, number_format, on_device, to_numpy
 from datamodels.regress.lasso import lipschitz, solve
 from datamodels.regress.moments import Moments
-from datamodels.regress.path import foreseen
 from datamodels.regress.source import TILE_ROWS
+from datamodels.regress.walk import foreseen
 from datamodels.settings import Settings
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray, ByteArray, draw_masks, pack, unpack

@@ -9,6 +9,8 @@ of a number, 4 or 8, B the targets of a block, J the models that choose λ. At t
                      the last λ, their best ones, and the next ones; Xᵀy; of FISTA w, Gw, v, Gv, and c
     prior, sparse  as gram, and twice the factors of the penalty
     prior, mean    as gram, but 8 matrices: the mean, the deviation, and six of conjugate gradients
+    path           the masks of the models as numbers, N m item; of each target two matrices of its support, at most (m, m) and
+                   (m, 4 m), in float64; 8 matrices (N, B)
     saga           the table of residuals of all models (m, B), 8 matrices (N, B) and a float64 one, a batch of models
 
 The float64 that a float32 problem is continued in takes the room of the float32 (see `lasso`), `regress.standardise` none.
@@ -24,7 +26,7 @@ from datamodels.regress import kernels, moments, prior, saga, source
 from datamodels.regress.arrays import ROWS_AT_ONCE, number_format
 from datamodels.settings import RegressSettings
 
-GRAM, SAGA = "gram", "saga"
+GRAM, PATH, SAGA = "gram", "path", "saga"
 EXACT_IN_FLOAT32 = 2**24
 GRAM_MATRICES, FACTORS, MEAN_MATRICES = 9, 2, 8
 VECTORS = 24
@@ -115,6 +117,14 @@ class Needs:
             return 0
         each = min(targets, max(1, prior.BASIS_NUMBERS // (self.n * self.terms)))
         return 8 * self.n * each * ((1 + (terms > 1)) * self.terms + self.covariates + 6)
+
+    def _of_exact_path(self, block: int) -> int:
+        """On the host: masks and margins as numbers, and of each target two matrices of its support, and a working set."""
+        m, matrix = self.fit + self.choice, self.n * block * self.item
+        support, among = min(m, self.n), min(self.n, 4 * m)
+        of_each = 8 * (2 * support * support + 2 * among * (support + m))
+        masks = self.n * m * (self.item + 1) + m * block * 16
+        return masks + block * of_each + 8 * matrix + self._judged(self.choice, block) + self._score(block)
 
     def _of_saga(self, block: int) -> int:
         n, rows = self.n, max(saga.BATCH_ROWS, 1)

@@ -38,10 +38,11 @@ from datamodels.regress.solvers import Gram, Lasso, Solver, plan
 from datamodels.regress.source import TILE_ROWS, Source, targets_named
 from datamodels.regress.split import Parts, Subsets, split_models
 from datamodels.regress.unfinished import Kept, Unfinished
+from datamodels.regress.walk import walk
 from datamodels.settings import RegressSettings
 from datamodels.store import Store
 from datamodels.store.layout import Array
-from datamodels.subsets import IndexArray
+from datamodels.subsets import BoolArray, IndexArray
 
 PATIENCE = 5
 """Values of λ without a smaller error after which a target's path ends."""
@@ -49,7 +50,6 @@ METRICS = ("lds", "r2", "mse", "nonzeros")
 
 FloatArray = npt.NDArray[np.float64]
 Work = Callable[..., Kept]
-LEAST_LAM = 1e-300
 
 
 @dataclass(frozen=True)
@@ -238,36 +238,13 @@ class _Run:
     def choose(self, block: slice, packed: Any, judged: IndexArray) -> Kept:
         """λ (T,) with the smallest error on the choosing models, and the weights (N, T) there, of one block.
 
-        The path runs from λ_max down. Each solution starts from the last two: between kinks it is linear in λ. A target leaves
-        when its error has not fallen for a few values.
+        The path runs from λ_max down; a target leaves when its error has not fallen for a few values.
         """
-        xp, settings, lasso, t = self.xp, self.settings, self._lasso(block), block.stop - block.start
-        truth = self.source.margins(judged, block, xp)
-        last, before, best = (xp.zeros((self.source.n, t), self.solver.dtype) for _ in range(3))
-        least, at, since, active = np.full(t, np.inf), np.zeros(t, np.int64), np.zeros(t, np.int64), np.arange(t)
-        # A target without any correlation keeps zero weights; its λ only has to be positive.
-        ratios, top = np.geomspace(1, settings.lam_ratio, settings.lams), np.maximum(to_numpy(lasso.top), LEAST_LAM)
-        for k, ratio in enumerate(ratios):
-            start = foreseen(last, before, ratios, k, xp)
-            found = lasso.solve(active, on_device(top[active] * ratio, xp), start)
-            error = to_numpy(_error(found, lasso.bias(active, found), packed, truth, xp))
-            better = error < least[active]
-            won = active[better]
-            least[won], at[won] = error[better], k
-            put_columns(best, on_device(won, xp), found, on_device(np.flatnonzero(better), xp), xp)
-            since[active] += 1
-            since[won] = 0
-            where = f"λ {k + 1} of {len(ratios)}, {len(active)} of {t} targets"
-            self._step(t, f"targets {block.start} to {block.stop} of {self.source.t}, {where}")
-            last, before = found, last
-            if (since[active] >= PATIENCE).any():
-                stay = np.flatnonzero(since[active] < PATIENCE)
-                active = active[stay]
-                last, before, truth = (keep_columns(matrix, on_device(stay, xp), xp) for matrix in (last, before, truth))
-            if not len(active):
-                self._step((len(ratios) - k - 1) * t)
-                break
-        return {"lam": top * ratios[at], **_sparse(to_numpy(best))}
+        lasso, ratios = self._lasso(block), np.geomspace(1, self.settings.lam_ratio, self.settings.lams)
+        choice = _Choice(self, block, packed, self.source.margins(judged, block, self.xp), lasso)
+        top = walk(lasso, ratios, self.source.n, self.solver.dtype, self.xp, choice.judge)
+        self._step(len(ratios) * (block.stop - block.start) - choice.steps)
+        return {"lam": top * ratios[choice.at], **_sparse(to_numpy(choice.best))}
 
     def refit(self, block: slice, packed: Any, heldout: IndexArray) -> Kept:
         """Weights, bias and metrics of one block at its λ, from all models but the held-out ones."""
@@ -327,20 +304,38 @@ class _Run:
         return {**kept, "bias": to_numpy(bias).astype(np.float32), "lam": lam, **metrics, "nonzeros": kept["counts"]}
 
 
-def foreseen(last: Any, before: Any, ratios: FloatArray, k: int, xp: Any) -> Any:
-    """Weights to begin with at the k-th λ, in the place of those at the last λ but one.
+class _Choice:
+    """Of each of a block's targets the λ with the smallest error so far, its place `at` (T,), and the weights `best` (N, T)."""
 
-    They are those at the last one, moved on as they moved before where they are not zero.
-    """
-    if k < 2:
-        before[...] = last
-        return before
-    onward = last.dtype.type((ratios[k] - ratios[k - 1]) / (ratios[k - 1] - ratios[k - 2]))
-    xp.subtract(last, before, out=before)
-    before *= onward
-    before *= last != 0
-    before += last
-    return before
+    def __init__(self, run: _Run, block: slice, packed: Any, truth: Any, lasso: Lasso) -> None:
+        self.run, self.block, self.packed, self.truth, self.lasso = run, block, packed, truth, lasso
+        t = block.stop - block.start
+        self.best = run.xp.zeros((run.source.n, t), run.solver.dtype)
+        self.least, self.at, self.since, self.of = (
+            np.full(t, np.inf),
+            np.zeros(t, np.int64),
+            np.zeros(t, np.int64),
+            np.arange(t),
+        )
+        self.steps = 0
+
+    def judge(self, k: int, targets: IndexArray, found: Any) -> BoolArray:
+        """See `walk`."""
+        xp, t = self.run.xp, self.block.stop - self.block.start
+        if len(targets) < len(self.of):
+            self.truth = keep_columns(self.truth, on_device(np.searchsorted(self.of, targets), xp), xp)
+            self.of = targets
+        error = to_numpy(_error(found, self.lasso.bias(targets, found), self.packed, self.truth, xp))
+        better = error < self.least[targets]
+        won = targets[better]
+        self.least[won], self.at[won] = error[better], k
+        put_columns(self.best, on_device(won, xp), found, on_device(np.flatnonzero(better), xp), xp)
+        self.since[targets] += 1
+        self.since[won] = 0
+        where = f"λ {k + 1} of {self.run.settings.lams}, {len(targets)} of {t} targets"
+        self.run._step(t, f"targets {self.block.start} to {self.block.stop} of {self.run.source.t}, {where}")
+        self.steps += t
+        return np.asarray(self.since[targets] < PATIENCE)
 
 
 def _sparse(weights: Array) -> Kept:

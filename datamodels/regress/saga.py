@@ -92,6 +92,8 @@ class _State:
 class StreamLasso:
     """The lasso of one block of targets over a stream."""
 
+    side_by_side = 0
+
     def __init__(self, stream: Stream, targets: slice, gap: float) -> None:
         self.stream, self.gap, self.xp = stream, gap, stream.xp
         self.columns = np.arange(stream.source.t)[targets]

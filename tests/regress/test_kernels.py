@@ -22,6 +22,8 @@ from tests.standins.cuda_cpp import have_compiler, sanitizers
 from tests.standins.strict_cupy import StrictCupy
 
 SOURCES = sorted(KERNELS.glob("*.cu"))
+
+
 def _nvrtc_works():
     try:
         from cupy.cuda import nvrtc

@@ -117,7 +117,10 @@ def test_the_prior_takes_repeated_models_for_what_they_are():
         flat = covariates_named(FLAT, None, N, T)
         assert flat is not None
         left.append(
-            [estimate(flat, moments.problem, T, 800, r).spread[0] for r in (Repeats(10.0, np.full(T, 0.09)), Repeats(1.0, np.zeros(T)))]
+            [
+                estimate(flat, moments.problem, T, 800, r).spread[0]
+                for r in (Repeats(10.0, np.full(T, 0.09)), Repeats(1.0, np.zeros(T)))
+            ]
         )
     assert np.mean(spreads) == pytest.approx(1, rel=0.15)
     known, naive = np.mean(left, 0)

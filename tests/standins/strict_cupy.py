@@ -379,9 +379,7 @@ class StrictCupy:
         dtype = np.result_type(a, b)
         # cuBLAS takes matrices in one piece and of one type; CuPy copies others.
         copied = sum(
-            x.size * dtype.itemsize
-            for x in (a, b)
-            if x.dtype != dtype or not (x.flags.c_contiguous or x.flags.f_contiguous)
+            x.size * dtype.itemsize for x in (a, b) if x.dtype != dtype or not (x.flags.c_contiguous or x.flags.f_contiguous)
         )
         if out is None:
             found = self._result(np.matmul(a, b))
