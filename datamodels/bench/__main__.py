@@ -1,11 +1,12 @@
 """Command: measure, as `python -m datamodels.bench train -C configs/digits.yaml --gpu cpu`."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from datamodels.bench.accuracy import bench_accuracy
 from datamodels.bench.fit import DEFAULT, bench_fit, size_named
-from datamodels.bench.record import file_name
+from datamodels.bench.record import Record, file_name
 from datamodels.bench.regress import bench_regress
 from datamodels.bench.samples import bench_samples, samples_figure
 from datamodels.bench.store import bench_store
@@ -17,7 +18,7 @@ from datamodels.settings import argument_parser, parse
 from datamodels.training import default_gpu, device_named
 
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy}
-OF_WEIGHTS = {"regress": bench_regress, "samples": bench_samples}
+OF_WEIGHTS: dict[str, Callable[..., tuple[Record, str]]] = {"regress": bench_regress, "samples": bench_samples}
 FIT = "fit"
 
 

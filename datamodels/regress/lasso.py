@@ -17,8 +17,8 @@ Every dual point s·r, r = y − Xw the residual, with s small enough that |Xᵀ
 Solved by accelerated proximal gradient (Beck & Teboulle, FISTA, 2009) with gradient restart for each target by itself
 (O'Donoghue & Candès, 2015); all targets of a step share one product with G. A target is done, and leaves, when its gap is
 below the tolerance relative to P(w). Masks are random, so with m > N the eigenvalues of G lie between α(1−α)(1 ± √(N/m))², and
-a few steps do. Where a float32 problem has not come to its gap in 1,000 steps, the products are continued in float64, for half of
-the targets that are left after the other, so that it takes no more memory.
+a few steps do. Where a float32 problem has not come to its gap in 1,000 steps, the products are continued in float64, for half
+of the targets that are left and then for the others, which takes no more memory.
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ of a number, 4 or 8, B the targets of a block, J the models that choose λ. At t
                      the masks of the J models, packed, with their margins, and 9 matrices (N, B): of the path the weights of
                      the last λ, their best ones, and the next ones; Xᵀy; of FISTA w, Gw, v, Gv, and c
     prior, sparse  as gram, and twice the factors of the penalty
-    prior, mean    as gram, but 8 matrices: the mean, the deviation, and six of conjugate gradients
+    prior, mean    as gram, but 7 matrices: the mean, the deviation, and five of conjugate gradients
     path           the masks of the models as numbers, N m item; of each target two matrices of its support, at most (m, m) and
                    (m, 4 m), in float64; 8 matrices (N, B)
     saga           the table of residuals of all models (m, B), 8 matrices (N, B) and a float64 one, a batch of models
 
-The float64 that a float32 problem is continued in takes the room of the float32 (see `lasso`), `regress.standardise` none.
+The float64 that a float32 problem is continued in takes the room of the float32 (see `lasso`), `regress.standardise` none. On
+the processor the weights that were found are not counted where they are sparse.
 """
 
 from __future__ import annotations
@@ -28,18 +29,20 @@ from datamodels.settings import RegressSettings
 
 GRAM, PATH, SAGA = "gram", "path", "saga"
 EXACT_IN_FLOAT32 = 2**24
-GRAM_MATRICES, FACTORS, MEAN_MATRICES = 9, 2, 8
-VECTORS = 24
+GRAM_MATRICES, FACTORS, MEAN_MATRICES = 9, 2, 7
+VECTORS = 32
 """Numbers for each target that have no other dimension."""
+OF_PYTHON = 2**17
+"""What Python's own objects take on the processor."""
 
 
 @dataclass(frozen=True)
 class Needs:
     """What decides how much memory a regression takes.
 
-    `n` images, `t` targets, the models `fit`, `choice` and `heldout`; `margin` and `item` are the bytes of a margin in the store
-    and of a number in the solver. With a prior there are `covariates` and `terms` of its basis, else `terms` is 0; `sparse` is
-    `regress.sparse`. `on_host` is for the processor.
+    `n` images, `t` targets, the models `fit`, `choice` and `heldout`; `margin` and `item` are the bytes of a margin in the
+    store and of a number in the solver. With a prior there are `covariates` and `terms` of its basis, else `terms` is 0;
+    `sparse` is `regress.sparse`. `on_host` is for the processor.
     """
 
     n: int
@@ -56,13 +59,14 @@ class Needs:
 
     def bytes(self, solver: str, block: int) -> int:
         """The most that is held at once with so many targets in a block."""
+        more = OF_PYTHON if self.on_host else 0
         if solver == SAGA:
-            return max(self._tile(0), self._of_saga(block))
+            return more + max(self._tile(0), self._of_saga(block))
         held = self.n * self.n * self.item + self.n * self.t * 8 + 8 * (2 * self.n + 8 * self.t)
         stages = [self._tile(self._products()), self._of_path(block)]
         if self.terms and self.on_host:
             stages.append(self._basis(self.t, 3) + 2 * self.n * self.item)
-        return held + max(stages)
+        return more + held + max(stages)
 
     def _tile(self, products: int) -> int:
         """A tile of models while it is taken in."""
@@ -103,7 +107,9 @@ class Needs:
             results = 12 * self.n * self.t if self.on_host else 0
             return max(judged + results + self._basis(block, 1), score + results, 2 * results)
         more = FACTORS if self.terms else 0
-        solved = (GRAM_MATRICES + more) * matrix + self._vectors(block)
+        # Some rows of a float32 XᵀX in float64.
+        wide = min(moments.WIDE_ROWS, self.n) * self.n * 8 if self.item < 8 else 0
+        solved = (GRAM_MATRICES + more) * matrix + self._vectors(block) + wide
         looked = (4 + more // 2) * matrix + self._predicted(self.choice, block, self.item)
         return max(self._judged(self.choice, block) + max(solved, looked), self._judged(self.heldout, 0) + score)
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from datamodels.regress.arrays import on_device, row_tiles
 from datamodels.regress.kernels import unpacked
-from datamodels.store.layout import Array
 
 GRAM_ROWS = 1024
 """Rows of XᵀX and XᵀY that one product makes."""

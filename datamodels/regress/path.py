@@ -59,7 +59,7 @@ class Fit:
     `columns` are the weights (N, T) as a sparse matrix (CSC, float32), `weights` the same as an array. `metrics` has for each
     target `lds`, `r2`, `mse` (on held-out models) and `nonzeros`, each an array (T,). `constant_images` are those in all of the
     masks or in none, about which nothing can be learnt, `constant_targets` those of one margin only. `seconds` says how long
-    each part took, `solver` what solved, how many targets at once, in which number format, and the most bytes of memory that were
+    each part took, `solver` what solved, how many targets at once, in which number format, and the bytes of memory that were
     planned for it on the device.
     """
 
@@ -352,8 +352,8 @@ def _columns(n: int, kept: Kept) -> Any:
 
 def predict(weights: Any, bias: Any, packed: Any, xp: Any) -> FloatArray:
     """Margins (m, T), on the host, predicted for packed masks (m, ⌈N/8⌉): 1_S'·w + b."""
-    n, tiles = len(weights), row_tiles(len(packed), TILE_ROWS)
-    return np.concatenate([to_numpy(unpacked(packed[rows], n, xp, weights.dtype) @ weights + bias) for rows in tiles])
+    tiles = row_tiles(len(packed), TILE_ROWS)
+    return np.concatenate([to_numpy(_of_tile(weights, packed[rows], xp) + bias) for rows in tiles])
 
 
 def score(predicted: FloatArray, true: Array) -> dict[str, FloatArray]:
@@ -378,6 +378,10 @@ def _error(weights: Any, bias: Any, packed: Any, truth: Any, xp: Any) -> Any:
     """Mean squared error (T,) on the choosing models."""
     total = xp.zeros(weights.shape[1])
     for rows in row_tiles(len(packed), TILE_ROWS):
-        x = unpacked(packed[rows], len(weights), xp, weights.dtype)
-        total += ((x @ weights + bias - truth[rows]) ** 2).sum(0)
+        total += ((_of_tile(weights, packed[rows], xp) + bias - truth[rows]) ** 2).sum(0)
     return total / len(packed)
+
+
+def _of_tile(weights: Any, packed: Any, xp: Any) -> Any:
+    """1_S'·w for a tile of masks; as a function of its own it has let go of one tile's numbers when the next come."""
+    return unpacked(packed, len(weights), xp, weights.dtype) @ weights

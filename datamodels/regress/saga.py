@@ -166,11 +166,9 @@ class StreamLasso:
         xp, m, t = self.xp, self.stream.sums.m, len(state.columns)
         residual, along, norm, steepest, pulled = *(xp.zeros(t) for _ in range(4)), xp.zeros(state.mean.shape)
         for rows in self.stream.batches:
-            x, y, _ = self._look(state, rows)
-            r = _of_batch(state.table, rows)
-            pulled += self._pulled(x, r)
-            residual += (r * r).sum(0, dtype=np.float64)
-            along += (y * r).sum(0, dtype=np.float64)
+            of_batch = self._renew_batch(state, rows, pulled)
+            residual += of_batch[0]
+            along += of_batch[1]
         pulled /= m
         state.mean[...] = pulled
         for part in row_tiles(len(pulled), WIDE_ROWS):
@@ -178,6 +176,13 @@ class StreamLasso:
             norm += (penalty * xp.abs(state.w[part])).sum(0)
             steepest = xp.maximum(steepest, (xp.abs(pulled[part]) / penalty).max(0))
         return residual / m, along / m, norm, steepest
+
+    def _renew_batch(self, state: _State, rows: IndexArray, pulled: Any) -> tuple[Any, Any]:
+        """Add Xᵀr of one batch to `pulled`. Returns its ‖r‖² and y·r; it lets go of its masks before the next are there."""
+        x, y, _ = self._look(state, rows)
+        r = _of_batch(state.table, rows)
+        pulled += self._pulled(x, r)
+        return (r * r).sum(0, dtype=np.float64), (y * r).sum(0, dtype=np.float64)
 
 
 def _of_batch(table: Any, rows: IndexArray) -> Any:

@@ -1,4 +1,4 @@
-"""What must be so of an array module, NumPy's double: run on the strict stand-in everywhere, and on CuPy where there is a GPU."""
+"""What must be so of an array module beside NumPy: run on the strict stand-in everywhere, on CuPy where there is a GPU."""
 
 import dataclasses
 

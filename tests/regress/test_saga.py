@@ -133,7 +133,7 @@ def test_the_solver_is_chosen_by_what_fits_into_memory(tmp_path, monkeypatch):
     assert planned(80e9) == ("Gram", 256)
     assert planned(80e9, block=1000) == ("Gram", 1000)
     assert planned(80e9, source) == ("Gram", 6)
-    solver, block = planned(12.2e9)
+    solver, block = planned(12.6e9)
     assert solver == "Gram"
     assert 0 < block < 256
     assert planned(8e9)[0] == "Saga"

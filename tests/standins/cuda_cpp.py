@@ -1,7 +1,7 @@
 """CUDA kernels as C++ on the processor.
 
-The kernels have no shared memory and no barriers, so their source, compiled as C++ with the few names of CUDA that it uses, runs
-thread after thread on the processor.
+The kernels have no shared memory and no barriers, so their source, compiled as C++ with the few names of CUDA that it uses,
+runs thread after thread on the processor.
 """
 
 import ctypes
@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ class Launcher:
 
     def __call__(self, grid, block, arguments):
         assert len(arguments) == len(self.kinds), (self.name, len(arguments), self.kinds)
-        held = []
+        held = list[Any]()
         for given, kind in zip(arguments, self.kinds, strict=True):
             word, pointer = kind.replace("const ", "").replace("*", "").split()[0], "*" in kind
             wanted = self.real if word == "REAL" else KINDS[word]

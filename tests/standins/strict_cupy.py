@@ -3,12 +3,15 @@
 - NumPy arrays and CuPy's do not mix: what CuPy refuses is refused, with `Refused`.
 - Functions and methods take what CuPy's own take, where CuPy is installed to tell; names that it lacks are missing.
 - Memory order is CuPy's: `asarray`, `astype`, `empty_like` keep Fortran order, ufuncs give C order.
-- `log` counts what CuPy does unasked: transfers and waits that nobody wrote down. `.get()` is asked for, and in `gets`.
+- `log` counts what CuPy does unasked: transfers and waits that nobody wrote down. `.get()` is asked for, and in `gets`; what is
+  sent is in `uploaded`, in bytes, and what CUDA is asked about itself in `asked`.
 - Each device counts the bytes of live arrays, their peak, and what the pool holds; `capacity` is where memory ends.
 - `RawKernel` compiles CUDA as C++, see `cuda_cpp`.
 
 A module object, to be put in the place of CuPy in `sys.modules`.
 """
+
+# ruff: noqa: ARG002, N802 (names and signatures are CuPy's)
 
 import collections
 import inspect
@@ -16,6 +19,7 @@ import numbers
 import operator
 import weakref
 from importlib.machinery import ModuleSpec
+from typing import Any
 
 import numpy as np
 
@@ -171,7 +175,7 @@ class Array:
         return getattr(self.cupy, func.__name__)(*args, **kwargs)
 
 
-def _add_operators():
+def _add_operators():  # noqa: C901
     def binary(name):
         def forward(self, other):
             return self.cupy._ufunc(name, self, other)
@@ -253,12 +257,12 @@ class _Runtime:
     def __init__(self, cupy):
         self.cupy = cupy
 
-    def memGetInfo(self):  # noqa: N802
+    def memGetInfo(self):
         self.cupy.asked.append("memGetInfo")
         capacity = self.cupy.capacity
         return capacity - self.cupy.held[self.cupy.current], capacity
 
-    def getDeviceCount(self):  # noqa: N802
+    def getDeviceCount(self):
         self.cupy.asked.append("getDeviceCount")
         return self.cupy.devices
 
@@ -271,7 +275,7 @@ class _Cuda:
         self.cupy.asked.append("is_available")
         return self.cupy.devices > 0
 
-    def Device(self, number=None):  # noqa: N802
+    def Device(self, number=None):
         return _Device(self.cupy, number)
 
 
@@ -287,7 +291,7 @@ class _Linalg:
 
 
 class _RawKernel:
-    def __init__(self, cupy, code, name, options=()):
+    def __init__(self, code, name, options=()):
         macros = dict(option.removeprefix("-D").split("=") for option in options)
         self.launcher = Launcher(code, name, macros["REAL"])
 
@@ -306,9 +310,9 @@ class StrictCupy:
 
     def __init__(self, devices=1, capacity=80 * 10**9):
         self.devices, self.capacity, self.current = devices, capacity, 0
-        self.log, self.gets, self.asked = collections.Counter(), 0, []
-        self.live, self.peak, self.held = (collections.Counter() for _ in range(3))
-        self._owned = {}
+        self.log, self.gets, self.uploaded, self.asked = collections.Counter[str](), 0, 0, list[str]()
+        self.live, self.peak, self.held = (collections.Counter[int]() for _ in range(3))
+        self._owned: dict[int, Any] = {}
         self.cuda, self.linalg = _Cuda(self), _Linalg(self)
         self.__name__, self.__spec__ = "cupy", ModuleSpec("cupy", None)
 
@@ -318,8 +322,8 @@ class StrictCupy:
     def get_default_pinned_memory_pool(self):
         return _Pinned()
 
-    def RawKernel(self, code, name, options=(), backend="nvrtc"):  # noqa: N802
-        return _RawKernel(self, code, name, options)
+    def RawKernel(self, code, name, options=(), backend="nvrtc"):
+        return _RawKernel(code, name, options)
 
     def asarray(self, a, dtype=None, order=None, *, copy=None, blocking=False):
         return self.array(a, dtype, copy, order or "K", blocking=blocking)
@@ -331,7 +335,7 @@ class StrictCupy:
         if not isinstance(obj, Array):
             host = np.asarray(obj)
             order = "F" if order in "KAF" and (order == "F" or host.flags.fnc) else "C"
-            self.uploaded = getattr(self, "uploaded", 0) + host.size * np.dtype(dtype or host.dtype).itemsize
+            self.uploaded += host.size * np.dtype(dtype or host.dtype).itemsize
             return Array(np.array(host, dtype, order=order), self)
         dtype = obj.dtype if dtype is None else np.dtype(dtype)
         same = dtype == obj.dtype and (order in "KA" or obj.flags.c_contiguous)
@@ -365,7 +369,7 @@ class StrictCupy:
         out = kwargs.pop("out", None)
         out = out[0] if isinstance(out, tuple) else out
         if name == "matmul":
-            return self._matmul(*inputs, out=out)
+            return self._matmul(out, *inputs)
         found = getattr(np, name)(*(_bare(x, name) for x in inputs), **kwargs)
         if out is None:
             return self._result(found)
@@ -374,7 +378,7 @@ class StrictCupy:
         out.bare[...] = found
         return out
 
-    def _matmul(self, a, b, out=None):
+    def _matmul(self, out, a, b):
         a, b = (_bare(x, "matmul") for x in (a, b))
         dtype = np.result_type(a, b)
         # cuBLAS takes matrices in one piece and of one type; CuPy copies others.
