@@ -31,18 +31,17 @@ from datamodels.regress.moments import Problem
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray, IndexArray
 
-MOST_MODELS = 2048
 REACH = 0.8
 """A working set is made for λ down to so many times the one that is wanted now."""
 STRIDE = 0.85
 """A longer way down is gone in steps of this."""
 MOST_ROUNDS = 100
-MOST_KINKS = 20
+MOST_KINKS = 4
 """Of so many times the images of a working set, for one λ."""
 DEPENDENT = 1e-9
 REFRESH = 64
 """Changes of the support after which G_AA⁻¹ is reckoned anew."""
-JITTER = 1e-12
+JITTER, INSET = 1e-12, 0.1
 
 
 class Among(Protocol):
@@ -85,8 +84,9 @@ class Masks:
     def slopes(self, targets: IndexArray, supports: list[IndexArray], weights: list[Array]) -> Array:
         """See `Design`."""
         parts = zip(targets.tolist(), supports, weights, strict=True)
-        of = [self.residual(t, w @ self.x[on].astype(w.dtype)) for t, on, w in parts]
-        found: Array = np.matmul(self.x, (np.stack(of, 1) / self.m).astype(self.x.dtype))
+        of: list[Array] = [self.residual(t, w @ self.x[on].astype(w.dtype)) for t, on, w in parts]
+        residuals: Array = np.stack(of, 1) / self.m
+        found: Array = np.matmul(self.x, residuals.astype(self.x.dtype))
         return found
 
     def residual(self, target: int, fitted: Array) -> Array:
@@ -154,6 +154,7 @@ class Path:
         self.values: Array
         self.signs: Array
         self.bounds: Array
+        self.inset: Array
         self.f: Array
         self.rows: Array
         self.inverse: Array
@@ -161,6 +162,7 @@ class Path:
         self.changes, self.way = 0, 0.0
         rng = np.random.default_rng(0)
         self.jitter = 1 + JITTER * rng.random(design.n)  # of the bounds, so that no two images reach theirs at once
+        self.insets = 1 - INSET * rng.random(design.n)
         self._gather(np.flatnonzero(start), start, slopes)
         if self._invert():
             return
@@ -199,7 +201,9 @@ class Path:
         self.shut[:] = False
         self.shut[self.active] = True
         bound = self.lam * self.bounds
-        now = np.clip(self.f, -bound, bound)
+        # Inside their bounds, each at a distance of its own: those that break it come back to it one after another.
+        within = bound * self.inset
+        now = np.clip(self.f, -within, within)
         now[self.active] = bound[self.active] * self.signs
         move, down, left = self.f - now, lam - self.lam, 1.0
         for _ in range(MOST_KINKS * len(self.among) + 100):
@@ -313,7 +317,7 @@ class Path:
         """Another working set, of which the support is a part."""
         support = self.support
         self.among, self.active, self.at_hand = among, np.searchsorted(among, support), self.design.among(among)
-        self.bounds = self.penalty[among] * self.jitter[among]
+        self.bounds, self.inset = self.penalty[among] * self.jitter[among], self.insets[among]
         self.shut = np.zeros(len(among), bool)
         self.shut[self.active] = True
         size = max(len(self.inverse), len(support))

@@ -9,8 +9,9 @@ of a number, 4 or 8, B the targets of a block, J the models that choose λ. At t
                      the last λ, their best ones, and the next ones; Xᵀy; of FISTA w, Gw, v, Gv, and c
     prior, sparse  as gram, and twice the factors of the penalty
     prior, mean    as gram, but 7 matrices: the mean, the deviation, and five of conjugate gradients
-    path           the masks of the models as numbers, N m item; of each target two matrices of its support, at most (m, m) and
-                   (m, 4 m), in float64; 8 matrices (N, B)
+    path           masks of the models as numbers, N m item; of each target the inverse on its support and what is at hand of
+                   its working set, at most 3 matrices (m, m) and 2 (m, 4 m) in float64; 7 matrices (N, B). Gram, with
+                   fewer models than images, holds the latter two too
     saga           the table of residuals of all models (m, B), 8 matrices (N, B) and a float64 one, a batch of models
 
 The float64 that a float32 problem is continued in takes the room of the float32 (see `lasso`), `regress.standardise` none. On
@@ -29,7 +30,11 @@ from datamodels.settings import RegressSettings
 
 GRAM, PATH, SAGA = "gram", "path", "saga"
 EXACT_IN_FLOAT32 = 2**24
-GRAM_MATRICES, FACTORS, MEAN_MATRICES = 9, 2, 7
+GRAM_MATRICES, PATH_MATRICES, FACTORS, MEAN_MATRICES = 9, 3, 2, 7
+MOST_MODELS, AMONG = 2048, 4
+"""Exact paths are followed for up to so many models; a working set is taken to be up to so many times as many images."""
+FISTA_COLUMNS, MOST_TOGETHER = 32, 8
+"""Few targets are solved at several λ side by side, up to so many columns and so many values of λ."""
 VECTORS = 32
 """Numbers for each target that have no other dimension."""
 OF_PYTHON = 2**17
@@ -60,6 +65,8 @@ class Needs:
     def bytes(self, solver: str, block: int) -> int:
         """The most that is held at once with so many targets in a block."""
         more = OF_PYTHON if self.on_host else 0
+        if solver == PATH:
+            return more + max(self._tile(0), self._of_masks(block))
         if solver == SAGA:
             return more + max(self._tile(0), self._of_saga(block))
         held = self.n * self.n * self.item + self.n * self.t * 8 + 8 * (2 * self.n + 8 * self.t)
@@ -109,7 +116,13 @@ class Needs:
         more = FACTORS if self.terms else 0
         # Some rows of a float32 XᵀX in float64.
         wide = min(moments.WIDE_ROWS, self.n) * self.n * 8 if self.item < 8 else 0
-        solved = (GRAM_MATRICES + more) * matrix + self._vectors(block) + wide
+        # While few targets are left, each may be solved at several λ: so many columns instead of the block's.
+        columns = max(block, min(FISTA_COLUMNS, MOST_TOGETHER * block))
+        beside = (GRAM_MATRICES - PATH_MATRICES) * self.n * columns * self.item + self._vectors(columns)
+        factors = more * matrix + (more // 2) * self.n * (columns - block) * self.item
+        solved = (PATH_MATRICES + (columns > block)) * matrix + factors + beside + wide
+        if self.on_host and self.exact:
+            solved = (PATH_MATRICES + more + 3) * matrix + self._of_supports(block)
         looked = (4 + more // 2) * matrix + self._predicted(self.choice, block, self.item)
         return max(self._judged(self.choice, block) + max(solved, looked), self._judged(self.heldout, 0) + score)
 
@@ -124,13 +137,24 @@ class Needs:
         each = min(targets, max(1, prior.BASIS_NUMBERS // (self.n * self.terms)))
         return 8 * self.n * each * ((1 + (terms > 1)) * self.terms + self.covariates + 6)
 
-    def _of_exact_path(self, block: int) -> int:
-        """On the host: masks and margins as numbers, and of each target two matrices of its support, and a working set."""
-        m, matrix = self.fit + self.choice, self.n * block * self.item
-        support, among = min(m, self.n), min(self.n, 4 * m)
-        of_each = 8 * (2 * support * support + 2 * among * (support + m))
-        masks = self.n * m * (self.item + 1) + m * block * 16
-        return masks + block * of_each + 8 * matrix + self._judged(self.choice, block) + self._score(block)
+    @property
+    def exact(self) -> bool:
+        """Whether there are so few models, fewer than images, that exact paths are followed on the processor."""
+        return self.fit + self.choice < min(self.n, MOST_MODELS + 1)
+
+    def _of_supports(self, block: int) -> int:
+        """Of each target the inverse on its support, while it grows, and of its working set masks and products, in float64."""
+        m = min(self.fit + self.choice, self.n)
+        among = min(self.n, AMONG * m)
+        return block * 8 * (3 * m * m + 2 * among * m)
+
+    def _of_masks(self, block: int) -> int:
+        """Masks by image, margins in float64, and what the paths of a block hold."""
+        m = self.fit + self.choice
+        masks = self.n * m * (self.item + 2) + 3 * m * block * 8
+        matrices = (PATH_MATRICES + 4) * self.n * block * self.item
+        held = self._judged(self.choice, block) + self._score(block)
+        return masks + matrices + self._of_supports(block) + held
 
     def _of_saga(self, block: int) -> int:
         n, rows = self.n, max(saga.BATCH_ROWS, 1)

@@ -15,10 +15,10 @@ import numpy as np
 
 from datamodels.errors import InputError
 from datamodels.machine import megabytes
-from datamodels.regress.active import MOST_MODELS, ActiveLasso, Masks, Products
+from datamodels.regress.active import ActiveLasso, Masks, Products
 from datamodels.regress.arrays import free_memory, on_device
 from datamodels.regress.lasso import lipschitz, solve
-from datamodels.regress.memory import GRAM, PATH, SAGA, Needs
+from datamodels.regress.memory import FISTA_COLUMNS, GRAM, MOST_MODELS, PATH, SAGA, Needs
 from datamodels.regress.moments import Moments, Problem, Sums
 from datamodels.regress.saga import Stream, StreamLasso
 from datamodels.regress.source import Source
@@ -27,7 +27,6 @@ from datamodels.subsets import IndexArray, unpack
 
 SHARE_OF_MEMORY = 0.9
 CPU_BLOCK, GPU_BLOCK = 256, 1024
-FISTA_COLUMNS = 32
 WIDE, FEW_TARGETS = 4, 256
 """With so many times as many images as models XᵀX is not worth its making; and of so few targets a GPU makes little."""
 
@@ -233,7 +232,7 @@ def _candidates(wanted: str, of: Needs, models: int) -> tuple[str, ...]:
     if wanted != "auto" or of.terms:
         return (wanted.replace("auto", GRAM),)
     # On a GPU many targets are solved faster side by side, in however many steps.
-    few = models <= MOST_MODELS and models * (WIDE if of.on_host else 1) < of.n and (of.on_host or of.t <= FEW_TARGETS)
+    few = of.exact and models * (WIDE if of.on_host else 1) < of.n and (of.on_host or of.t <= FEW_TARGETS)
     return (PATH, GRAM, SAGA) if few else (GRAM, SAGA)
 
 

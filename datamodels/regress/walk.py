@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from datamodels.regress.arrays import keep_columns, on_device, to_numpy
+from datamodels.regress.memory import MOST_TOGETHER
 from datamodels.regress.solvers import Lasso
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray, IndexArray
 
 LEAST_LAM = 1e-300
-MOST_TOGETHER = 8
 
 Judge = Callable[[int, IndexArray, Any], BoolArray]
 """Sees the weights (N, T') of some of the targets at the k-th λ, and says which of these go on."""
@@ -33,6 +33,7 @@ def walk(lasso: Lasso, ratios: Array, n: int, dtype: Any, xp: Any, judge: Judge)
         count = max(1, min(lasso.side_by_side // len(active), MOST_TOGETHER, len(ratios) - k))
         starts = [foreseen(last, before.copy() if at < count - 1 else before, ratios, k, xp, k + at) for at in range(count)]
         start = starts[0] if count == 1 else on_device(xp.concatenate(starts, 1), xp)
+        del starts
         lam = np.concatenate([top[active] * ratios[k + at] for at in range(count)])
         found = lasso.solve(np.tile(active, count), on_device(lam, xp), start)
         goes = np.ones(len(active), bool)
@@ -43,11 +44,12 @@ def walk(lasso: Lasso, ratios: Array, n: int, dtype: Any, xp: Any, judge: Judge)
             columns = left + at * len(active)
             part = found if len(columns) == found.shape[1] else xp.take(found, on_device(columns, xp), axis=1)
             goes[left] = judge(k + at, active[left], part)
+            del part
         before, last = last, found
         if count > 1:
-            before, last = (
-                on_device(found[:, (at - 1) * len(active) : at * len(active)].copy(), xp) for at in (count - 1, count)
-            )
+            before = on_device(found[:, -2 * len(active) : -len(active)].copy(), xp)
+            last = on_device(found[:, -len(active) :].copy(), xp)
+        del start, found
         if not goes.all():
             left = np.flatnonzero(goes)
             active, keep = active[left], on_device(left, xp)
