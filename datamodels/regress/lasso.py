@@ -35,7 +35,8 @@ from datamodels.regress.moments import Problem
 from datamodels.store.layout import Array
 from datamodels.subsets import IndexArray
 
-CHECK_EVERY = 2
+CHECK_EVERY, MANY_STEPS = 2, 12
+"""The gap is looked at after so many steps, and later after twice as many."""
 POWER_ITERATIONS = 50
 FLOAT32_STEPS = 1000
 MOST_STEPS = 20_000
@@ -114,7 +115,8 @@ class _Work:
         state = _State.begin(self.problem, self.columns[todo], self.lam, self.weights, todo, dtype)
         self.products += len(todo)
         for step in range(steps.start, steps.stop + 1):
-            if (step - steps.start) % CHECK_EVERY == 0 or step == steps.stop:
+            taken = step - steps.start
+            if taken % (CHECK_EVERY if taken < MANY_STEPS else 2 * CHECK_EVERY) == 0 or step == steps.stop:
                 gap = to_numpy(state.gap())
                 done, left = np.flatnonzero(gap <= self.tolerance), np.flatnonzero(~(gap <= self.tolerance))
                 self._put(todo[done], state.w, done)

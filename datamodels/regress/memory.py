@@ -33,7 +33,7 @@ EXACT_IN_FLOAT32 = 2**24
 GRAM_MATRICES, PATH_MATRICES, FACTORS, MEAN_MATRICES = 9, 3, 2, 7
 MOST_MODELS, AMONG = 2048, 4
 """Exact paths are followed for up to so many models; a working set is taken to be up to so many times as many images."""
-FISTA_COLUMNS, MOST_TOGETHER = 32, 8
+FISTA_COLUMNS, MOST_TOGETHER = 48, 12
 """Few targets are solved at several λ side by side, up to so many columns and so many values of λ."""
 VECTORS = 32
 """Numbers for each target that have no other dimension."""
