@@ -17,7 +17,7 @@ from typing import Any
 from datamodels.durable import Lock, read_json, write_json
 from datamodels.errors import InputError
 from datamodels.provenance import refuse_difference
-from datamodels.settings import BUILT_IN, GroupSettings, Settings
+from datamodels.settings import BUILT_IN, PLAIN, GroupSettings, Settings
 from datamodels.store import Meta, Store
 
 
@@ -51,8 +51,8 @@ def refuse_own_function(settings: Settings) -> None:
 
 
 def groups_of(meta: Meta) -> GroupSettings:
-    """How the models of a run's store were grouped: the block size, and what shares a kernel; chosen when it was made."""
-    return GroupSettings(**meta.provenance["groups"])
+    """How the models of a run's store were grouped and their steps computed; chosen when it was made."""
+    return GroupSettings(**{"program": PLAIN, **meta.provenance["groups"]})
 
 
 @contextmanager

@@ -24,6 +24,8 @@ from datamodels.resources import CONFIGS
 DEFAULT_CONFIG = "cifar10.yaml"
 BUILT_IN = "built-in"
 NO_ARRAYS = "none"
+MEASURED = "measured"
+PLAIN, PADDED, COMPILED, COMPILED_PADDED = PROGRAMS = ("plain", "padded", "compiled", "compiled-padded")
 
 
 class Number(Checker):  # type: ignore[misc]
@@ -196,6 +198,12 @@ class GroupSettings:
     )
     models_per_kernel: int = count(
         0, "models of a group that share one grouped convolution; the others go on streams; 0: chosen by measuring", low=0
+    )
+    program: str = setting(
+        Choice(MEASURED, *PROGRAMS),
+        MEASURED,
+        "how a step is computed. plain: PyTorch's operations; padded: with images of 8 channels, which tensor cores like; "
+        f"compiled: by Inductor, of one model a kernel; {MEASURED}: chosen by measuring",
     )
 
 

@@ -14,7 +14,7 @@ from datamodels.data import load, prepare
 from datamodels.durable import write_file, write_json
 from datamodels.errors import InputError, run_command
 from datamodels.settings import argument_parser, parse
-from datamodels.training import default_gpu, device_named
+from datamodels.training import device_named
 
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy}
 SYNTHETIC = {"store": bench_store, "regress": bench_regress}
@@ -32,7 +32,7 @@ def main() -> None:
     benches = [*OF_MODELS, *SYNTHETIC, *OF_RUN, FIT]
     parser = argument_parser("python -m datamodels.bench", about)
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
-    parser.add_argument("--gpu", default=default_gpu(), help="number of the GPU, or cpu (default: what is there)")
+    parser.add_argument("--gpu", help="number of the GPU, or cpu (default: what is there)")
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
     counts += "; samples: draws of models (3)"
     parser.add_argument("--n", type=int, help=counts)

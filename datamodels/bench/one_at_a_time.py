@@ -59,7 +59,7 @@ class Loop:
             self.network.parameters(), 1.0, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
         )
         self.num_steps = num_steps(len(subset), recipe.batch_size, recipe.epochs)
-        self.lr = learning_rates(recipe, torch.tensor([self.num_steps], dtype=torch.float64))[:, 0, 0].tolist()
+        self.lr = learning_rates(recipe, [self.num_steps])[:, 0, 0].tolist()
 
     def advance(self, step: int) -> None:
         """One step."""

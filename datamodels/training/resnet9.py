@@ -81,6 +81,17 @@ class ResNet9:
         """P, the parameters of one model."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
+    def largest_map(self, height: int, width: int) -> int:
+        """Elements of the largest activation of one image of so many pixels, before a convolution or after it."""
+        largest = 0
+        for name, conv in self.convs.items():
+            largest = max(largest, conv.in_channels * height * width)
+            height, width = ((side + 2 * conv.padding - conv.kernel) // conv.stride + 1 for side in (height, width))
+            largest = max(largest, conv.out_channels * height * width)
+            if name == "conv3":
+                height, width = height // 2, width // 2
+        return largest
+
     def initial_parameters(self, rng: np.random.Generator) -> npt.NDArray[np.float32]:
         """One model's parameters before training, float32 (P,): PyTorch's own defaults, drawn from `rng`.
 
@@ -111,8 +122,9 @@ class ResNet9:
     def features(self, parameters: Tensor, statistics: BatchNormStatistics, x: Tensor, training: bool) -> Tensor:
         """What the last, linear layer of K models sees: (K, B, 2·width).
 
-        `parameters` is (K, P); `x` is (B, K·channels, H, W), model by model, best in channels_last; `training` normalises by
-        the batch and updates `statistics`, otherwise `statistics` normalise.
+        `parameters` is (K, P); `x` is (B, K·C, H, W), model by model, best in channels_last, of C = `channels` or more: those
+        beyond them have no weights. `training` normalises by the batch and updates `statistics`, otherwise `statistics`
+        normalise.
 
         Convolutions and activations are computed in x's number format (bfloat16, say), batch statistics and logits in that of
         the parameters, which stay float32.
@@ -122,7 +134,9 @@ class ResNet9:
 
         def conv(name: str, x: Tensor) -> Tensor:
             spec = self.convs[name]
-            x = F.conv2d(x, cast[f"{name}.weight"].flatten(0, 1), None, spec.stride, spec.padding, 1, k)
+            weight, beyond = cast[f"{name}.weight"].flatten(0, 1), x.shape[1] // k - spec.in_channels
+            weight = F.pad(weight, (0, 0, 0, 0, 0, beyond)) if beyond else weight
+            x = F.conv2d(x, weight, None, spec.stride, spec.padding, 1, k)
             mean, variance = statistics.mean[name], statistics.variance[name]
             gain, shift = p[f"{name}.gain"].flatten(), p[f"{name}.shift"].flatten()
             return F.relu_(F.batch_norm(x, mean, variance, gain, shift, training, BATCH_NORM_MOMENTUM, BATCH_NORM_EPS))

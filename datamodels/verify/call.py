@@ -11,7 +11,7 @@ from datamodels.durable import read_json
 from datamodels.regress import Datamodels
 from datamodels.runs import stage_folder
 from datamodels.settings import BUILT_IN, Settings, parse
-from datamodels.training import default_gpu, device_named
+from datamodels.training import device_named
 from datamodels.verify.run import verify
 from datamodels.verify.subject import Subject, built_in_subject, own_subject
 from datamodels.verify.targets import targets_named
@@ -33,13 +33,13 @@ def verify_run(config: Path | str, targets: str | Sequence[int], gpu: str | None
     wanted = targets if isinstance(targets, str) else ",".join(map(str, targets))
     chosen = targets_named(wanted, settings.data.test_images, settings.verify.seed)
     models = Datamodels.load(stage_folder(settings, "regress"))
-    verify(settings, subject_of(settings, default_gpu() if gpu is None else gpu), models, chosen)
+    verify(settings, subject_of(settings, gpu), models, chosen)
     result: dict[str, Any] = read_json(stage_folder(settings, "verify") / "verify.json")
     return result
 
 
-def subject_of(settings: Settings, gpu: str) -> Subject:
-    """What a run's models are, trained on the GPU of that number or on 'cpu'."""
+def subject_of(settings: Settings, gpu: str | None) -> Subject:
+    """What a run's models are, trained on the GPU of that number, on 'cpu', or on what is there."""
     if settings.worker.main == BUILT_IN:
         return built_in_subject(settings, load(settings), device_named(gpu))
     use_gpu_of_own(gpu)

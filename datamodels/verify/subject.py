@@ -97,7 +97,7 @@ def built_in_subject(settings: Settings, data: Dataset, device: torch.device) ->
 
     @functools.cache
     def trainer() -> Trainer:
-        return Trainer(data, settings.training, device, groups.models_per_kernel)
+        return Trainer(data, settings.training, device, groups.models_per_kernel, program=groups.program)
 
     own_labels = data.train.labels.numpy()
 

@@ -21,21 +21,37 @@ import numpy as np
 
 from datamodels.errors import InputError
 from datamodels.runs import deciding_settings, stage_seconds
-from datamodels.settings import GroupSettings, Settings
+from datamodels.settings import PLAIN, GroupSettings, Settings
 from datamodels.store import ArraySpec, Meta, Store, read_meta
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray, draw_masks
+from datamodels.training.devices import gpu_number
 from datamodels.worker.arrays import declared_arrays
 from datamodels.worker.blocks import Trained, train_blocks
 from datamodels.worker.loop import open_or_create, state
 
 Main = Callable[[int, BoolArray], Mapping[str, Any]]
+HANDED_OUT = os.environ.get("CUDA_VISIBLE_DEVICES")
+"""The GPUs that this process was given, before any was chosen of them."""
 NOT_FINITE = "its training function gave margins that are not finite"
 
 
-def use_gpu_of_own(gpu: str) -> None:
-    """Let one's own function see the one GPU that it is to use, or none, whatever it trains with."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = "" if gpu == "cpu" else gpu
+def use_gpu_of_own(gpu: str | None) -> None:
+    """Let one's own function see the one GPU that it is to use, or none, whatever it trains with; None changes nothing.
+
+    Where a scheduler has handed out some GPUs, the number counts these. CUDA reads the variable when it is first asked, so that
+    nothing may have asked before. Raises InputError for what is no number, or none of these.
+    """
+    if gpu is None:
+        return
+    chosen = ""
+    if gpu != "cpu":
+        there = None if HANDED_OUT is None else [name for name in HANDED_OUT.split(",") if name]
+        number = gpu_number(gpu)
+        if there is not None and number >= len(there):
+            raise InputError(f"there is no GPU {gpu} here: CUDA_VISIBLE_DEVICES was {HANDED_OUT!r}")
+        chosen = str(number) if there is None else there[number]
+    os.environ["CUDA_VISIBLE_DEVICES"] = chosen
 
 
 def own_function(name: str) -> Main:
@@ -70,7 +86,7 @@ def train_missing_by(main: Main, settings: Settings) -> str:
         return Meta(total, n, targets, {"margins": margins, **declared_arrays(settings.store.arrays)}, provenance)
 
     size = settings.groups.models_at_once or 1
-    groups = GroupSettings(size, min(settings.groups.models_per_kernel, size) or size)
+    groups = GroupSettings(size, min(settings.groups.models_per_kernel, size) or size, PLAIN)
     folder = open_or_create(settings, meta, lambda: groups)
     specs = read_meta(folder).arrays
 
