@@ -1,4 +1,4 @@
-"""How many models at once, and by which program? Measured on the device at hand, with the recipe at hand, in a few steps each."""
+"""How many models at once, by which program? Measured on the device at hand, with the recipe at hand, in a few steps each."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Ways:
         return self.trainer
 
     def speed(self, groups: GroupSettings) -> float:
-        """Steps per second, summed over all models that the device trains side by side; 0 where that does not work, which is said."""
+        """Steps per second, summed over all models that the device trains side by side; 0, and a line, where it fails."""
         rates: list[float | None] = []
 
         def rate(number: int) -> None:
@@ -158,7 +158,9 @@ def _measure(ways: Ways, candidates: Sequence[Sequence[GroupSettings]]) -> Speed
 def _candidates(wanted: GroupSettings, device: torch.device, channels: int) -> list[list[GroupSettings]]:
     """What is to be tried, one list for each K. Raises InputError for several models a compiled kernel."""
     if wanted.program in (COMPILED, COMPILED_PADDED) and wanted.models_per_kernel > 1:
-        raise InputError(f"groups.program {wanted.program} is of one model a kernel; set groups.models_per_kernel 1, or another program")
+        raise InputError(
+            f"groups.program {wanted.program} is of one model a kernel; set groups.models_per_kernel 1, or another program"
+        )
     doubling = itertools.takewhile(lambda k: k <= MOST_AT_ONCE, (2**i for i in itertools.count()))
     sizes = [wanted.models_at_once] if wanted.models_at_once else list(doubling)
 

@@ -12,8 +12,8 @@ import contextlib
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from datamodels.bench import train as bench_train
 from datamodels.training import devices, group, memory, models, tuning
@@ -25,7 +25,7 @@ MODULES = (devices, group, memory, models, tuning, bench_train)
 class Stream:
     """A CUDA stream: whether it takes part in a capture, and whether that capture has waited for it."""
 
-    def __init__(self, device: Any = None) -> None:
+    def __init__(self) -> None:
         self.capturing, self.joined = False, True
 
     def wait_stream(self, other: Stream) -> None:
@@ -82,8 +82,8 @@ class Gpu:
         self.replays = self.emptied = 0
         self.free = 80 * 10**9
 
-    def stream(self, device: Any = None) -> Stream:
-        self.streams.append(Stream(device))
+    def stream(self, _device: Any = None) -> Stream:
+        self.streams.append(Stream())
         return self.streams[-1]
 
     @contextlib.contextmanager

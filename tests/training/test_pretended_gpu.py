@@ -1,8 +1,9 @@
-"""The code that only a GPU takes, on a pretended one: streams, captures, replays, and memory that runs out in the middle of it."""
+"""The code that only a GPU takes, on a pretended one: streams, captures, replays, memory that runs out in the middle of it."""
 
 import dataclasses
 import threading
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,19 +78,19 @@ def test_a_number_that_the_host_puts_into_a_step_is_found_out(digits, recipe, gp
 
 
 def test_the_stream_of_a_group_is_joined_when_it_is_left_in_peace_or_by_an_error(gpu):
-    class Watched(Stream):
-        waited: list[Stream] = []
+    waited = []
 
+    class Watched(Stream):
         def wait_stream(self, other):
-            self.waited.append(other)
+            waited.append(other)
 
     gpu.current[0] = Watched()
     with made_current(CPU):
         (working,) = gpu.streams
-    assert Watched.waited == [working]
+    assert waited == [working]
     with pytest.raises(ZeroDivisionError), made_current(CPU):
         raise ZeroDivisionError
-    assert Watched.waited == [working, working]
+    assert waited == [working, working]
     assert gpu.streams == [working]
 
 
@@ -98,7 +99,7 @@ def test_the_stream_of_a_group_is_joined_when_it_is_left_in_peace_or_by_an_error
 def test_out_of_memory_in_any_guise_halves_and_goes_on_and_leaves_nothing_behind(digits, recipe, monkeypatch, error, at):
     whole = block(Trainer(digits, recipe, CPU, 1))
     gpu, loss_of, left = pretend(monkeypatch), group_module.loss_of, list[weakref.ref[torch.Tensor]]()
-    groups = list[Group]()
+    groups: list[Any] = []
     monkeypatch.setattr(Group, "advance", _noted(Group.advance, groups))
 
     def failing(network, parameters, statistics, x, labels, smoothing):
@@ -133,13 +134,9 @@ def _noted(advance, groups):
 
 
 def test_an_error_that_hides_out_of_memory_is_known_and_any_other_is_not():
-    try:
-        try:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        except RuntimeError as e:
-            raise RuntimeError("CUDA error: capturing stream has unjoined work") from e
-    except RuntimeError as hiding:
-        assert out_of_memory(hiding)
+    hiding = RuntimeError("CUDA error: capturing stream has unjoined work")
+    hiding.__context__ = torch.OutOfMemoryError("CUDA out of memory")
+    assert out_of_memory(hiding)
     assert not out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
     assert not out_of_memory(ValueError("out of memory"))
 
@@ -181,7 +178,9 @@ def test_while_one_group_has_the_gpu_the_next_is_drawn(digits, recipe, gpu, monk
     assert most == [1, 1]
 
 
-def test_a_gpus_groups_are_chosen_among_all_programs_and_one_that_fails_is_told_and_left(digits, recipe, gpu, monkeypatch, capsys):
+def test_a_gpus_groups_are_chosen_among_all_programs_and_one_that_fails_is_told_and_left(
+    digits, recipe, gpu, monkeypatch, capsys
+):
     monkeypatch.setattr(tuning, "MEASURE_S", 0.01)
     monkeypatch.setattr(tuning, "MOST_AT_ONCE", 2)
 

@@ -23,8 +23,8 @@ def test_padded_images_train_the_same_models(digits, recipe, per_kernel):
     assert padded.images.pixels.shape[1] == 8
     assert padded.network == plain.network
     np.testing.assert_allclose(padded.margins(MASKS, KEYS), plain.margins(MASKS, KEYS), atol=1e-6)
-    of_both = (trainer.similarity(MASKS, KEYS, [0, 3])["similarity"] for trainer in (plain, padded))
-    np.testing.assert_allclose(*of_both, atol=1e-5)
+    ours, theirs = (trainer.similarity(MASKS, KEYS, [0, 3])["similarity"] for trainer in (plain, padded))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 def test_a_compiled_step_trains_the_same_models(digits, recipe):
@@ -38,7 +38,10 @@ def test_several_models_a_compiled_kernel_are_refused(digits, recipe):
 
 
 def test_a_program_that_is_given_is_not_measured(digits, recipe):
-    assert choose_groups(digits, recipe, GroupSettings(4, 0, COMPILED_PADDED), CPU) == (GroupSettings(4, 1, COMPILED_PADDED), {})
+    assert choose_groups(digits, recipe, GroupSettings(4, 0, COMPILED_PADDED), CPU) == (
+        GroupSettings(4, 1, COMPILED_PADDED),
+        {},
+    )
     assert choose_groups(digits, recipe, GroupSettings(4, 2, PADDED), CPU) == (GroupSettings(4, 2, PADDED), {})
 
 
