@@ -26,7 +26,7 @@ from datamodels.errors import InputError
 from datamodels.machine import cores
 from datamodels.progress import progress
 from datamodels.runs import stage_folder
-from datamodels.settings import PLAIN, GroupSettings, Settings
+from datamodels.settings import PLAIN, GroupSettings, Settings, StoreSettings
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, choose_groups, describe_groups, for_each_group
 from datamodels.training.devices import fastest_convolutions, groups_at_once, on_gpu, wait_for
@@ -160,23 +160,24 @@ def _grouped(settings: Settings, trainer: Trainer, groups: GroupSettings) -> Con
     def trials() -> list[Trial]:
         trainer.per_kernel, found = groups.models_per_kernel, list[Trial]()
         side_by_side = range(groups_at_once(trainer.device))
-        for_each_group(side_by_side, lambda i: found.append(_group_trial(settings, trainer, k, i * k)), trainer.device)
+        for_each_group(side_by_side, lambda i: found.append(group_trial(settings.store, trainer, k, i * k)), trainer.device)
         return found
 
     return Contender(describe_groups(groups, trainer.device).removeprefix("K = "), k, trials)
 
 
-def _group_trial(settings: Settings, trainer: Trainer, k: int, first: int) -> Trial:
-    ids, seed = range(first, first + k), settings.store.seed
+def group_trial(store: StoreSettings, trainer: Trainer, k: int, first: int) -> Trial:
+    """Train a group of K models, those from number `first` on, for as many of their steps as fit into a few seconds."""
+    ids, seed = range(first, first + k), store.seed
     with trainer.at_work():
         start = time.perf_counter()
-        group = trainer.group(draw_masks(seed, ids, trainer.n, settings.store.alpha), [(seed, i) for i in ids])
+        group = trainer.group(draw_masks(seed, ids, trainer.n, store.alpha), [(seed, i) for i in ids])
         before = min(STEPS_BEFORE_CAPTURE, group.num_steps[0])
         with fastest_convolutions(trainer.device):
             for _ in range(before):
                 group.advance()
         advance = group.captured()
-        started, step_s = _steps(lambda _: advance(), group.num_steps[0] - before, trainer.device)
+        started, step_s = timed_steps(lambda _: advance(), group.num_steps[0] - before, trainer.device)
         trainer.test_margins(group.parameters, group.statistics).cpu()
         return Trial(k, started[0] - start, group.num_steps[0] - before, step_s, time.perf_counter() - started[1])
 
@@ -184,13 +185,13 @@ def _group_trial(settings: Settings, trainer: Trainer, k: int, first: int) -> Tr
 def _loop_trial(trainer: Trainer, loop: Loop) -> Trial:
     start = time.perf_counter()
     loop.advance(0)
-    started, step_s = _steps(lambda step: loop.advance(step + 1), loop.num_steps - 1, trainer.device)
+    started, step_s = timed_steps(lambda step: loop.advance(step + 1), loop.num_steps - 1, trainer.device)
     loop.margins().cpu()
     loop.batches.close()
     return Trial(1, started[0] - start, loop.num_steps - 1, step_s, time.perf_counter() - started[1])
 
 
-def _steps(advance: Callable[[int], None], steps: int, device: torch.device) -> tuple[tuple[float, float], float]:
+def timed_steps(advance: Callable[[int], None], steps: int, device: torch.device) -> tuple[tuple[float, float], float]:
     """Take up to so many steps, for a few seconds; when they began and ended, and seconds per step."""
     wait_for(device)
     begun, taken, chunk = time.perf_counter(), 0, 1

@@ -115,10 +115,10 @@ def test_figures_of_the_training_bench_fit_together(settings, monkeypatch):
 def test_a_partial_trial_reckons_the_rest_of_the_training_from_its_steps(monkeypatch):
     monkeypatch.setattr(train, "TRIAL_S", 0.0)
     taken: list[int] = []
-    _, step_s = train._steps(taken.append, 9, CPU)
+    _, step_s = train.timed_steps(taken.append, 9, CPU)
     assert taken == []
     monkeypatch.setattr(train, "TRIAL_S", 10.0)
-    _, step_s = train._steps(taken.append, 9, CPU)
+    _, step_s = train.timed_steps(taken.append, 9, CPU)
     assert taken == list(range(9))
     trial = train.Trial(4, 1.0, 10, 0.5, 2.0)
     assert trial.models_per_s == 4 / 8

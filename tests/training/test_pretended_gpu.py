@@ -95,6 +95,11 @@ def test_the_stream_of_a_group_is_joined_when_it_is_left_in_peace_or_by_an_error
 
 
 @pytest.mark.parametrize("error", GUISES, ids=lambda error: str(error)[:40] or "MemoryError")
+def test_every_guise_of_out_of_memory_is_known(error):
+    assert out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", [GUISES[0], GUISES[1], GUISES[-1]], ids=["out of memory", "no engine", "MemoryError"])
 @pytest.mark.parametrize("at", ["first step", "capture"])
 def test_out_of_memory_in_any_guise_halves_and_goes_on_and_leaves_nothing_behind(digits, recipe, monkeypatch, error, at):
     whole = block(Trainer(digits, recipe, CPU, 1))
