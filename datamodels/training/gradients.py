@@ -59,28 +59,33 @@ def first_order(trainer: Trainer, masks: BoolArray, keys: Sequence[Key], dimensi
     `gradients` (2, N, T) are the scores above, one for each of the ridges, sums over models; `features_train` (K', N, d) and
     `features_test` (K', T, d) what the last layer of each of them sees, of length 1. A model that diverged is left out.
     Gradients that would cost too much are projected to so many `dimensions`, D.
+    """
+    with made_current(trainer.device):
+        return attribution(trainer, *trainer.train(masks, keys), dimensions)
+
+
+def attribution(trainer: Trainer, parameters: Tensor, statistics: BatchNormStatistics, dimensions: int) -> dict[str, Array]:
+    """As `first_order`, of K networks that are trained, (K, P) and their statistics.
 
     At its peak the device holds, beside images, models and a batch's activations, 4 (N + T) D bytes of gradients and, for
     T' = min(T, 1024) targets at once, 16 D² + 12 N T' + 8 D T' of the solver; where gradients stay whole P is in the place of
     D, and in the solver's the lesser of N and P. At N = 50,000, T = 10,000, D = 4,096 that is 1.0 + 0.9 GB. The host holds the
     scores, 8 N T bytes, 4 GB.
     """
-    images = trainer.images
+    images, k = trainer.images, len(parameters)
     scores = np.zeros((len(RIDGES), trainer.n, len(images.test)), np.float32)
     features: list[tuple[Tensor, Tensor]] = []
-    with made_current(trainer.device):
-        parameters, statistics = trainer.train(masks, keys)
-        to = _projection(trainer, dimensions)
-        for k in range(len(keys)):
-            own, its = parameters[k], statistics.of(slice(k, k + 1), len(keys))
-            of_train = gradients(trainer.network, own, its, images.train, images.labels, to)
-            of_test = gradients(trainer.network, own, its, images.test, images.test_labels, to)
-            if not (_finite(of_train) and _finite(of_test)):
-                continue
-            features.append((F.normalize(of_train.features.float()).cpu(), F.normalize(of_test.features.float()).cpu()))
-            wrong = torch.sigmoid(-of_train.outputs)[:, None]
-            for ridge, targets, found in ridge_scores(of_train.vectors, of_test.vectors, RIDGES):
-                scores[ridge, :, targets] += (wrong * found).float().cpu().numpy()
+    to = _projection(trainer, dimensions)
+    for model, own in enumerate(parameters):
+        its = statistics.of(slice(model, model + 1), k)
+        of_train = gradients(trainer.network, own, its, images.train, images.labels, to)
+        of_test = gradients(trainer.network, own, its, images.test, images.test_labels, to)
+        if not (_finite(of_train) and _finite(of_test)):
+            continue
+        features.append((F.normalize(of_train.features.float()).cpu(), F.normalize(of_test.features.float()).cpu()))
+        wrong = torch.sigmoid(-of_train.outputs)[:, None]
+        for ridge, targets, found in ridge_scores(of_train.vectors, of_test.vectors, RIDGES):
+            scores[ridge, :, targets] += (wrong * found).float().cpu().numpy()
     return {"gradients": scores, **_stacked(features, trainer)}
 
 
