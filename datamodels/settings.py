@@ -212,7 +212,7 @@ class PriorSettings:
     """What the worker finds out beforehand for `regress.prior`."""
 
     models: int = count(16, "models that are trained for it, beside those of the store")
-    dimensions: int = count(4096, "gradients are projected to so many numbers where those of all images take more than 2 GB")
+    dimensions: int = count(2048, "gradients are projected to so many numbers where products of whole ones would take too long")
 
 
 @dataclass(frozen=True)

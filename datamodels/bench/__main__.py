@@ -5,6 +5,7 @@ from pathlib import Path
 
 from datamodels.bench.accuracy import bench_accuracy
 from datamodels.bench.fit import DEFAULT, bench_fit, size_named
+from datamodels.bench.prior import bench_prior
 from datamodels.bench.record import file_name
 from datamodels.bench.regress import bench_regress
 from datamodels.bench.samples import bench_samples, samples_figure
@@ -16,7 +17,7 @@ from datamodels.errors import InputError, run_command
 from datamodels.settings import argument_parser, parse
 from datamodels.training import device_named
 
-OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy}
+OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy, "prior": bench_prior}
 SYNTHETIC = {"store": bench_store, "regress": bench_regress}
 OF_RUN = {"samples": bench_samples}
 FIT = "fit"
@@ -26,6 +27,7 @@ def main() -> None:
     """Prepare the data if need be, measure, print a table, and write it as JSON where `--out` says."""
     about = (
         "train: models per second, at once and one at a time. accuracy: of the recipe's models. "
+        "prior: seconds of its networks' training and of what is made of them. "
         "store, regress: of synthetic rows, against the disk and against other solvers. fit: a whole regression. "
         "samples: LDS against the number of models of a run, with a prior and without."
     )
@@ -34,7 +36,7 @@ def main() -> None:
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
     parser.add_argument("--gpu", help="number of the GPU, or cpu (default: what is there)")
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
-    counts += "; samples: draws of models (3)"
+    counts += "; samples: draws of models (3); prior: networks (4)"
     parser.add_argument("--n", type=int, help=counts)
     parser.add_argument("--size", default=DEFAULT, help=f"fit: images, models, targets, values of λ ({DEFAULT})")
     parser.add_argument("--out", type=Path, help="folder to write the result into, as JSON")

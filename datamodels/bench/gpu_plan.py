@@ -38,11 +38,13 @@ def sizes_on(on: str, gpu: str | None, settings: Settings) -> Sizes:
     regression = {"images": 20_000, "models_fit": 40_000, "targets": 2_048, "lams": 10, "exact": 64}
     train, test = settings.data.train_images, settings.data.test_images
     speeds = {"matmul_share": 0.4, "gemm_share": 0.3}
-    return Sizes(on, gpu or "0", settings.training, train, test, 32, 64, **regression, road=ROAD, tests=("tests/gpu",), **speeds)
+    return Sizes(
+        on, gpu or "0", settings.training, train, test, 32, 64, **regression, road=ROAD, tests=("tests/gpu",), **speeds
+    )
 
 
 def gpu_check(settings: Settings, on: str, gpu: str | None) -> tuple[Record, str]:
-    """All checks; the record for JSON, and the verdict as a line. Raises InputError in an installed package, or for other words."""
+    """All checks; the record for JSON, and the verdict as a line. Raises InputError for other words, or without a checkout."""
     if on not in PLACES:
         raise InputError(f"--on is {' or '.join(PLACES)}, not {on!r}")
     checkout()

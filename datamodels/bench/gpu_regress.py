@@ -45,8 +45,10 @@ def regression(sizes: Sizes) -> list[Line]:
         peak, fit = _fitted(store, chosen, sizes)
         lines += _rates(fit, size, chosen, sizes)
         gap = float(raw_gap(store, fit, sizes.exact).max())
-        lines.append(at_most(f"largest gap of {sizes.exact} targets, float64, from the raw models", gap, chosen.gap * GAP_SLACK))
-        lines += _memory(fit, size, chosen, peak)
+        lines.append(
+            at_most(f"largest gap of {sizes.exact} targets, float64, from the raw models", gap, chosen.gap * GAP_SLACK)
+        )
+        lines += _memory(fit, chosen, peak)
     return lines
 
 
@@ -106,7 +108,7 @@ def _rates(fit: Fit, size: Size, chosen: RegressSettings, sizes: Sizes) -> list[
     ]
 
 
-def _memory(fit: Fit, size: Size, chosen: RegressSettings, peak: int) -> list[Line]:
+def _memory(fit: Fit, chosen: RegressSettings, peak: int) -> list[Line]:
     planned = fit.solver["planned_bytes"]
     lines = [Line("memory planned", planned / 1e9, "GB")]
     if peak:
@@ -118,7 +120,7 @@ def _memory(fit: Fit, size: Size, chosen: RegressSettings, peak: int) -> list[Li
 
 
 def raw_gap(store: Store, fit: Fit, targets: int) -> Array:
-    """The relative duality gap (targets,) of the first targets in float64, from masks and margins, tile by tile; see `lasso`."""
+    """The relative duality gap (targets,) of the first targets in float64, from masks and margins by tiles; see `lasso`."""
     source = Source(store, 0, targets)
     ids = np.sort(np.concatenate([fit.parts.fit, fit.parts.choice]))
     weights, lam = fit.columns[:, :targets].toarray().astype(np.float64), fit.lam[:targets]
@@ -175,7 +177,7 @@ def suite(sizes: Sizes) -> list[Line]:
 
 
 def _counts(report: Path) -> dict[str, int]:
-    suite = ElementTree.parse(report).getroot()  # noqa: S314 (written by our own pytest just now)
+    suite = ElementTree.parse(report).getroot()
     suite = suite if suite.tag == "testsuite" else suite[0]
     return {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
 

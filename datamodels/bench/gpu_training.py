@@ -36,7 +36,18 @@ KINDS = {
     "compiled by Inductor": ("triton",),
     "pooling and reductions": ("pool", "reduce", "amax", "softmax"),
     "images gathered": ("index", "gather", "scatter"),
-    "element by element, and copies": ("elementwise", "vectorized", "copy", "cat", "fill", "memcpy", "memset", "add", "mul", "relu"),
+    "element by element, and copies": (
+        "elementwise",
+        "vectorized",
+        "copy",
+        "cat",
+        "fill",
+        "memcpy",
+        "memset",
+        "add",
+        "mul",
+        "relu",
+    ),
 }
 
 
@@ -121,7 +132,7 @@ def speed(sizes: Sizes) -> list[Line]:
     """Steps per second of each candidate and of the plain loop at the recipe; the chosen one's models, and share of the peak."""
     device, data, recipe = device_named(sizes.gpu), random_images(sizes), sizes.recipe
     peak = matmul_peak(device, torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32)
-    lines = [Line("peak of a large matrix product", peak / 1e12, "TFLOP/s")]
+    lines = [Line("peak of a large product", peak / 1e12, "TFLOP/s")]
     wanted = GroupSettings(0, 0, MEASURED if on_gpu(device) else PLAIN)
     chosen, speeds = choose_groups(data, recipe, wanted, device)
     for groups, rate in speeds.items():

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ from datamodels.training.resnet9 import BatchNormStatistics, ResNet9
 
 FloatArray = npt.NDArray[np.float32]
 Outputs = dict[str, FloatArray]
+Result = TypeVar("Result")
 
 EVALUATION_BATCH = 500
 # The largest margin that a float16 store can hold; a trained network's are below a hundred.
@@ -134,13 +136,34 @@ class Trainer:
 
         Similarity is the cosine of what the last layer sees of a target and of a training image.
         """
-        with self.at_work():
-            trained = self.train(masks, keys)
-            logits = self.test_logits(*trained).mean(0)
-            of_targets = self.images.test[torch.as_tensor(targets, device=self.device)]
-            ours, theirs = (self.features(*trained, images) for images in (of_targets, self.images.train))
-            similarity = torch.bmm(ours, theirs.transpose(1, 2)).mean(0)
-        return {"similarity": similarity.float().cpu().numpy(), "logits": logits.float().cpu().numpy()}
+        which = torch.as_tensor(targets, device=self.device)
+
+        def of_part(part: slice) -> Outputs:
+            trained = self.train(masks[part], keys[part])
+            logits = self.test_logits(*trained).sum(0)
+            ours, theirs = (self.features(*trained, images) for images in (self.images.test[which], self.images.train))
+            similarity = torch.bmm(ours, theirs.transpose(1, 2)).sum(0)
+            return {"similarity": similarity.float().cpu().numpy(), "logits": logits.float().cpu().numpy()}
+
+        parts = self.in_parts(of_part, len(keys))
+        return {name: np.sum([part[name] for part in parts], 0) / len(keys) for name in parts[0]}
+
+    def in_parts(self, work: Callable[[slice], Result], models: int) -> list[Result]:
+        """What `work` gives for K models, in as few parts as the device has had memory for so far.
+
+        Out of memory, half as many models are worked on at once from then on. Raises InputError when even one does not fit.
+        """
+        found, done = list[Result](), 0
+        while done < models:
+            part = slice(done, min(done + (self.at_once or models), models))
+            with self.at_work():
+                result = unless_out_of_memory(functools.partial(work, part), self.device)
+            if result is None:
+                self._halve(part.stop - part.start)
+            else:
+                found.append(result)
+                done = part.stop
+        return found
 
     @torch.no_grad()
     def features(self, parameters: Tensor, statistics: BatchNormStatistics, images: Tensor) -> Tensor:
@@ -175,30 +198,17 @@ class Trainer:
         return torch.cat(logits, 1)
 
     def _outputs(self, masks: BoolArray, keys: Sequence[Key], labels: IndexArray | None) -> Outputs:
-        """As `outputs`, of one training each, with as many models at once as the device has taken so far."""
-        parts: list[Outputs] = []
-        done = 0
-        while done < len(keys):
-            part = slice(done, done + (self.at_once or len(keys)))
-            rows = self._group_outputs(masks[part], keys[part], None if labels is None else labels[part])
-            if rows is None:
-                self._halve(len(keys[part]))
-                continue
-            parts.append(rows)
-            done += len(rows["margins"])
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def _group_outputs(self, masks: BoolArray, keys: Sequence[Key], labels: IndexArray | None) -> Outputs | None:
-        """Outputs of one group, or None where the device has not the memory for it."""
+        """As `outputs`, of one training each."""
         draws = self.draws(masks, keys)
 
-        def outputs() -> Outputs:
-            logits = self.test_logits(*self.group_of(draws, keys, labels).train())
+        def of_part(part: slice) -> Outputs:
+            group = self.group_of(draws[part], keys[part], None if labels is None else labels[part])
+            logits = self.test_logits(*group.train())
             margins = margin(logits, self.images.test_labels)
             return {"margins": margins.float().cpu().numpy(), "logits": logits.float().cpu().numpy()}
 
-        with self.at_work():
-            return unless_out_of_memory(outputs, self.device)
+        parts = self.in_parts(of_part, len(keys))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _halve(self, at_once: int) -> None:
         """Go on with half as many models. The failed group is gone by now, and what it held is given back."""

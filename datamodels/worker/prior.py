@@ -36,7 +36,7 @@ NAMED = (GRADIENTS, "similarity")
 FIRST_MODEL = 2**31
 """Numbers from here on are no model of a store."""
 AT_ONCE = 4
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def make_prior(settings: Settings, data: Dataset, device: torch.device) -> None:
@@ -93,7 +93,8 @@ def _found(settings: Settings, data: Dataset, device: torch.device) -> dict[str,
     models = len(features[FEATURES[0]])
     if not models:
         raise InputError(f"all {total} networks of the prior diverged; lower training.peak_lr in a new run")
-    return {GRADIENTS: sums.scores / models, **features}
+    sums.scores /= models
+    return {GRADIENTS: sums.scores, **features}
 
 
 class _InOrder:
@@ -108,15 +109,15 @@ class _InOrder:
         """Take in what one group gave."""
         self.waiting[number] = found
         while (part := self.waiting.pop(len(self.features), None)) is not None:
-            self.scores = self.scores + part[GRADIENTS]
+            if not self.features:
+                self.scores = np.zeros_like(part[GRADIENTS])
+            self.scores += part[GRADIENTS]
             self.features.append({name: part[name] for name in FEATURES})
 
 
 def _write(folder: Path, found: dict[str, Array], data: Dataset, decided: dict[str, Any]) -> None:
-    scores = found[GRADIENTS]
-    scale = np.sqrt(np.mean(np.square(scores, dtype=np.float64), axis=(1, 2), keepdims=True))
     arrays = {
-        GRADIENTS: (scores / np.maximum(scale, 1e-30)).astype(np.float16),
+        GRADIENTS: _scaled(found[GRADIENTS]),
         **{name: found[name].astype(np.float16) for name in FEATURES},
         "train_labels": data.train.labels.numpy(),
         "test_labels": data.test.labels.numpy(),
@@ -125,3 +126,13 @@ def _write(folder: Path, found: dict[str, Array], data: Dataset, decided: dict[s
         for name, array in arrays.items():
             np.save(temporary / f"{name}.npy", array)
         write_json(temporary / "meta.json", decided)
+
+
+def _scaled(scores: Array) -> Array:
+    """Scores (2, N, T) as float16 with a mean square of 1 for each ridge, a row at a time: they may be gigabytes."""
+    result = np.empty(scores.shape, np.float16)
+    for its, scaled in zip(scores, result, strict=True):
+        square = sum(float(np.square(row, dtype=np.float64).sum()) for row in its) / its.size
+        for row, out in zip(its, scaled, strict=True):
+            out[:] = row / max(square**0.5, 1e-30)
+    return result

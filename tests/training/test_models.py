@@ -274,7 +274,7 @@ def test_similarity_is_the_cosine_of_what_the_last_layer_sees(digits, recipe):
     found = trainer.similarity(masks, keys, [3, 8])
     assert found["similarity"].shape == (2, 60)
     parameters, statistics = trainer.train(masks, keys)
-    linear = trainer.network._by_name(parameters)["linear.weight"]
+    linear = trainer.network.by_name(parameters)["linear.weight"]
     with torch.no_grad():
         views = torch.cat([trainer.images.test[[3, 8]], trainer.images.train])
         stacked = torch.cat([views, views], 1)  # both models see the same images
