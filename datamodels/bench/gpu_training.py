@@ -129,7 +129,7 @@ def same_bits(sizes: Sizes) -> list[Line]:
 
 
 def speed(sizes: Sizes) -> list[Line]:
-    """Steps per second of each candidate and of the plain loop at the recipe; the chosen one's models, and share of the peak."""
+    """Steps per second of each candidate and of the plain loop at the recipe; models and share of the peak of the best."""
     device, data, recipe = device_named(sizes.gpu), random_images(sizes), sizes.recipe
     peak = matmul_peak(device, torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32)
     lines = [Line("peak of a large product", peak / 1e12, "TFLOP/s")]

@@ -55,15 +55,11 @@ def test_padded_images_train_the_same_models(digits, recipe, device):
 
 
 @pytest.mark.parametrize("program", [COMPILED, COMPILED_PADDED])
-def test_one_step_of_a_compiled_program_has_the_gradient_of_a_plain_one(digits, recipe, device, program):
-    found = []
-    for way in (PLAIN, program):
-        trainer = Trainer(digits, recipe, device, 1, program=way)
-        with trainer.at_work():
-            group = trainer.group(MASKS[:1], KEYS[:1])
-            group.advance()
-            found.append(torch.cat([group.gradient.flatten(), *group.statistics.mean.values()]).cpu())
-    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3 * float(found[0].abs().max()))
+def test_a_compiled_program_trains_the_models_of_a_plain_one(digits, recipe, device, program):
+    if program == COMPILED and not on_gpu(device):
+        pytest.skip("one of the two is enough where compiling takes half a minute")
+    plain, compiled = (Trainer(digits, recipe, device, 1, program=way) for way in (PLAIN, program))
+    np.testing.assert_allclose(compiled.margins(MASKS[:2], KEYS[:2]), plain.margins(MASKS[:2], KEYS[:2]), atol=2e-3)
 
 
 def test_bfloat16_finds_nearly_the_margins_of_float32(digits, recipe, device):

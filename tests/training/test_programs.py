@@ -27,11 +27,6 @@ def test_padded_images_train_the_same_models(digits, recipe, per_kernel):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_a_compiled_step_trains_the_same_models(digits, recipe):
-    plain, compiled = (Trainer(digits, recipe, CPU, 1, program=program) for program in (PLAIN, COMPILED_PADDED))
-    np.testing.assert_allclose(compiled.margins(MASKS, KEYS), plain.margins(MASKS, KEYS), atol=1e-3)
-
-
 def test_several_models_a_compiled_kernel_are_refused(digits, recipe):
     with pytest.raises(InputError, match=r"compiled-padded is of one model a kernel; set groups.models_per_kernel 1"):
         choose_groups(digits, recipe, GroupSettings(4, 2, COMPILED_PADDED), CPU)
