@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from datamodels.data import Dataset
+from datamodels.durable import is_there, only_maker, tidy
 from datamodels.errors import InputError
 from datamodels.progress import say
 from datamodels.provenance import refuse_difference
@@ -41,6 +42,8 @@ def train_missing(settings: Settings, data: Dataset, device: torch.device) -> st
                 built_in(settings, trainer, meta),
                 lambda blocks, work: for_each_group(blocks, work, device),
             )
+    # Another worker may have been at it, and may have ended since.
+    make_prior(settings, data, device, wait=True)
     return state(Store(folder), total)
 
 
@@ -70,18 +73,21 @@ def open_or_create(
 ) -> Path:
     """As `open_store`, for the meta.json that belongs to the groups that are there already, or else to those chosen now."""
     folder = stage_folder(settings, "store")
-    if not folder.exists():
-        wanted = meta(choose_groups())
-        try:
-            create(folder, wanted)
-        except InputError:
-            if not folder.exists():  # another worker may have been first, and then all is well
-                raise
+    if is_there(folder):
+        tidy(folder)
+    else:
+        with only_maker(folder, f"worker: waiting for another worker that is making {folder}"):
+            if not is_there(folder):
+                create(folder, meta(choose_groups()))
     found = read_meta(folder)
     wanted = meta(_given_groups(settings.groups, groups_of(found)))
     refuse_difference(folder, found.provenance, wanted.provenance)
     if wanted.num_models > found.num_models:
-        grow(folder, wanted.num_models)
+        try:
+            grow(folder, wanted.num_models)
+        except InputError:
+            if read_meta(folder).num_models < wanted.num_models:  # else another worker has let it grow further meanwhile
+                raise
     return folder
 
 
