@@ -77,10 +77,19 @@ class _Bar(Advance):
         self.progress.update(self.task, completed=self.done, where=self.where)
 
 
+class _Terminal(Console):
+    """The terminal, its cursor left alone: whoever hides it must live to show it again."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        """Do nothing."""
+        del show
+        return False
+
+
 @contextmanager
 def progress(label: str, unit: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show the progress of `total` units of work, of which `done` are there already, while the block runs."""
-    console = Console(stderr=True)
+    console = _Terminal(stderr=True)
     if not console.is_terminal:
         yield Advance(label, unit, total, done)
         return

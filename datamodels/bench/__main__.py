@@ -11,6 +11,7 @@ from datamodels.bench.regress import bench_regress
 from datamodels.bench.samples import bench_samples, samples_figure
 from datamodels.bench.store import bench_store
 from datamodels.bench.train import bench_train
+from datamodels.bench.workers import bench_workers
 from datamodels.data import load, prepare
 from datamodels.durable import write_file, write_json
 from datamodels.errors import InputError, run_command
@@ -18,7 +19,7 @@ from datamodels.settings import argument_parser, parse
 from datamodels.training import device_named
 
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy, "prior": bench_prior}
-SYNTHETIC = {"store": bench_store, "regress": bench_regress}
+SYNTHETIC = {"store": bench_store, "regress": bench_regress, "workers": bench_workers}
 OF_RUN = {"samples": bench_samples}
 FIT = "fit"
 
@@ -29,6 +30,7 @@ def main() -> None:
         "train: models per second, at once and one at a time. accuracy: of the recipe's models. "
         "prior: seconds of its networks' training and of what is made of them. "
         "store, regress: of synthetic rows, against the disk and against other solvers. fit: a whole regression. "
+        "workers: how often models are trained that several workers share. "
         "samples: LDS against the number of models of a run, with a prior and without."
     )
     benches = [*OF_MODELS, *SYNTHETIC, *OF_RUN, FIT]
@@ -36,7 +38,7 @@ def main() -> None:
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
     parser.add_argument("--gpu", help="number of the GPU, or cpu (default: what is there)")
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
-    counts += "; samples: draws of models (3); prior: networks (4)"
+    counts += "; samples: draws of models (3); prior: networks (4); workers: models (2000)"
     parser.add_argument("--n", type=int, help=counts)
     parser.add_argument("--size", default=DEFAULT, help=f"fit: images, models, targets, values of λ ({DEFAULT})")
     parser.add_argument("--out", type=Path, help="folder to write the result into, as JSON")

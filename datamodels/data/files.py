@@ -8,6 +8,7 @@ data/train_images.npy, …_labels.npy  where it is not: the same images, uint8 (
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import torch
 
 from datamodels.data import beton
 from datamodels.data.sources import RawData, RawSplit, read_source
-from datamodels.durable import new_folder, read_json, write_json
+from datamodels.durable import is_there, new_folder, only_maker, read_json, real_place, tidy, write_json
 from datamodels.errors import InputError
+from datamodels.machine import megabytes
 from datamodels.provenance import refuse_difference
 from datamodels.runs import stage_folder, stage_seconds
 from datamodels.settings import Settings
@@ -52,17 +54,47 @@ def prepare(settings: Settings, use_ffcv: bool | None = None) -> str:
     other settings or the source cannot be read; the folder then stays as it was.
     """
     path = stage_folder(settings, "data")
-    if path.exists():
+    if is_there(path):
         _read_meta(settings)
+        tidy(path)
         return f"data: already in {path}"
-    use_ffcv = beton.available() if use_ffcv is None else use_ffcv
     raw = read_source(settings.data)
-    with stage_seconds(settings, "data"), new_folder(path) as temporary:
+    with only_maker(path, f"data: waiting for another process that is writing {path}"):
+        if is_there(path):
+            _read_meta(settings)
+            return f"data: already in {path}"
+        with stage_seconds(settings, "data"):
+            how = _write(settings, raw, path, use_ffcv)
+    return f"data: {len(raw.train.labels)} training and {len(raw.test.labels)} test images in {path}, as {how}"
+
+
+def _write(settings: Settings, raw: RawData, path: Path, use_ffcv: bool | None) -> str:
+    """Write the folder; in words, in which format: by FFCV, and where it is not installed or cannot work as .npy files."""
+    why_not = "since FFCV is not installed here"
+    if beton.available() if use_ffcv is None else use_ffcv:
+        try:
+            _write_as(settings, raw, path, use_ffcv=True)
+            return "FFCV .beton"
+        except beton.CannotWriteError as e:
+            why_not = f"since FFCV cannot work here: {e}"
+    _write_as(settings, raw, path, use_ffcv=False)
+    return f".npy files, {why_not}"
+
+
+def _write_as(settings: Settings, raw: RawData, path: Path, use_ffcv: bool) -> None:
+    _look_for_room(raw, path, use_ffcv)
+    with new_folder(path) as temporary:
         for name, split in zip(SPLITS, raw[:2], strict=True):
             _write_split(temporary, name, split, use_ffcv)
         write_json(temporary / "meta.json", _meta(settings, raw, use_ffcv))
-    how = "FFCV .beton" if use_ffcv else ".npy files, since FFCV is not installed here"
-    return f"data: {len(raw.train.labels)} training and {len(raw.test.labels)} test images in {path}, as {how}"
+
+
+def _look_for_room(raw: RawData, path: Path, use_ffcv: bool) -> None:
+    """Raise InputError where the images do not fit on the disk."""
+    size = sum(beton.size_of(split) if use_ffcv else split.images.nbytes + split.labels.nbytes for split in raw[:2])
+    free = shutil.disk_usage(real_place(path).parent).free
+    if size > free:
+        raise InputError(f"no room for the images in {path}: they take {megabytes(size)}, and {megabytes(free)} are free")
 
 
 def load(settings: Settings) -> Dataset:

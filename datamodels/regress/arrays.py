@@ -7,21 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from datamodels.errors import InputError
+from datamodels.errors import InputError, one_line
 from datamodels.machine import free_host_memory
+from datamodels.progress import say
 
 FINEST_FLOAT32_GAP = 1e-5
 """Relative duality gaps below this need float64."""
 
 
 def array_module(device: str) -> Any:
-    """NumPy for 'cpu', CuPy for 'gpu'; for 'auto' CuPy where it is installed and finds a GPU.
+    """NumPy for 'cpu', CuPy for 'gpu'; for 'auto' CuPy where it is installed, can be imported, and finds a GPU.
 
     Raises InputError for 'gpu' where there is none.
     """
     if device != "cpu" and importlib.util.find_spec("cupy") is not None:
-        import cupy
-
+        try:
+            import cupy
+        except (OSError, ImportError) as e:  # its folder in a home that cannot be written, or a library that is not there
+            if device == "gpu":
+                raise InputError(f"regress.device is gpu, and CuPy cannot be imported here ({one_line(e)}); use cpu") from e
+            say(f"regress: on the processor, since CuPy cannot be imported here ({one_line(e)})")
+            return np
         if cupy.cuda.is_available():
             return cupy
     if device == "gpu":

@@ -6,20 +6,23 @@ Such a file is a dictionary of tensors: `weight` (N, T), `bias` (T,), `lam` (T,)
 
 from __future__ import annotations
 
+import math
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csc_matrix
+from scipy.sparse import csr_matrix
 
 from datamodels import __version__
 from datamodels.durable import new_file
 from datamodels.errors import InputError
-from datamodels.regress.results import FORMAT_VERSION, Datamodels, write
+from datamodels.regress.results import FORMAT_VERSION, Datamodels, sparse_bytes, write
 from datamodels.store.layout import Array
 
 NAMES = ("weight", "bias", "lam")
+BLOCK_ITEMS = 2**20
 
 
 def export_pt(models: Datamodels, file: Path) -> None:
@@ -42,14 +45,15 @@ def import_pt(file: Path, folder: Path) -> None:
     t = len(bias)
     about = {"format_version": FORMAT_VERSION, "version": __version__, "imported_from": file.name, "targets": [0, t]}
     meta = {**about, "store_digest": None, "models": None, "regress": {}}
-    write(folder, csc_matrix(weight), bias, lam.astype(np.float64), np.zeros(0, np.int64), {}, meta)
+    write(folder, _smaller(weight), bias, lam.astype(np.float64), np.zeros(0, np.int64), {}, meta)
 
 
 def _read(file: Path) -> Any:
     import torch
 
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        # Mapped: of a file as large as the memory, a part at a time. Files of PyTorch before 1.6 cannot be.
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except OSError as e:
         raise InputError(f"cannot read {file}: {e.strerror or e}") from e
     except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as e:
@@ -67,6 +71,28 @@ def _checked(file: Path, content: Any) -> list[Array]:
         found = ", ".join(f"{name} {shape}" for name, shape in zip(NAMES, shapes, strict=True))
         raise InputError(f"{file} must hold weight (N, T), bias (T,) and lam (T,), not {found}")
     for name, array in zip(NAMES, arrays, strict=True):
-        if not np.isfinite(array).all():
+        if not all(np.isfinite(array[rows]).all() for rows in _blocks(array)):
             raise InputError(f"{file} has a value in {name} that is not a number")
     return arrays
+
+
+def _blocks(array: Array) -> list[slice]:
+    """Rows of an array, so many at a time that what is reckoned of them stays small."""
+    size = max(1, BLOCK_ITEMS // max(1, math.prod(array.shape[1:])))
+    return [slice(first, first + size) for first in range(0, len(array), size)]
+
+
+def _smaller(weight: Array) -> Array | csr_matrix:
+    """Weights (N, T) as a sparse matrix where that is smaller, made block by block; else as they are, and not copied."""
+    n, t = weight.shape
+    counts = np.concatenate([np.count_nonzero(weight[rows], axis=1) for rows in _blocks(weight)])
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    index = np.int32 if max(starts[-1], t) < 2**31 else np.int64
+    if sparse_bytes(n, int(starts[-1]), index) >= weight.nbytes:
+        return weight
+    values, columns = np.empty(starts[-1], np.float32), np.empty(starts[-1], index)
+    for rows in _blocks(weight):
+        block = weight[rows]
+        there, part = np.nonzero(block), slice(starts[rows.start], starts[min(rows.stop, n)])
+        values[part], columns[part] = block[there], there[1]
+    return csr_matrix((values, columns, starts.astype(index)), shape=(n, t))

@@ -90,17 +90,29 @@ def save(folder: Path, fit: Fit, meta: dict[str, Any]) -> None:
 
 
 def write(folder: Path, weights: Any, bias: Array, lam: Array, heldout: IndexArray, metrics: Any, meta: Any) -> None:
-    """Write the folder, whole or not at all; one that stands there is replaced. The weights are a sparse matrix (N, T)."""
+    """Write the folder, whole or not at all; one that stands there is replaced. The weights (N, T) are sparse, or an array."""
     with new_folder(folder, replace=True) as temporary:
-        rows, dense_bytes = csr_matrix(weights), 4 * weights.shape[0] * weights.shape[1]
-        if rows.data.nbytes + rows.indices.nbytes + rows.indptr.nbytes < dense_bytes:
-            save_npz(temporary / SPARSE, rows, compressed=False)
+        if isinstance(weights, np.ndarray):
+            np.save(temporary / DENSE, weights)
         else:
-            np.save(temporary / DENSE, weights.toarray())
+            _save_sparse(temporary, csr_matrix(weights))
         for name, array in {"bias": bias, "lam": lam, "heldout": heldout}.items():
             np.save(temporary / f"{name}.npy", array)
         write_json(temporary / "metrics.json", metrics)
         write_json(temporary / "meta.json", meta)
+
+
+def sparse_bytes(n: int, nonzeros: int, index: Any) -> int:
+    """Bytes of a sparse matrix (CSR) of n rows, float32, with such indices."""
+    return nonzeros * 4 + (nonzeros + n + 1) * int(np.dtype(index).itemsize)
+
+
+def _save_sparse(folder: Path, rows: csr_matrix) -> None:
+    n, t = rows.shape
+    if sparse_bytes(n, rows.nnz, rows.indices.dtype) < 4 * n * t:
+        save_npz(folder / SPARSE, rows, compressed=False)
+    else:
+        np.save(folder / DENSE, rows.toarray())
 
 
 def _read_weights(folder: Path) -> npt.NDArray[np.float32]:

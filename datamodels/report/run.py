@@ -16,7 +16,7 @@ import yaml
 
 from datamodels import __version__
 from datamodels.data import Dataset
-from datamodels.durable import new_folder, read_arrays, read_json, write_json
+from datamodels.durable import new_folder, only_maker, read_arrays, read_json, tidy, write_json
 from datamodels.errors import InputError
 from datamodels.machine import describe_machine
 from datamodels.regress import Datamodels
@@ -48,9 +48,21 @@ def report(settings: Settings, data: Dataset) -> str:
     store, models = read_store(settings), Datamodels.load(stage_folder(settings, "regress"))
     verified = _read_verified(settings, models, store)
     folder, made_from = stage_folder(settings, "report"), _made_from(verified, models)
+    already = f"report: already in {folder / 'index.html'}"
     if _is_made(folder, made_from):
-        return f"report: already in {folder / 'index.html'}"
-    with new_folder(folder, replace=True) as temporary:
+        tidy(folder)
+        return already
+    with only_maker(folder, f"report: waiting for another process that is making {folder}"):
+        if _is_made(folder, made_from):
+            return already
+        _make(settings, data, store, models, verified, made_from, start)
+    return f"report: {folder / 'index.html'}"
+
+
+def _make(
+    settings: Settings, data: Dataset, store: Store, models: Datamodels, verified: Record, made_from: Any, start: float
+) -> None:
+    with new_folder(stage_folder(settings, "report"), replace=True) as temporary:
         pictures = _pictures(store, models, verified, data, stage_folder(settings, "verify") / FRESH)
         for name, picture in pictures.items():
             (temporary / f"{name}.png").write_bytes(picture.png)
@@ -65,7 +77,6 @@ def report(settings: Settings, data: Dataset) -> str:
         page = _page(settings, data, verified, summary, pictures)
         (temporary / "index.html").write_text(page, encoding="utf-8")
         write_json(temporary / "summary.json", summary)
-    return f"report: {folder / 'index.html'}"
 
 
 def summarise(store: Store, models: Datamodels, verified: Record) -> Record:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from datamodels.durable import InPlace, new_folder, read_json, write_json
+from datamodels.durable import InPlace, is_there, new_folder, read_json, write_json
 from datamodels.errors import InputError
 
 FORMAT = "datamodels-store"
@@ -81,17 +81,18 @@ class Meta:
 
 
 def create(folder: Path, meta: Meta) -> None:
-    """Make an empty store, whole or not at all. Raises InputError when something is there already."""
+    """Make an empty store, whole or not at all. Raises InputError when something is there already.
+
+    To be called by the `only_maker` of the folder, where others may be at the same.
+    """
     refusal = f"{folder} exists already; a store is never created over something"
-    if folder.exists():
+    if is_there(folder):
         raise InputError(refusal)
     try:
         with new_folder(folder) as temporary:
             create_in(temporary, meta)
-    except FileExistsError as e:  # another process was faster
-        raise InputError(refusal) from e
     except OSError as e:
-        if e.errno == errno.ENOTEMPTY:
+        if e.errno in (errno.EEXIST, errno.ENOTEMPTY):  # another process was faster
             raise InputError(refusal) from e
         raise
 

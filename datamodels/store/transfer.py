@@ -7,7 +7,7 @@ from tokenize import TokenError
 
 import numpy as np
 
-from datamodels.durable import InPlace, new_folder, write_json
+from datamodels.durable import InPlace, is_there, new_folder, only_maker, write_json
 from datamodels.errors import InputError
 from datamodels.progress import progress
 from datamodels.store.check import chunks
@@ -31,11 +31,12 @@ def import_arrays(masks_file: Path, margins_file: Path, folder: Path) -> None:
         raise InputError(f"{margins_file} holds {margins.dtype}, and margins must be {' or '.join(MARGIN_TYPES)}")
     if len(masks) != len(margins):
         raise InputError(f"{masks_file} has {len(masks)} rows and {margins_file} {len(margins)}")
-    if folder.exists():
+    if is_there(folder):
         raise InputError(f"{folder} exists already; a store is never created over something")
     provenance = {"imported": {"masks": masks_file.name, "margins": margins_file.name}}
     specs = {"margins": ArraySpec(margins.dtype.name, margins.shape[1:])}
-    with new_folder(folder) as temporary:
+    with only_maker(folder) as mine, new_folder(folder) as temporary:
+        _refuse_others(mine, folder)
         create_in(temporary, Meta(len(masks), masks.shape[1], margins.shape[1], specs, provenance))
         with Writer(temporary) as writer, progress("import", "rows", len(masks)) as advance:
             for ids in chunks(Store(temporary)):
@@ -50,10 +51,11 @@ def export_arrays(folder: Path, out: Path) -> None:
     InputError when the store is none, or something stands where the folder should be.
     """
     store = Store(folder)
-    if out.exists():
+    if is_there(out):
         raise InputError(f"{out} exists already; nothing is written over it")
     specs = {"masks": ArraySpec("bool", (store.meta.num_train,)), "ids": ArraySpec("int64", ()), **store.meta.arrays}
-    with new_folder(out) as temporary, progress("export", "rows", len(store.done)) as advance:
+    with only_maker(out) as mine, new_folder(out) as temporary, progress("export", "rows", len(store.done)) as advance:
+        _refuse_others(mine, out)
         files = {name: InPlace(temporary / f"{name}.npy", new=True) for name in specs}
         try:
             for name, file in files.items():
@@ -70,6 +72,11 @@ def export_arrays(folder: Path, out: Path) -> None:
             for file in files.values():
                 file.close()
         write_json(temporary / "meta.json", {"store_digest": store.digest(), "provenance": store.meta.provenance})
+
+
+def _refuse_others(mine: bool, folder: Path) -> None:
+    if not mine:
+        raise InputError(f"another process is making {folder}")
 
 
 def _open(file: Path) -> Array:

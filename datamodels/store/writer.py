@@ -7,10 +7,12 @@ import io
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -93,8 +95,52 @@ class Rows:
 
 def claim(folder: Path, block: int) -> Lock | None:
     """The lock on one block of models, or None where another worker has it. To be released with `remove`."""
-    lock = Lock(folder / "claims" / f"block-{block:08d}")
-    return lock if lock.take() else None
+    claims = folder / "claims"
+    lock = Lock(claims / f"block-{block:08d}")
+    try:
+        taken = lock.take()
+    except FileNotFoundError:
+        _made_again(claims)
+        taken = lock.take()
+    return lock if taken else None
+
+
+def forget_claims(folder: Path) -> None:
+    """Remove the claims of workers that are gone."""
+    for file in (folder / "claims").glob("block-*"):
+        lock = Lock(file)
+        if lock.take():
+            lock.release(remove=True)
+
+
+def delivered(folder: Path, ids: range) -> IndexArray:
+    """Those of a block's models that lie in the inbox, done or given up, and are not to be trained again.
+
+    To be asked before the marks in done.npy: a file leaves the inbox after its rows are marked. Only files that begin within
+    the block are looked at, as those of every worker with the same blocks do.
+    """
+    found: list[int] = []
+    for file in _made_again(folder / "inbox").glob("[0-9]*"):
+        number = file.name.partition("-")[0]
+        if number.isdigit() and int(number) in ids:
+            # One that has been taken in meanwhile is in the marks, and a damaged one is nothing.
+            with suppress(OSError, ValueError, KeyError, AttributeError, EOFError, BadZipFile):
+                found.extend(_ids_in(file))
+    return np.array(found, np.int64)
+
+
+def _ids_in(file: Path) -> list[int]:
+    if file.suffix == ".json":
+        return [int(i) for i in read_json(file)]
+    with np.load(file, allow_pickle=False) as content:
+        ids: list[int] = content["ids"].tolist()
+        return ids
+
+
+def _made_again(folder: Path) -> Path:
+    """One of the store's own folders, made where it is not there: an empty one is lost by some tools that copy."""
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def deliver(
@@ -120,11 +166,12 @@ def hand_over(
 ) -> None:
     """Put finished rows into the store's inbox, as `deliver` does where another process is writing."""
     rows = Rows.of(read_meta(folder), ids, masks, arrays)
+    inbox = _made_again(folder / "inbox")
     if len(rows.ids):
-        write_file(folder / "inbox" / f"{rows.ids[0]:010d}-{uuid.uuid4().hex}.npz", rows.to_bytes())
+        write_file(inbox / f"{rows.ids[0]:010d}-{uuid.uuid4().hex}.npz", rows.to_bytes())
     if failures:
         name = f"{min(failures):010d}-{uuid.uuid4().hex}.json"
-        write_json(folder / "inbox" / name, {str(i): why for i, why in failures.items()})
+        write_json(inbox / name, {str(i): why for i, why in failures.items()})
 
 
 class Writer:
@@ -183,14 +230,15 @@ class Writer:
     def merge(self) -> int:
         """Take every file of the inbox into the arrays; the number of rows taken. Merging a file twice is harmless."""
         taken, lot, size = 0, list[Path](), 0
-        for file in sorted((self.folder / "inbox").glob("[0-9]*.npz")):
+        inbox = _made_again(self.folder / "inbox")
+        for file in sorted(inbox.glob("[0-9]*.npz")):
             lot.append(file)
             size += file.stat().st_size
             if size >= MERGE_BYTES:
                 taken += self._merge_lot(lot)
                 lot, size = [], 0
         taken += self._merge_lot(lot)
-        for file in sorted((self.folder / "inbox").glob("[0-9]*.json")):
+        for file in sorted(inbox.glob("[0-9]*.json")):
             taken += self.give_up({int(i): why for i, why in read_json(file).items()})
             remove_file(file)
         return taken

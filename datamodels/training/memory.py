@@ -9,20 +9,11 @@ from typing import TypeVar
 
 import torch
 
+from datamodels.errors import of_memory
 from datamodels.machine import free_host_memory
 from datamodels.training.devices import on_gpu
 
 Result = TypeVar("Result")
-
-# cuDNN finds "no engine" where none fits into the memory that is left, and cuBLAS cannot make its handle.
-GUISES = (
-    "out of memory",
-    "can't allocate memory",
-    "unable to find an engine",
-    "alloc_failed",
-    "allocation_failed",
-    "cublas_status_not_initialized",
-)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -30,11 +21,7 @@ def out_of_memory(error: BaseException) -> bool:
 
     A capture that is cut short by it ends in an error of its own, of which it is the context.
     """
-    return any(
-        isinstance(e, torch.OutOfMemoryError | MemoryError)
-        or (isinstance(e, RuntimeError) and any(guise in str(e).lower() for guise in GUISES))
-        for e in _chain(error)
-    )
+    return any(of_memory(e) for e in _chain(error))
 
 
 def unless_out_of_memory(work: Callable[[], Result], device: torch.device) -> Result | None:

@@ -44,7 +44,7 @@ from datamodels.verify.methods import (
     scores_of,
     sizes_named,
 )
-from datamodels.verify.retrain import Retrained, retrain
+from datamodels.verify.retrain import Retrained, alone, retrain
 from datamodels.verify.subject import Request, Subject
 
 FORMAT_VERSION = 4
@@ -72,18 +72,22 @@ class Removal:
 def verify(settings: Settings, subject: Subject, models: Datamodels, targets: list[int]) -> str:
     """Verify the given targets and write verify.json and verify.csv; say in one line what came out.
 
-    Raises InputError when the weights were not made from the run's store as it is, or a method or size makes no sense.
+    Raises InputError when the weights were not made from the run's store as it is, a method or size makes no sense, or another
+    process verifies the same run.
     """
     _check_provenance(settings, models)
+    with alone(settings) as folder:
+        return _verify(settings, subject, models, targets, folder)
+
+
+def _verify(settings: Settings, subject: Subject, models: Datamodels, targets: list[int], folder: Path) -> str:
     chosen, n = settings.verify, len(subject.train_labels)
     methods, steps = methods_named(chosen, subject), looks(chosen.models, chosen.most_models)
     sizes = sizes_named("verify.sizes", chosen.sizes, n)
     tested = sizes_named("verify.counterfactuals", chosen.counterfactuals, n)
     check_subsets(chosen)
     embedding = embedding_named(chosen, subject, methods)
-    folder = stage_folder(settings, "verify")
     scores = scores_of(folder, settings, subject, methods, targets)
-    folder.mkdir(parents=True, exist_ok=True)
 
     def train(requests: Any, label: str) -> Retrained:
         return retrain(folder / "store", settings, subject, requests, label)
@@ -310,7 +314,7 @@ def recheck(settings: Settings, subject: Subject, file: Path) -> str:
         raise InputError(f"{file} was made from another store than that of this run")
     if not flipped:
         raise InputError(f"{file} has no prediction that was flipped; there is nothing to check again")
-    folder, n = stage_folder(settings, "verify"), len(subject.train_labels)
+    n = len(subject.train_labels)
     number = looks(settings.verify.models, settings.verify.most_models)[-1]
 
     def requests(search: Record) -> list[Request]:
@@ -318,14 +322,14 @@ def recheck(settings: Settings, subject: Subject, file: Path) -> str:
         to = -1 if search["relabelled"] is None else search["relabelled"]
         return [Request.of(mask, repetition, to) for repetition in range(RECHECK_FROM, RECHECK_FROM + number)]
 
-    folder.mkdir(parents=True, exist_ok=True)
     wanted = [request for search in flipped for request in requests(search)]
-    found = retrain(folder / "store", settings, subject, wanted, "recheck")
-    verdicts = []
-    for search in flipped:
-        fresh = judge(*found.of(requests(search), search["target"]))
-        about = {name: search[name] for name in ("target", "method", "size")}
-        verdicts.append({**about, "holds": fresh.mean_margin <= 0, "fresh": dataclasses.asdict(fresh)})
-    holds = sum(verdict["holds"] for verdict in verdicts)
-    write_json(folder / "recheck.json", {"checked": str(file), "models": number, "holds": holds, "verdicts": verdicts})
-    return f"recheck: {holds} of {len(verdicts)} flipped verdicts hold with {number} fresh models each, in {folder}"
+    with alone(settings) as folder:
+        found = retrain(folder / "store", settings, subject, wanted, "recheck")
+        verdicts = []
+        for search in flipped:
+            fresh = judge(*found.of(requests(search), search["target"]))
+            about = {name: search[name] for name in ("target", "method", "size")}
+            verdicts.append({**about, "holds": fresh.mean_margin <= 0, "fresh": dataclasses.asdict(fresh)})
+        holds = sum(verdict["holds"] for verdict in verdicts)
+        write_json(folder / "recheck.json", {"checked": str(file), "models": number, "holds": holds, "verdicts": verdicts})
+        return f"recheck: {holds} of {len(verdicts)} flipped verdicts hold with {number} fresh models each, in {folder}"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from datamodels.data import Dataset
+from datamodels.durable import is_there, only_maker, tidy
 from datamodels.errors import InputError
 from datamodels.progress import say
 from datamodels.provenance import refuse_difference
@@ -33,6 +34,8 @@ def train_missing(settings: Settings, data: Dataset, device: torch.device) -> st
     if (Store(folder).missing < settings.store.num_models).any():
         with stage_seconds(settings, "worker"):
             _train_all(settings, data, device, read_meta(folder), folder)
+    # Another worker may have been at it, and may have ended since.
+    make_prior(settings, data, device, wait=True)
     give_back(device)  # the regression, in this process or in another, is the next to want it
     return state(Store(folder), settings.store.num_models)
 
@@ -71,19 +74,22 @@ def open_or_create(
 ) -> Path:
     """As `open_store`, for the meta.json that belongs to the groups that are there already, or else to those chosen now."""
     folder = stage_folder(settings, "store")
-    if not folder.exists():
-        wanted = meta(choose_groups())
-        try:
-            create(folder, wanted)
-        except InputError:
-            if not folder.exists():  # another worker may have been first, and then all is well
-                raise
+    if is_there(folder):
+        tidy(folder)
+    else:
+        with only_maker(folder, f"worker: waiting for another worker that is making {folder}"):
+            if not is_there(folder):
+                create(folder, meta(choose_groups()))
     found = read_meta(folder)
     groups = groups_of(found)
     wanted = meta(_given_groups(settings.groups, groups))
     refuse_difference(folder, {**found.provenance, "groups": dataclasses.asdict(groups)}, wanted.provenance)
     if wanted.num_models > found.num_models:
-        grow(folder, wanted.num_models)
+        try:
+            grow(folder, wanted.num_models)
+        except InputError:
+            if read_meta(folder).num_models < wanted.num_models:  # else another worker has let it grow further meanwhile
+                raise
     return folder
 
 

@@ -14,25 +14,30 @@ import dataclasses
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datamodels.errors import InputError
-from datamodels.runs import deciding_settings, stage_seconds
+from datamodels.errors import InputError, in_a_sentence, one_line
+from datamodels.progress import say
+from datamodels.runs import deciding_settings, no_prior_of_own, stage_seconds
 from datamodels.settings import PLAIN, GroupSettings, Settings
 from datamodels.store import ArraySpec, Meta, Store, read_meta
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray, draw_masks
 from datamodels.training.devices import gpu_number
 from datamodels.worker.arrays import declared_arrays
-from datamodels.worker.blocks import Trained, train_blocks
+from datamodels.worker.blocks import Train, Trained, train_blocks
 from datamodels.worker.loop import open_or_create, state
 
 Main = Callable[[int, BoolArray], Mapping[str, Any]]
 HANDED_OUT = os.environ.get("CUDA_VISIBLE_DEVICES")
 """The GPUs that this process was given, before any was chosen of them."""
+ENOUGH = 16
+"""After so many models, or a block where that is more, of which not one could be trained, the function is held to be broken."""
 NOT_FINITE = "its training function gave margins that are not finite"
 
 
@@ -76,8 +81,12 @@ def own_function(name: str) -> Main:
 def train_missing_by(main: Main, settings: Settings) -> str:
     """Train every model of the run's store that is not there with one's own function; say what is there then.
 
-    Raises InputError when the function gives anything else than what the store wants.
+    A model at which the function fails is given up, with its words. Raises InputError when it fails at every one (`with_hope`),
+    or gives anything else than what the store wants.
     """
+    missing_prior = no_prior_of_own(settings)
+    if missing_prior is not None:
+        say(f"worker: {missing_prior}")
     n, targets, total = settings.data.train_images, settings.data.test_images, settings.store.num_models
 
     def meta(groups: GroupSettings) -> Meta:
@@ -92,20 +101,73 @@ def train_missing_by(main: Main, settings: Settings) -> str:
 
     def train(ids: range) -> Trained:
         masks = draw_masks(settings.store.seed, ids, n, settings.store.alpha)
-        rows = [call(main, i, mask, specs) for i, mask in zip(ids, masks, strict=True)]
+        failures: dict[int, str] = {}
+        rows = [_called(main, i, mask, specs, failures) for i, mask in zip(ids, masks, strict=True)]
         arrays = {name: np.stack([row[name] for row in rows]) for name in specs}
-        failed = np.flatnonzero(~np.isfinite(arrays["margins"]).all(1))
-        return Trained(masks, arrays, {ids[k]: NOT_FINITE for k in failed})
+        not_finite = np.flatnonzero(~np.isfinite(arrays["margins"]).all(1))
+        return Trained(masks, arrays, {**dict.fromkeys((ids[k] for k in not_finite.tolist()), NOT_FINITE), **failures})
 
     if (Store(folder).missing < total).any():
         with stage_seconds(settings, "worker"):
-            train_blocks(folder, total, size, train)
+            train_blocks(folder, total, size, with_hope(train, Store(folder), total))
     return state(Store(folder), total)
 
 
+def _called(
+    main: Main, index: int, mask: BoolArray, specs: Mapping[str, ArraySpec], failures: dict[int, str]
+) -> dict[str, Array]:
+    """As `call`, but a failure is noted, and zeros stand for what it would have given."""
+    try:
+        return call(main, index, mask, specs)
+    except FunctionError as e:
+        failures[index] = str(e)
+        return {name: np.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
+
+
+class FunctionError(Exception):
+    """One's own training function failed on a subset; in one line, with its words."""
+
+
+def with_hope(train: Callable[[range], Trained], store: Store, total: int) -> Train:
+    """`train`, but models of which none could be trained are not given up until one of the store, or of this process, could be.
+
+    Such blocks are held back. Raises InputError, and gives up none, when the first ENOUGH models have failed, or a block where
+    that is more, or all that are missing: then it is not their subsets.
+    """
+    held: dict[int, Trained] = {}
+    wanted = min(ENOUGH, int((store.missing < total).sum()))
+    hopeful = False
+
+    def hopeful_train(ids: range) -> Trained | None:
+        nonlocal hopeful
+        hopeful = hopeful or len(Store(store.folder).done) > 0
+        trained = held.pop(ids.start, None) or train(ids)
+        hopeful = hopeful or len(trained.failures) < len(ids)
+        if hopeful:
+            return trained
+        held[ids.start] = trained
+        failures = {i: why for each in held.values() for i, why in each.failures.items()}
+        if len(failures) >= wanted:
+            first = min(failures)
+            told = f"{len(failures)} models were tried, and not one could be trained; model {first}: {failures[first]}"
+            raise InputError(f"{told}; none was given up, so mend the function and run the same command again")
+        return None
+
+    return hopeful_train
+
+
 def call(main: Main, index: int, mask: BoolArray, specs: Mapping[str, ArraySpec]) -> dict[str, Array]:
-    """What the function gives for one model, in the store's types. Raises InputError when it is not what the store wants."""
-    result = main(index, mask.copy())
+    """What the function gives for one model, in the store's types.
+
+    Raises FunctionError when it fails, and InputError when it gives what the store does not want. What the machine is to blame
+    for, such as memory that does not suffice, comes through: the subset is not given up for it.
+    """
+    try:
+        result = main(index, mask.copy())
+    except Exception as e:
+        if in_a_sentence(e) is not None:
+            raise
+        raise FunctionError(f"its training function raised {one_line(e)}{_where(e)}") from e
     if not isinstance(result, Mapping) or set(result) != set(specs):
         given = sorted(result) if isinstance(result, Mapping) else type(result).__name__
         raise InputError(f"the training function gave {given} for model {index}; the store wants {sorted(specs)}")
@@ -117,3 +179,9 @@ def call(main: Main, index: int, mask: BoolArray, specs: Mapping[str, ArraySpec]
         with np.errstate(over="ignore"):
             arrays[name] = array.astype(spec.dtype)
     return arrays
+
+
+def _where(e: Exception) -> str:
+    """The file and the line that raised an exception."""
+    frames = traceback.extract_tb(e.__traceback__)[1:]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""

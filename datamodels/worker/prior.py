@@ -21,43 +21,39 @@ import torch
 
 from datamodels import __version__
 from datamodels.data import Dataset
-from datamodels.durable import Lock, new_folder, read_json, write_json
+from datamodels.durable import new_folder, only_maker, read_json, tidy, write_json
 from datamodels.errors import InputError
 from datamodels.progress import progress, say
-from datamodels.runs import stage_folder, stage_seconds
+from datamodels.runs import OF_NETWORKS, stage_folder, stage_seconds
 from datamodels.settings import Settings
 from datamodels.store.layout import Array
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, first_order, for_each_group
 
 GRADIENTS, FEATURES = "gradients", ("features_train", "features_test")
-NAMED = (GRADIENTS, "similarity")
-"""Values of `regress.prior` that need the folder."""
 FIRST_MODEL = 2**31
 """Numbers from here on are no model of a store."""
 AT_ONCE = 4
 FORMAT_VERSION = 3
 
 
-def make_prior(settings: Settings, data: Dataset, device: torch.device) -> None:
+def make_prior(settings: Settings, data: Dataset, device: torch.device, wait: bool = False) -> None:
     """Write the folder, where `regress.prior` asks for it and it is not there, or of other settings.
 
-    Another worker that is at it is left to it. Raises InputError when all networks diverged.
+    Another worker that is at it is left to it, or with `wait` waited for. Raises InputError when all networks diverged.
     """
-    if settings.regress.prior not in NAMED:
+    if settings.regress.prior not in OF_NETWORKS:
         return
     folder, decided = stage_folder(settings, "prior"), _provenance(settings, data)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = Lock(folder.with_name(".prior.lock"))
-    if not lock.take():
-        say(f"prior: another worker is making {folder}")
+    if _is_made(folder, decided):
+        tidy(folder)
         return
-    try:
-        if not _is_made(folder, decided):
+    with only_maker(folder, f"prior: waiting for another worker that is making {folder}" if wait else "") as mine:
+        if not mine:
+            say(f"prior: another worker is making {folder}")
+        elif not _is_made(folder, decided):
             with stage_seconds(settings, "prior"):
                 _write(folder, _found(settings, data, device), data, decided)
-    finally:
-        lock.release(remove=True)
 
 
 def _provenance(settings: Settings, data: Dataset) -> dict[str, Any]:
