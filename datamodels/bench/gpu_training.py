@@ -80,32 +80,31 @@ def libraries(sizes: Sizes) -> list[Line]:
             Line("PyTorch", torch.__version__),
             Line("NumPy, in the place of CuPy", np.__version__),
         ]
-    cupy, number = importlib.import_module("cupy"), device.index
-    card = torch.cuda.get_device_properties(device)
-    of_torch = f"{card.pci_domain_id:04x}:{card.pci_bus_id:02x}:{card.pci_device_id:02x}"
-    with cupy.cuda.Device(number) as current:
-        of_cupy = current.pci_bus_id.lower().rsplit(".", 1)[0]
+    cupy = importlib.import_module("cupy")
+    card, driver = torch.cuda.get_device_properties(device), _driver()
+    of_torch = driver.get(str(card.uuid).lower().removeprefix("gpu-"), ("not shown", ""))
+    with cupy.cuda.Device(device.index) as current:
+        of_cupy = current.pci_bus_id.lower()[-7:]
         computed = float(cupy.arange(4.0).sum())
-    driver = _driver()
     return [
         Line("device", describe_device(device)),
-        Line("driver", driver.get(of_torch, "not told"), "", "shows the card of PyTorch", of_torch in driver),
-        Line("PyTorch", f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"),
+        holds("driver, which shows PyTorch's card", of_torch[1] or "not shown", "shown", bool(of_torch[1])),
+        Line("PyTorch", f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"),  # type: ignore[no-untyped-call]
         Line("CuPy", f"{cupy.__version__}, CUDA {cupy.cuda.runtime.runtimeGetVersion()}"),
-        holds("card of PyTorch and of CuPy", f"{of_torch} and {of_cupy}", "one", of_torch == of_cupy),
+        holds("card of PyTorch and of CuPy", f"{of_torch[0]} and {of_cupy}", "one", of_torch[0] == of_cupy),
         holds("a sum on the GPU by CuPy", f"{computed:g}", "6", computed == 6),
         Line("memory", card.total_memory / 1e9, "GB"),
     ]
 
 
-def _driver() -> dict[str, str]:
-    """The driver's version by the cards that it shows, as domain:bus:device."""
+def _driver() -> dict[str, tuple[str, str]]:
+    """Of each card that the driver shows, by its UUID: bus, device and function, as 01:00.0, and the driver's version."""
     if shutil.which("nvidia-smi") is None:
         return {}
-    line = ["nvidia-smi", "--query-gpu=pci.bus_id,driver_version", "--format=csv,noheader"]
+    line = ["nvidia-smi", "--query-gpu=uuid,pci.bus_id,driver_version", "--format=csv,noheader"]
     rows = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60).stdout.splitlines()
-    pairs = (row.lower().split(", ", 1) for row in rows if ", " in row)
-    return {bus.rsplit(".", 1)[0][-10:]: version for bus, version in pairs}
+    found = (row.lower().split(", ") for row in rows if row.count(", ") == 2)
+    return {uuid.removeprefix("gpu-"): (bus[-7:], version) for uuid, bus, version in found}
 
 
 def same_bits(sizes: Sizes) -> list[Line]:
