@@ -25,7 +25,7 @@ def main() -> None:
     print(prepare(settings), flush=True)
     data = load(settings)
     print(train_missing(settings, data, device), flush=True)
-    print(regress(settings), flush=True)
+    print(regress(settings, args.gpu), flush=True)
     targets = draw_targets(settings.verify.random_targets, settings.data.test_images, settings.verify.seed)
     write_targets(Path(settings.run.dir, "targets.txt"), targets)
     models = Datamodels.load(stage_folder(settings, "regress"))

@@ -1,12 +1,15 @@
 """Command: measure, as `python -m datamodels.bench train -C configs/digits.yaml --gpu cpu`."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from datamodels.bench.accuracy import bench_accuracy
 from datamodels.bench.fit import DEFAULT, bench_fit, size_named
+from datamodels.bench.gpu_check import GPU, PLACES
+from datamodels.bench.gpu_plan import gpu_check
 from datamodels.bench.prior import bench_prior
-from datamodels.bench.record import file_name
+from datamodels.bench.record import Record, file_name
 from datamodels.bench.regress import bench_regress
 from datamodels.bench.samples import bench_samples, samples_figure
 from datamodels.bench.store import bench_store
@@ -19,8 +22,9 @@ from datamodels.settings import argument_parser, parse
 from datamodels.training import device_named
 
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy, "prior": bench_prior}
-SYNTHETIC = {"store": bench_store, "regress": bench_regress, "workers": bench_workers}
-OF_RUN = {"samples": bench_samples}
+OF_STORE = {"store": bench_store, "workers": bench_workers}
+OF_WEIGHTS: dict[str, Callable[..., tuple[Record, str]]] = {"regress": bench_regress, "samples": bench_samples}
+GPU_CHECK = "gpu-check"
 FIT = "fit"
 
 
@@ -31,9 +35,10 @@ def main() -> None:
         "prior: seconds of its networks' training and of what is made of them. "
         "store, regress: of synthetic rows, against the disk and against other solvers. fit: a whole regression. "
         "workers: how often models are trained that several workers share. "
-        "samples: LDS against the number of models of a run, with a prior and without."
+        "samples: LDS against the number of models of a run, with a prior and without. "
+        "gpu-check: whether a GPU, and this package on it, does what it should."
     )
-    benches = [*OF_MODELS, *SYNTHETIC, *OF_RUN, FIT]
+    benches = [*OF_MODELS, *OF_STORE, *OF_WEIGHTS, FIT, GPU_CHECK]
     parser = argument_parser("python -m datamodels.bench", about)
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
     parser.add_argument("--gpu", help="number of the GPU, or cpu (default: what is there)")
@@ -41,15 +46,20 @@ def main() -> None:
     counts += "; samples: draws of models (3); prior: networks (4); workers: models (2000)"
     parser.add_argument("--n", type=int, help=counts)
     parser.add_argument("--size", default=DEFAULT, help=f"fit: images, models, targets, values of λ ({DEFAULT})")
+    parser.add_argument("--on", choices=PLACES, default=GPU, help="gpu-check: processor tries the check itself, tiny")
     parser.add_argument("--out", type=Path, help="folder to write the result into, as JSON")
     settings, args = parse(sys.argv[1:], parser)
     if args.bench is None:
         raise InputError(f"which bench? There are {', '.join(benches)}")
     n = [] if args.n is None else [args.n]
     if args.bench == FIT:
-        result, table = bench_fit(settings, size_named(args.size))
-    elif args.bench in SYNTHETIC or args.bench in OF_RUN:
-        result, table = {**SYNTHETIC, **OF_RUN}[args.bench](settings, *n)
+        result, table = bench_fit(settings, size_named(args.size), args.gpu)
+    elif args.bench == GPU_CHECK:
+        result, table = gpu_check(settings, args.on, args.gpu)
+    elif args.bench in OF_STORE:
+        result, table = OF_STORE[args.bench](settings, *n)
+    elif args.bench in OF_WEIGHTS:
+        result, table = OF_WEIGHTS[args.bench](settings, *n, gpu=args.gpu)
     else:
         device = device_named(args.gpu)
         print(prepare(settings), flush=True)
@@ -59,8 +69,10 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         file = args.out / file_name(result, settings)
         write_json(file, result)
-        if args.bench in OF_RUN:
+        if args.bench == "samples":
             write_file(file.with_suffix(".png"), samples_figure(result))
+    if not result.get("passed", True):
+        sys.exit(1)
 
 
 run_command(main)

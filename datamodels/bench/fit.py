@@ -18,7 +18,7 @@ from datamodels.durable import read_json
 from datamodels.errors import InputError
 from datamodels.machine import describe_machine, megabytes
 from datamodels.progress import progress, say
-from datamodels.regress.arrays import array_module
+from datamodels.regress.arrays import computing
 from datamodels.regress.source import TILE_ROWS
 from datamodels.runs import stage_folder
 from datamodels.settings import Settings
@@ -39,7 +39,7 @@ def size_named(text: str) -> Size:
     return Size(*map(int, parts))
 
 
-def bench_fit(settings: Settings, size: Size) -> tuple[Record, str]:
+def bench_fit(settings: Settings, size: Size, gpu: str | None = None) -> tuple[Record, str]:
     """The bench as a record for JSON and as a table; it works in a folder of the run's, which it removes.
 
     Masks at α = 0.5, 3 % of the true weights not zero, noise; float16 margins; of the models 10 % are held out and 20 % of the
@@ -48,24 +48,25 @@ def bench_fit(settings: Settings, size: Size) -> tuple[Record, str]:
     folder = stage_folder(settings, "bench")
     if folder.exists():
         raise InputError(f"{folder} is there already; another bench is at work, or was cut off: delete it")
-    xp = array_module(settings.regress.device)
     try:
-        fill(folder / "store", size, xp)
-        whole, peak_bytes = _run_command(folder, settings, size)
+        with computing(settings.regress.device, gpu) as xp:
+            fill(folder / "store", size, xp)
+            peak = matmul_peak(xp)
+        device = "cpu" if xp is np else "gpu"
+        whole, peak_bytes = _run_command(folder, settings, size, device, gpu)
         metrics, meta = (read_json(folder / "out" / f"{name}.json") for name in ("metrics", "meta"))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     how, seconds = metrics["solved_by"], metrics["seconds"]
     item = np.dtype(how["number_format"]).itemsize
     matrices = item * size.images * (size.images + size.targets + how["block"])
-    peak = _matmul_peak(xp)
     fitted = metrics["models_fit"] + metrics["models_choice"]
     # A multiply and an add for each pair of images and model; by symmetry half of them are done, and counted.
     gram_flops, path_flops = float(fitted) * size.images**2, 2.0 * how.get("products", 0) * size.images**2
     record = {
         "bench": "fit",
         "version": __version__,
-        "device": "cpu" if xp is np else "gpu",
+        "device": device,
         "machine": describe_machine(),
         "size": vars(size),
         "regress": meta["regress"],
@@ -101,10 +102,12 @@ def _rows(writer: Writer, ids: range, masks: BoolArray, margins: Any) -> Rows:
     return Rows.of(writer.meta, np.asarray(ids), masks, {"margins": margins.astype(np.float16)})
 
 
-def _run_command(folder: Path, settings: Settings, size: Size) -> tuple[float, int]:
+def _run_command(folder: Path, settings: Settings, size: Size, device: str, gpu: str | None) -> tuple[float, int]:
     """Seconds and peak resident bytes of `python -m datamodels.regress` on the store."""
     line = [sys.executable, "-m", "datamodels.regress", "--store", folder / "store", "--out", folder / "out"]
-    chosen = {**vars(settings.regress), "lams": size.lams}
+    chosen = {**vars(settings.regress), "lams": size.lams, "device": device}
+    if device == "gpu" and gpu is not None:
+        line += ["--gpu", gpu]
     flags = [part for name, value in chosen.items() for part in (f"--regress.{name}", str(value).lower())]
     say(f"bench: python -m datamodels.regress on {(folder / 'store')}")
     start = time.perf_counter()
@@ -129,7 +132,7 @@ def _peak_resident(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
-def _matmul_peak(xp: Any) -> float:
+def matmul_peak(xp: Any) -> float:
     """Floating-point operations per second of a large product in float32."""
     a = xp.ones((PEAK_ROWS, PEAK_ROWS), np.float32)
     float((a @ a)[0, 0])

@@ -65,9 +65,9 @@ def holds(what: str, value: str, wanted: str, passed: bool) -> Line:
 class Sizes:
     """How large everything is, and on which device: that of `--gpu`, a number or 'cpu'.
 
-    `train` and `test` random images of `pixels` a side, in `recipe`; groups of up to `models` at once. The regression is of
-    `images`, `models_fit`, `targets` and `lams` values of λ. `road` are the settings of the whole road, `tests` what pytest
-    runs. `matmul_share` is the least share of the peak, `seconds_a_model` the most, where it is known for the card.
+    `train` and `test` random images of `pixels` a side, in `recipe`. The regression is of `images`, `models`, `targets` and
+    `lams` values of λ, and `exact` of its images and targets are reckoned again on the host. `road` are the settings of the
+    whole road, `tests` what pytest runs. `matmul_share` and `gemm_share` are the least shares of the peak.
     """
 
     on: str
@@ -76,9 +76,8 @@ class Sizes:
     train: int
     test: int
     pixels: int
-    models: int
     images: int
-    models_fit: int
+    models: int
     targets: int
     lams: int
     exact: int

@@ -31,16 +31,12 @@ def sizes_on(on: str, gpu: str | None, settings: Settings) -> Sizes:
     """How large the checks are: on a GPU the recipe of the settings, that of configs/cifar10.yaml if none are given."""
     if on == PROCESSOR:
         tests = ("tests/gpu/test_training.py::test_padded_images_train_the_same_models",)
-        regression = {"images": 60, "models_fit": 400, "targets": 8, "lams": 10, "exact": 8}
-        return Sizes(on, "cpu", TINY, 200, 40, 20, 2, **regression, road=ROAD, tests=tests, matmul_share=0, gemm_share=0)
+        return Sizes(on, "cpu", TINY, 200, 40, 20, 60, 400, 8, 10, 8, ROAD, tests, matmul_share=0, gemm_share=0)
     if gpu == "cpu":
         raise InputError("--gpu is cpu, but gpu-check is to judge a GPU; --on processor tries the script itself")
-    regression = {"images": 20_000, "models_fit": 40_000, "targets": 2_048, "lams": 10, "exact": 64}
-    train, test = settings.data.train_images, settings.data.test_images
-    speeds = {"matmul_share": 0.4, "gemm_share": 0.3}
-    return Sizes(
-        on, gpu or "0", settings.training, train, test, 32, 64, **regression, road=ROAD, tests=("tests/gpu",), **speeds
-    )
+    n, t, recipe = settings.data.train_images, settings.data.test_images, settings.training
+    shares = {"matmul_share": 0.4, "gemm_share": 0.3}
+    return Sizes(on, gpu or "0", recipe, n, t, 32, 20_000, 40_000, 2_048, 10, 64, ROAD, ("tests/gpu",), **shares)
 
 
 def gpu_check(settings: Settings, on: str, gpu: str | None) -> tuple[Record, str]:

@@ -16,11 +16,12 @@ from datamodels.bench.fit import fill, matmul_peak
 from datamodels.bench.gpu_check import GPU, Line, Sizes, at_least, at_most, checkout, holds
 from datamodels.bench.regress import Size
 from datamodels.durable import read_json
-from datamodels.regress import Fit, fit_datamodels
+from datamodels.regress import fit_datamodels
 from datamodels.regress.arrays import computing, to_numpy
 from datamodels.regress.lasso import relative_gap
 from datamodels.regress.memory import planned_bytes
 from datamodels.regress.moments import Moments
+from datamodels.regress.path import Fit
 from datamodels.regress.source import Source
 from datamodels.settings import RegressSettings
 from datamodels.store import Store
@@ -34,7 +35,7 @@ LAM_RATIO = 0.1
 
 def regression(sizes: Sizes) -> list[Line]:
     """A whole regression of synthetic models."""
-    size = Size(sizes.images, sizes.models_fit, sizes.targets, sizes.lams)
+    size = Size(sizes.images, sizes.models, sizes.targets, sizes.lams)
     chosen = RegressSettings(lams=size.lams, lam_ratio=LAM_RATIO, solver="gram", device="gpu" if sizes.on == GPU else "cpu")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "store"

@@ -19,7 +19,7 @@ from datamodels.bench.record import Record, describe
 from datamodels.errors import InputError
 from datamodels.machine import cores, describe_machine
 from datamodels.progress import progress
-from datamodels.regress.arrays import array_module, number_format, to_numpy
+from datamodels.regress.arrays import computing, number_format, on_device, to_numpy
 from datamodels.regress.lasso import lipschitz, solve
 from datamodels.regress.moments import Moments
 from datamodels.regress.path import foreseen
@@ -48,7 +48,7 @@ LARGE = Size(2_000, 12_000, 256, 50)
 SMALL = Size(1_000, 4_000, 128, 25)
 
 
-def bench_regress(settings: Settings, sample: int = 8) -> tuple[Record, str]:
+def bench_regress(settings: Settings, sample: int = 8, gpu: str | None = None) -> tuple[Record, str]:
     """The bench as a record for JSON and as a table; scikit-learn solves `sample` of the targets and is reckoned up to all.
 
     Synthetic masks at α = 0.5, 3 % of the weights not zero, noise of standard deviation 3. Raises InputError for a sample of
@@ -56,11 +56,12 @@ def bench_regress(settings: Settings, sample: int = 8) -> tuple[Record, str]:
     """
     if not 1 <= sample <= LARGE.targets:
         raise InputError(f"scikit-learn can be given 1 to {LARGE.targets} targets, not {sample}")
-    xp, gap = array_module(settings.regress.device), settings.regress.gap
+    gap = settings.regress.gap
     grown = {
         f"2 × {name}": replace(SMALL, **{name: 2 * getattr(SMALL, name)}) for name in ("models", "images", "targets", "lams")
     }
-    with progress("bench", "parts", 2 + ROUNDS * (1 + len(grown))) as advance:
+    parts = 2 + ROUNDS * (1 + len(grown))
+    with computing(settings.regress.device, gpu) as xp, progress("bench", "parts", parts) as advance:
         packed, margins = synthetic(LARGE)
         ours, weights = _ours(packed, margins, LARGE, gap, xp)
         advance()
@@ -96,14 +97,14 @@ def plant(size: Size, xp: Any) -> Any:
     """True weights float32 (N, T), sparse."""
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((size.images, size.targets), np.float32)
-    return xp.asarray(weights * (rng.random(weights.shape, np.float32) < SHARE_OF_WEIGHTS))
+    return on_device(weights * (rng.random(weights.shape, np.float32) < SHARE_OF_WEIGHTS), xp)
 
 
 def synthetic_rows(ids: range, size: Size, planted: Any, xp: Any) -> tuple[BoolArray, Array]:
     """Masks (m, N) at α = 0.5 and margins float32 (m, T) of some models: a sparse linear model with noise."""
     masks = draw_masks(0, ids, size.images, 0.5)
     noise = np.random.default_rng([0, ids.start]).standard_normal((len(ids), size.targets), np.float32)
-    return masks, to_numpy(xp.asarray(masks, np.float32) @ planted) + NOISE * noise
+    return masks, to_numpy(on_device(masks, xp, np.float32) @ planted) + NOISE * noise
 
 
 def synthetic(size: Size) -> tuple[ByteArray, Array]:
@@ -119,17 +120,17 @@ def _ours(packed: ByteArray, margins: Array, size: Size, gap: float, xp: Any) ->
     for first in range(0, size.models, TILE_ROWS):
         moments.add(packed[first : first + TILE_ROWS], margins[first : first + TILE_ROWS])
     problem = moments.problem()
-    float(problem.gram[0, 0])  # waits for a GPU
+    to_numpy(problem.gram[0, 0])  # waits for a GPU
     gathered = time.perf_counter()
-    constant, top, path = lipschitz(problem), problem.lam_max().astype(np.float64), list[Any]()
-    weights = before = xp.zeros((size.images, size.targets), number_format(gap))
+    constant, top, path = lipschitz(problem), problem.lam_max(), list[Any]()
+    weights, before = (xp.zeros((size.images, size.targets), number_format(gap)) for _ in range(2))
     ratios = np.geomspace(1, LAST_RATIO, size.lams)
     for k, ratio in enumerate(ratios):
-        found = solve(problem, top * ratio, foreseen(weights, before, ratios, k), constant, gap).weights
+        found = solve(problem, top * ratio, foreseen(weights, before, ratios, k, xp), constant, gap).weights
         weights, before = found, weights
-        path.append(weights.astype(np.float32))
+        path.append(to_numpy(weights.astype(np.float32)))
     solved = time.perf_counter()
-    return {"moments": gathered - start, "path": solved - gathered}, np.stack([to_numpy(w) for w in path])
+    return {"moments": gathered - start, "path": solved - gathered}, np.stack(path)
 
 
 def _scikit_learn(packed: ByteArray, margins: Array, size: Size, sample: int, weights: Array) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from datamodels.bench.record import Record, describe
 from datamodels.errors import InputError
 from datamodels.machine import describe_machine
 from datamodels.progress import progress
-from datamodels.regress.arrays import array_module
+from datamodels.regress.arrays import computing
 from datamodels.regress.path import Parts, fit_datamodels
 from datamodels.regress.prior import FLAT, GRADIENTS, NONE, SIMILARITY, Covariates, covariates_named
 from datamodels.runs import read_store, stage_folder
@@ -51,7 +51,7 @@ WAYS = {
 }
 
 
-def bench_samples(settings: Settings, draws: int = 3) -> tuple[Record, str]:
+def bench_samples(settings: Settings, draws: int = 3, gpu: str | None = None) -> tuple[Record, str]:
     """LDS and R² of each way to estimate weights, from m = 50, 100, 200, … and all models of the run, as a record and a table.
 
     The same 200 models are held out throughout, drawn by `regress.seed`, and have no part in fit, choice or prior; each m is
@@ -68,16 +68,16 @@ def bench_samples(settings: Settings, draws: int = 3) -> tuple[Record, str]:
     n, t = store.meta.num_train, store.meta.num_targets
     known = {way.prior: covariates_named(way.prior, folder, n, t) for way in WAYS.values()}
     rows: list[Record] = []
-    with progress("bench", "fits", len(numbers) * len(WAYS) * draws) as advance:
+    with computing(settings.regress.device, gpu) as xp, progress("bench", "fits", len(numbers) * len(WAYS) * draws) as advance:
         for m in numbers:
             found: dict[str, list[dict[str, Array]]] = {way: [] for way in WAYS}
             for draw in range(draws):
                 chosen = np.random.default_rng([settings.regress.seed, m, draw]).permutation(others)[:m]
                 for way, how in WAYS.items():
-                    found[way].append(_metrics(store, settings, chosen, heldout, known[how.prior], how.sparse))
+                    found[way].append(_metrics(store, settings, chosen, heldout, known[how.prior], how.sparse, gpu))
                     advance(1)
             rows += [_row(way, m, metrics) for way, metrics in found.items()]
-    device = "cpu" if array_module(settings.regress.device) is np else "gpu"
+    device = "cpu" if xp is np else "gpu"
     record = {
         "bench": "samples",
         "version": __version__,
@@ -97,12 +97,18 @@ def bench_samples(settings: Settings, draws: int = 3) -> tuple[Record, str]:
 
 
 def _metrics(
-    store: Store, settings: Settings, chosen: IndexArray, heldout: IndexArray, covariates: Covariates | None, sparse: bool
+    store: Store,
+    settings: Settings,
+    chosen: IndexArray,
+    heldout: IndexArray,
+    covariates: Covariates | None,
+    sparse: bool,
+    gpu: str | None,
 ) -> dict[str, Array]:
     choice = round(settings.regress.choice * len(chosen))
     parts = Parts(fit=np.sort(chosen[choice:]), choice=np.sort(chosen[:choice]), heldout=heldout)
     how = dataclasses.replace(settings.regress, targets="all", sparse=sparse)
-    metrics: dict[str, Array] = fit_datamodels(store, how, covariates=covariates, parts=parts).metrics
+    metrics: dict[str, Array] = fit_datamodels(store, how, covariates=covariates, parts=parts, gpu=gpu).metrics
     return metrics
 
 

@@ -1,5 +1,6 @@
 """Command: weights from the models of a run, as `python -m datamodels.regress -C configs/digits.yaml`."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def main() -> None:
     parser.add_argument(
         "--export", dest="pt_out", type=Path, metavar="FILE.pt", help="write the weights of --out, or the run's"
     )
+    parser.add_argument("--gpu", metavar="N", help="the GPU to compute on, or cpu (default: the first one that CuPy finds)")
     settings, args = parse(sys.argv[1:], parser)
     if sum(given is not None for given in (args.any_store, args.pt_in, args.pt_out)) > 1:
         raise InputError("--store, --import and --export are three different things to do; give one of them")
@@ -28,7 +30,13 @@ def main() -> None:
     elif args.pt_in is not None:
         print(import_weights(args.pt_in, args.out))
     else:
-        print(regress(settings) if args.any_store is None else regress_store(args.any_store, args.out, settings.regress))
+        # Who names a GPU here wants that one and nothing else.
+        named = settings.regress.device == "auto" and args.gpu not in (None, "cpu")
+        how = dataclasses.replace(settings.regress, device="gpu") if named else settings.regress
+        if args.any_store is None:
+            print(regress(dataclasses.replace(settings, regress=how), args.gpu))
+        else:
+            print(regress_store(args.any_store, args.out, how, args.gpu))
 
 
 run_command(main)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from datamodels.regress.arrays import on_device, row_tiles
 from datamodels.regress.kernels import unpacked
-from datamodels.store.layout import Array
-from datamodels.subsets import ByteArray
 
 GRAM_ROWS = 1024
+"""Rows of XᵀX and XᵀY that one product makes."""
+WIDE_ROWS = 128
+"""Rows of XᵀX, or of a block's targets, that are in float64 at once."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Problem:
     """The centred problem of some targets: G = XᵀX/m (N, N), c = Xᵀy/m (N, T), v = Σy²/m (T,), X and Y less their means.
 
     `mean_x` (N,) and `mean_y` (T,) are the means, `penalty` the factors p of the penalty λ Σ p|w|, (N, 1) or
-    (N, T). G and c are float32 or float64, everything else float64; `xp` is NumPy or CuPy.
+    (N, T). G, c and p are float32 or float64, everything else float64; `xp` is NumPy or CuPy.
     """
 
     gram: Any
@@ -31,25 +32,36 @@ class Problem:
     penalty: Any
     xp: Any
 
-    def times(self, weights: Any) -> Any:
-        """G w for weights (N,) or (N, T). A float32 G is widened, some rows at a time, for weights in float64."""
+    def times(self, weights: Any, out: Any = None) -> Any:
+        """G w for weights (N,) or (N, T), into `out` where that is given.
+
+        A float32 G is widened, some rows at a time, for weights in float64.
+        """
         if weights.dtype == self.gram.dtype:
-            return self.gram @ weights
-        return self.xp.concatenate([self.gram[rows].astype(weights.dtype) @ weights for rows in _tiles(len(self.gram))])
+            return self.xp.matmul(self.gram, weights, out=out)
+        out = self.xp.empty_like(weights) if out is None else out
+        for rows in row_tiles(len(self.gram), WIDE_ROWS):
+            self.xp.matmul(self.gram[rows].astype(weights.dtype), weights, out=out[rows])
+        return out
 
     def bias(self, weights: Any, targets: Any = slice(None)) -> Any:
-        """The unpenalised intercepts (T,) that go with weights (N, T) of all the targets, or of some, on raw 0/1 masks."""
-        return self.mean_y[targets] - self.mean_x @ weights
+        """The unpenalised intercepts (T,) that go with weights (N, T) of all the targets, or of some, on raw 0/1 masks.
 
-    def of(self, targets: Any) -> Problem:
-        """The problem of some of the targets, by index."""
-        c = self.xp.take(self.correlation, targets, axis=1)
-        penalty = columns_of(self.penalty, targets, self.xp)
-        return replace(self, correlation=c, variance=self.variance[targets], mean_y=self.mean_y[targets], penalty=penalty)
+        In float64, of which a part of the rows is had at once.
+        """
+        found = self.mean_y[targets].copy()
+        for rows in row_tiles(len(weights), GRAM_ROWS):
+            found -= self.mean_x[rows] @ weights[rows].astype(np.float64)
+        return found
 
     def lam_max(self) -> Any:
-        """The smallest λ (T,) at which all weights of a target are zero: max |c|/p."""
-        return (self.xp.abs(self.correlation) / self.penalty).max(0)
+        """The smallest λ (T,) at which all weights of a target are zero: max |c|/p, float64."""
+        xp = self.xp
+        top = xp.zeros(self.correlation.shape[1])
+        for rows in row_tiles(len(self.correlation), WIDE_ROWS):
+            steep = xp.abs(self.correlation[rows]).astype(np.float64) / self.penalty[rows]
+            top = xp.maximum(top, steep.max(0))
+        return top
 
 
 class Sums:
@@ -60,10 +72,13 @@ class Sums:
         self.x, self.y = xp.zeros(n), xp.zeros(t)
         self.low, self.high = xp.full(t, xp.inf), xp.full(t, -xp.inf)
 
-    def add(self, packed: ByteArray, margins: Array) -> tuple[Any, Any]:
-        """Take in a tile of models: packed masks (m, ⌈N/8⌉) and margins (m, T). Returns both as numbers, float32 and 64."""
+    def add(self, packed: Any, margins: Any) -> tuple[Any, Any]:
+        """Take in a tile of models: packed masks (m, ⌈N/8⌉) and margins (m, T), on the host or the device.
+
+        Returns both as numbers, float32 and 64.
+        """
         xp = self.xp
-        x, y = unpacked(packed, self.n, xp), xp.asarray(margins, np.float64)
+        x, y = unpacked(packed, self.n, xp), on_device(margins, xp, np.float64)
         self.m += len(x)
         self.x += x.sum(0, dtype=np.float64)
         self.y += y.sum(0)
@@ -105,17 +120,21 @@ class Moments(Sums):
         self.shift: Any = None
         self.centred = False
 
-    def add(self, packed: ByteArray, margins: Array) -> tuple[Any, Any]:
+    def add(self, packed: Any, margins: Any) -> tuple[Any, Any]:
         """As `Sums.add`."""
         if self.centred:
             self._uncentre()
         x, y = super().add(packed, margins)
         self.shift = y.mean(0) if self.shift is None else self.shift
-        shifted = y - self.shift
-        for rows in _tiles(self.n):
-            self.xx[rows, rows.start :] += x[:, rows].T @ x[:, rows.start :]
-        self.xy += x.T.astype(self.dtype, copy=False) @ shifted.astype(self.dtype)
-        self.yy += (shifted * shifted).sum(0)
+        y = y - self.shift
+        self.yy += (y * y).sum(0)
+        shifted = y.astype(self.dtype, copy=False)
+        for rows in row_tiles(self.n, GRAM_ROWS):
+            ours = x[:, rows].T
+            part = self.xx[rows, rows.start :]
+            part += ours @ x[:, rows.start :]
+            part = self.xy[rows]
+            part += ours.astype(self.dtype, copy=False) @ shifted
         return x, y
 
     def problem(self, targets: slice = slice(None), standardise: bool = False) -> Problem:
@@ -124,32 +143,31 @@ class Moments(Sums):
             self._centre()
         mean_x, mean_y = self.x / self.m, self.y[targets] / self.m
         around = mean_y - (0 if self.shift is None else self.shift[targets])
-        correlation = self.xy[:, targets] / self.m - mean_x[:, None] * around
         variance = self.xp.maximum(self.yy[targets] / self.m - around**2, 0)
-        c = correlation.astype(self.dtype)
-        return Problem(self.xx, c, variance, mean_x, mean_y, self.penalty(standardise), self.xp)
+        c = self.xp.empty((self.n, len(mean_y)), self.dtype)
+        for rows in row_tiles(self.n, WIDE_ROWS):
+            c[rows] = self.xy[rows, targets] / self.m - mean_x[rows, None] * around
+        penalty = self.penalty(standardise).astype(self.dtype)
+        return Problem(self.xx, c, variance, mean_x, mean_y, penalty, self.xp)
 
     def _centre(self) -> None:
         mean = self.x / self.m
-        for rows in _tiles(self.n):
+        for rows in row_tiles(self.n, WIDE_ROWS):
             counts = self.xx[rows, rows.start :].astype(np.float64)
-            self.xx[rows, rows.start :] = counts / self.m - mean[rows, None] * mean[rows.start :]
+            counts /= self.m
+            counts -= mean[rows, None] * mean[rows.start :]
+            # On the diagonal, too, only the upper half need be up to date.
+            square = counts[:, : rows.stop - rows.start]
+            square[...] = self.xp.triu(square) + self.xp.triu(square, 1).T
+            self.xx[rows, rows.start :] = counts
             self.xx[rows.stop :, rows] = self.xx[rows, rows.stop :].T
         self.centred = True
 
     def _uncentre(self) -> None:
         mean = self.x / self.m
-        for rows in _tiles(self.n):
-            centred = self.xx[rows, rows.start :].astype(np.float64)
-            self.xx[rows, rows.start :] = self.xp.rint((centred + mean[rows, None] * mean[rows.start :]) * self.m)
+        for rows in row_tiles(self.n, WIDE_ROWS):
+            counts = self.xx[rows, rows.start :].astype(np.float64)
+            counts += mean[rows, None] * mean[rows.start :]
+            counts *= self.m
+            self.xx[rows, rows.start :] = self.xp.rint(counts)
         self.centred = False
-
-
-def columns_of(penalty: Any, targets: Any, xp: Any) -> Any:
-    """The factors of some targets, by index; one column is for all of them."""
-    return penalty if penalty.shape[1] == 1 else xp.take(penalty, targets, axis=1)
-
-
-def _tiles(n: int) -> Iterator[slice]:
-    for start in range(0, n, GRAM_ROWS):
-        yield slice(start, min(start + GRAM_ROWS, n))

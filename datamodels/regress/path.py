@@ -16,10 +16,19 @@ import numpy.typing as npt
 from scipy.sparse import csc_matrix
 from scipy.stats import rankdata
 
-from datamodels.errors import InputError
-from datamodels.progress import Bar, no_advance, no_progress
-from datamodels.regress.arrays import array_module, to_numpy
+from datamodels.errors import InputError, of_memory
+from datamodels.progress import Bar, no_advance, no_progress, say
+from datamodels.regress.arrays import (
+    computing,
+    give_back,
+    keep_columns,
+    on_device,
+    put_columns,
+    row_tiles,
+    to_numpy,
+)
 from datamodels.regress.kernels import unpacked
+from datamodels.regress.memory import needs
 from datamodels.regress.moments import Moments
 from datamodels.regress.prior import Covariates, Prior, estimate, posterior_mean
 from datamodels.regress.solvers import Gram, Lasso, Solver, plan
@@ -28,7 +37,7 @@ from datamodels.regress.unfinished import Kept, Unfinished
 from datamodels.settings import RegressSettings
 from datamodels.store import Store
 from datamodels.store.layout import Array
-from datamodels.subsets import ByteArray, IndexArray
+from datamodels.subsets import IndexArray
 
 FEWEST_IN_A_PART = 10
 PATIENCE = 5
@@ -56,7 +65,8 @@ class Fit:
     `columns` are the weights (N, T) as a sparse matrix (CSC, float32), `weights` the same as an array. `metrics` has for each
     target `lds`, `r2`, `mse` (on held-out models) and `nonzeros`, each an array (T,). `constant_images` are those in all of the
     masks or in none, about which nothing can be learnt, `constant_targets` those of one margin only. `seconds` says how long
-    each part took, `solver` what solved, how many targets at once, and in which number format.
+    each part took, `solver` what solved, how many targets at once, in which number format, and the bytes of memory that were
+    planned for it on the device.
     """
 
     columns: Any
@@ -101,54 +111,74 @@ def fit_datamodels(
     unfinished: Unfinished | None = None,
     covariates: Covariates | None = None,
     parts: Parts | None = None,
+    gpu: str | None = None,
 ) -> Fit:
     """Weights, biases and scores of the targets of a store that the settings name.
 
     `bar` makes the bars of the parts of the work, `unfinished` keeps what is done, and brings what was done before. With
     `covariates` weights have a prior of these, see `prior`; without, or with `regress.sparse`, they are the lasso's. `parts`
-    are the models to use, where the settings are not to split them. Raises InputError when too few models are finished, a
-    margin is not a number, or there is too little memory.
+    are the models to use, where the settings are not to split them. `gpu` is the number of a GPU, or cpu, see `computing`.
+
+    Raises InputError when too few models are finished, a margin is not a number, there is too little memory, or no such GPU.
     """
-    parts, xp = parts or split_models(store.done, settings), array_module(settings.device)
+    with computing(settings.device, gpu) as xp:
+        return _fit(
+            store, settings, bar, unfinished or Unfinished(), covariates, parts or split_models(store.done, settings), xp
+        )
+
+
+def _fit(
+    store: Store,
+    settings: RegressSettings,
+    bar: Bar,
+    unfinished: Unfinished,
+    covariates: Covariates | None,
+    parts: Parts,
+    xp: Any,
+) -> Fit:
     source = Source(store, *targets_named(store, settings.targets))
-    solver, size = plan(source, settings, len(parts.fit) + len(parts.choice), xp, covariates is not None)
-    blocks = [slice(first, min(first + size, source.t)) for first in range(0, source.t, size)]
-    run = _Run(source, settings, solver, blocks, unfinished or Unfinished(), bar, xp)
+    sizes = (len(parts.fit), len(parts.choice), len(parts.heldout))
+    known = None if covariates is None else len(covariates.names)
+    of = needs(source.n, source.t, sizes, settings, source.margin_bytes, known, on_host=xp is np)
+    planned = plan(source, settings, of, xp)
+    solver = planned.solver
+    run = _Run(source, settings, solver, planned.block, unfinished or Unfinished(), bar, xp)
     run.take_in(parts.fit)
-    known: dict[str, Any] = {}
-    dense = covariates is not None and not settings.sparse
-    if dense:
+    if covariates is not None and not settings.sparse:
         run.take_in(parts.choice)
     if covariates is not None:
-        run.prior = run.estimate(covariates.since(source.first))
-        known = {"prior": run.prior.described}
-    if dense:
-        fitted = run.each("fitted", "blocks", 1, run.with_prior, parts.heldout, [{} for _ in blocks])
+        run.estimate(covariates.since(source.first))
+    if covariates is not None and not settings.sparse:
+        found = run.each("fitted", "targets", 1, run.with_prior, parts.heldout)
     else:
-        chosen = run.each("chosen", "λ", settings.lams, run.choose, parts.choice, [{} for _ in blocks])
+        run.chosen = run.each("chosen", "λ", settings.lams, run.choose, parts.choice)
         # The refit sees the choosing models too: they are added to those that are there.
         run.take_in(parts.choice)
-        fitted = run.each("fitted", "blocks", 1, run.refit, parts.heldout, chosen)
-    bias, lam, *metrics = (np.concatenate([block[name] for block in fitted]) for name in ("bias", "lam", *METRICS))
-    images, targets = (to_numpy(found) for found in solver.constants())
-    how = {"solver": solver.name, "block": size, "number_format": solver.dtype.name, **solver.work, **known}
-    scores = dict(zip(METRICS, metrics, strict=True))
-    return Fit(_stacked(source.n, fitted), bias, lam, scores, parts, images, targets, run.seconds, how)
+        found = run.each("fitted", "targets", 1, run.refit, parts.heldout)
+    images, targets = (to_numpy(constant) for constant in solver.constants())
+    how = {"solver": solver.name, "block": run.size, "number_format": solver.dtype.name, **solver.work}
+    how["planned_bytes"] = planned.bytes(run.size)
+    if run.prior is not None:
+        how["prior"] = run.prior.described
+    scores = {name: found[name] for name in METRICS}
+    return Fit(_columns(source.n, found), found["bias"], found["lam"], scores, parts, images, targets, run.seconds, how)
 
 
 @dataclass
 class _Run:
-    """One regression under way."""
+    """One regression under way; `size` targets are solved at once, fewer when memory runs out."""
 
     source: Source
     settings: RegressSettings
     solver: Solver
-    blocks: list[slice]
+    size: int
     unfinished: Unfinished
     bar: Bar
     xp: Any
     prior: Prior | None = None
+    chosen: Kept = field(default_factory=dict)
     advance: Callable[..., None] = no_advance
+    advanced: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def take_in(self, ids: IndexArray) -> None:
@@ -156,21 +186,63 @@ class _Run:
         with self._timed("moments"), self.bar("models", len(ids)) as advance:
             self.solver.add(ids, advance)
 
-    def each(self, stage: str, unit: str, steps: int, work: Work, judged: IndexArray, given: list[Kept]) -> list[Kept]:
-        """Do a stage's work, of so many steps, for each block of targets, unless that is kept. It is judged by some models."""
-        packed = self.source.packed(judged)
-        found = []
-        with self._timed(stage), self.bar(unit, steps * len(self.blocks)) as self.advance:
-            for number, block in enumerate(self.blocks):
-                name = f"{stage}-{self.source.first + block.start}-{self.source.first + block.stop}"
-                done = self.unfinished.recall(name)
+    def each(self, stage: str, unit: str, steps: int, work: Work, judged: IndexArray) -> Kept:
+        """Do a stage's work, of so many steps a target, for block after block of targets, unless that is kept.
+
+        It is judged by some models. Returns what was found of all targets side by side.
+        """
+        found, at = list[Kept](), 0
+        with self._timed(stage), self.bar(unit, steps * self.source.t) as self.advance:
+            packed = on_device(self.source.packed(judged), self.xp)
+            while at < self.source.t:
+                block, done = self._kept(stage, at)
                 if done is None:
-                    done = work(number, packed, self.source.margins(judged, block), **given[number])
-                    self.unfinished.keep(name, done)
+                    done = self._attempt(work, block, packed, judged)
+                    if done is None:
+                        continue
+                    self.unfinished.keep(self._name(stage, block), done)
                 else:
-                    self.advance(steps)
+                    self.advance(steps * (block.stop - block.start))
                 found.append(done)
-        return found
+                at = block.stop
+        return {name: np.concatenate([block[name] for block in found]) for name in found[0]}
+
+    def _kept(self, stage: str, at: int) -> tuple[slice, Kept | None]:
+        """The block of targets that begins at one, and what is kept of it; a new one ends where something kept begins."""
+        first, end = self.source.first, at + self.size
+        for start, stop in self.unfinished.blocks(stage):
+            block = slice(start - first, stop - first)
+            if block.start == at and block.stop <= self.source.t:
+                done = self.unfinished.recall(self._name(stage, block))
+                if done is not None:
+                    return block, done
+            elif block.start > at:
+                end = min(end, block.start)
+        return slice(at, min(end, self.source.t)), None
+
+    def _name(self, stage: str, block: slice) -> str:
+        return f"{stage}-{self.source.first + block.start}-{self.source.first + block.stop}"
+
+    def _attempt(self, work: Work, block: slice, packed: Any, judged: IndexArray) -> Kept | None:
+        """What is found of one block, or None where memory ran out: then the next block has half as many targets.
+
+        Raises InputError when there is no room for one.
+        """
+        self.advanced = 0
+        try:
+            return work(block, packed, judged)
+        except (MemoryError, RuntimeError) as e:
+            if not of_memory(e):
+                raise
+        # Only here has the error let go of what the block held.
+        give_back(self.xp)
+        self.advance(-self.advanced)
+        size = block.stop - block.start
+        if size == 1:
+            raise InputError("memory is full with one target at a time; fewer regress.targets take less, and so does saga")
+        self.size = size // 2
+        say(f"regress: memory is full with {size} targets at once; going on with {self.size}")
+        return None
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -178,84 +250,113 @@ class _Run:
         yield
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
-    def choose(self, number: int, packed: ByteArray, margins: Array) -> Kept:
+    def _step(self, steps: int, where: str = "") -> None:
+        self.advanced += steps
+        self.advance(steps, where)
+
+    def choose(self, block: slice, packed: Any, judged: IndexArray) -> Kept:
         """λ (T,) with the smallest error on the choosing models, and the weights (N, T) there, of one block.
 
         The path runs from λ_max down. Each solution starts from the last two: between kinks it is linear in λ. A target leaves
         when its error has not fallen for a few values.
         """
-        xp, settings, lasso = self.xp, self.settings, self._lasso(self.blocks[number])
-        truth, t = xp.asarray(margins, np.float64), margins.shape[1]
-        weights, before, best = (xp.zeros((self.source.n, t), self.solver.dtype) for _ in range(3))
-        least, at, since = xp.full(t, np.inf), xp.zeros(t, np.int64), xp.zeros(t, np.int64)
+        xp, settings, lasso, t = self.xp, self.settings, self._lasso(block), block.stop - block.start
+        truth = self.source.margins(judged, block, xp)
+        last, before, best = (xp.zeros((self.source.n, t), self.solver.dtype) for _ in range(3))
+        least, at, since, active = np.full(t, np.inf), np.zeros(t, np.int64), np.zeros(t, np.int64), np.arange(t)
         # A target without any correlation keeps zero weights; its λ only has to be positive.
-        ratios, top = np.geomspace(1, settings.lam_ratio, settings.lams), xp.maximum(lasso.top, LEAST_LAM)
+        ratios, top = np.geomspace(1, settings.lam_ratio, settings.lams), np.maximum(to_numpy(lasso.top), LEAST_LAM)
         for k, ratio in enumerate(ratios):
-            active = xp.flatnonzero(since < PATIENCE)
-            if not len(active):
-                self.advance(len(ratios) - k)
-                break
-            last = xp.take(weights, active, axis=1)
-            start = foreseen(last, xp.take(before, active, axis=1), ratios, k)
-            found = lasso.solve(active, top[active] * ratio, start)
-            weights[:, active], before[:, active] = found, last
-            error = _error(found, lasso.bias(active, found), packed, truth[:, active], xp)
+            start = foreseen(last, before, ratios, k, xp)
+            found = lasso.solve(active, on_device(top[active] * ratio, xp), start)
+            error = to_numpy(_error(found, lasso.bias(active, found), packed, truth, xp))
             better = error < least[active]
             won = active[better]
-            least[won], at[won], best[:, won] = error[better], k, weights[:, won]
+            least[won], at[won] = error[better], k
+            put_columns(best, on_device(won, xp), found, on_device(np.flatnonzero(better), xp), xp)
             since[active] += 1
             since[won] = 0
             where = f"λ {k + 1} of {len(ratios)}, {len(active)} of {t} targets"
-            self.advance(1, f"block {number + 1} of {len(self.blocks)}, {where}")
-        return {"lam": to_numpy(top * xp.asarray(ratios)[at]), **_sparse(to_numpy(best))}
+            self._step(t, f"targets {block.start} to {block.stop} of {self.source.t}, {where}")
+            last, before = found, last
+            if (since[active] >= PATIENCE).any():
+                stay = np.flatnonzero(since[active] < PATIENCE)
+                active = active[stay]
+                last, before, truth = (keep_columns(matrix, on_device(stay, xp), xp) for matrix in (last, before, truth))
+            if not len(active):
+                self._step((len(ratios) - k - 1) * t)
+                break
+        return {"lam": top * ratios[at], **_sparse(to_numpy(best))}
 
-    def refit(self, number: int, packed: ByteArray, margins: Array, lam: Array, **start: Array) -> Kept:
+    def refit(self, block: slice, packed: Any, heldout: IndexArray) -> Kept:
         """Weights, bias and metrics of one block at its λ, from all models but the held-out ones."""
-        xp, lasso, every = self.xp, self._lasso(self.blocks[number]), self.xp.arange(margins.shape[1])
-        weights = lasso.solve(every, xp.asarray(lam), xp.asarray(_stacked(self.source.n, [start]).toarray()))
-        return self._judged(weights, lasso.bias(every, weights), packed, margins, lam)
+        xp, lasso, every, lam = self.xp, self._lasso(block), np.arange(block.stop - block.start), self.chosen["lam"][block]
+        start = on_device(_columns(self.source.n, self.chosen)[:, block].toarray(), xp)
+        weights = lasso.solve(every, on_device(lam, xp), start)
+        return self._judged(weights, lasso.bias(every, weights), block, packed, heldout, lam)
 
-    def estimate(self, covariates: Covariates) -> Prior:
-        """The prior of all targets, from all models taken in."""
+    def estimate(self, covariates: Covariates) -> None:
+        """Find the prior of all targets, from all models taken in."""
         with self._timed("prior"):
-            return estimate(covariates, self._moments.problem(), self._moments.m)
+            self.prior = estimate(covariates, self._moments.problem, self.source.t, self._moments.m)
 
     def _lasso(self, block: slice) -> Lasso:
         """The lasso of one block, its penalty by the prior where there is one."""
         if self.prior is None:
             return self.solver.lasso(block)
         assert isinstance(self.solver, Gram)
-        return self.solver.weighted(block, self.prior.penalty(block))
+        factors = self.xp.empty((self.source.n, block.stop - block.start), self.solver.dtype)
+        for part in self.prior.parts(block):
+            self._put(factors, block, part, self.prior.penalty(part))
+        return self.solver.weighted(block, factors)
 
-    def with_prior(self, number: int, packed: ByteArray, margins: Array) -> Kept:
+    def _put(self, into: Any, block: slice, part: slice, values: Array) -> None:
+        """Columns of some of a block's targets, rounded on the way to the device."""
+        columns = slice(part.start - block.start, part.stop - block.start)
+        into[:, columns] = on_device(values.astype(into.dtype), self.xp)
+
+    def with_prior(self, block: slice, packed: Any, heldout: IndexArray) -> Kept:
         """Weights, bias and metrics of one block under the prior; λ is the noise variance over the number of models."""
-        block, moments, prior = self.blocks[number], self._moments, self.prior
+        moments, prior = self._moments, self.prior
         assert prior is not None
         problem = moments.problem(block)
         scale = np.sqrt(to_numpy(problem.variance))
         lam = prior.noise * scale**2 / moments.m
-        mean, square = prior.at(block, scale)
-        weights = posterior_mean(problem, mean, square, lam)
-        return self._judged(weights, problem.bias(weights), packed, margins, lam)
+        mean, deviation = (self.xp.empty(problem.correlation.shape, self.solver.dtype) for _ in range(2))
+        for part in prior.parts(block):
+            of_part, square = prior.at(part, scale[part.start - block.start : part.stop - block.start])
+            self._put(mean, block, part, of_part)
+            self._put(deviation, block, part, np.sqrt(square))
+        weights = posterior_mean(problem, mean, deviation, lam)
+        del deviation
+        return self._judged(weights, problem.bias(weights), block, packed, heldout, lam)
 
     @property
     def _moments(self) -> Moments:
         assert isinstance(self.solver, Gram)
         return self.solver.moments
 
-    def _judged(self, weights: Any, bias: Any, packed: ByteArray, margins: Array, lam: Array) -> Kept:
-        metrics = score(predict(weights, bias, packed, self.xp), margins)
-        kept = _sparse(to_numpy(weights).astype(np.float32))
-        self.advance()
+    def _judged(self, weights: Any, bias: Any, block: slice, packed: Any, heldout: IndexArray, lam: Array) -> Kept:
+        metrics = score(predict(weights, bias, packed, self.xp), self.source.margins(heldout, block, np))
+        kept = _sparse(to_numpy(weights).astype(np.float32, copy=False))
+        self._step(block.stop - block.start)
         return {**kept, "bias": to_numpy(bias).astype(np.float32), "lam": lam, **metrics, "nonzeros": kept["counts"]}
 
 
-def foreseen(last: Any, before: Any, ratios: FloatArray, k: int) -> Any:
-    """Weights to begin with at the k-th λ: those at the last one, moved on as they moved before where they are not zero."""
+def foreseen(last: Any, before: Any, ratios: FloatArray, k: int, xp: Any) -> Any:
+    """Weights to begin with at the k-th λ, in the place of those at the last λ but one.
+
+    They are those at the last one, moved on as they moved before where they are not zero.
+    """
     if k < 2:
-        return last
-    onward = (ratios[k] - ratios[k - 1]) / (ratios[k - 1] - ratios[k - 2])
-    return last + last.dtype.type(onward) * (last - before) * (last != 0)
+        before[...] = last
+        return before
+    onward = last.dtype.type((ratios[k] - ratios[k - 1]) / (ratios[k - 1] - ratios[k - 2]))
+    xp.subtract(last, before, out=before)
+    before *= onward
+    before *= last != 0
+    before += last
+    return before
 
 
 def _sparse(weights: Array) -> Kept:
@@ -264,16 +365,16 @@ def _sparse(weights: Array) -> Kept:
     return {"data": columns.data, "rows": columns.indices, "counts": np.diff(columns.indptr)}
 
 
-def _stacked(n: int, blocks: list[Kept]) -> Any:
-    """The weights of several blocks side by side, a sparse matrix (N, T)."""
-    data, rows, counts = (np.concatenate([block[name] for block in blocks]) for name in ("data", "rows", "counts"))
-    return csc_matrix((data, rows, np.concatenate([[0], np.cumsum(counts)])), shape=(n, len(counts)))
+def _columns(n: int, kept: Kept) -> Any:
+    """The weights that were kept by columns, a sparse matrix (N, T)."""
+    ends = np.concatenate([[0], np.cumsum(kept["counts"])])
+    return csc_matrix((kept["data"], kept["rows"], ends), shape=(n, len(kept["counts"])))
 
 
-def predict(weights: Any, bias: Any, packed: ByteArray, xp: Any) -> FloatArray:
-    """Margins (m, T) predicted for packed masks (m, ⌈N/8⌉): 1_S'·w + b."""
-    tiles = [packed[start : start + TILE_ROWS] for start in range(0, len(packed), TILE_ROWS)]
-    return np.concatenate([to_numpy(unpacked(tile, len(weights), xp).astype(weights.dtype) @ weights + bias) for tile in tiles])
+def predict(weights: Any, bias: Any, packed: Any, xp: Any) -> FloatArray:
+    """Margins (m, T), on the host, predicted for packed masks (m, ⌈N/8⌉): 1_S'·w + b."""
+    tiles = row_tiles(len(packed), TILE_ROWS)
+    return np.concatenate([to_numpy(_of_tile(weights, packed[rows], xp) + bias) for rows in tiles])
 
 
 def score(predicted: FloatArray, true: Array) -> dict[str, FloatArray]:
@@ -294,11 +395,14 @@ def _correlation(a: FloatArray, b: FloatArray) -> FloatArray:
     return correlation
 
 
-def _error(weights: Any, bias: Any, packed: ByteArray, truth: Any, xp: Any) -> Any:
+def _error(weights: Any, bias: Any, packed: Any, truth: Any, xp: Any) -> Any:
     """Mean squared error (T,) on the choosing models."""
     total = xp.zeros(weights.shape[1])
-    for start in range(0, len(packed), TILE_ROWS):
-        rows = slice(start, start + TILE_ROWS)
-        x = unpacked(packed[rows], len(weights), xp).astype(weights.dtype, copy=False)
-        total += ((x @ weights + bias - truth[rows]) ** 2).sum(0)
+    for rows in row_tiles(len(packed), TILE_ROWS):
+        total += ((_of_tile(weights, packed[rows], xp) + bias - truth[rows]) ** 2).sum(0)
     return total / len(packed)
+
+
+def _of_tile(weights: Any, packed: Any, xp: Any) -> Any:
+    """1_S'·w for a tile of masks; as a function of its own it has let go of one tile's numbers when the next come."""
+    return unpacked(packed, len(weights), xp, weights.dtype) @ weights

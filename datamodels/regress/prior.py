@@ -42,6 +42,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from datamodels.errors import InputError
+from datamodels.regress.arrays import on_device, to_numpy
 from datamodels.regress.moments import Problem
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray
@@ -78,8 +79,12 @@ class Covariates:
     def basis(self, targets: slice) -> Array:
         """The basis B of some targets, float64 (b, N, T'): 1, the covariates, and their products."""
         a = self.parts(targets)
-        products = [a[f] * a[g] for f in range(len(a)) for g in range(f, len(a))]
-        return np.stack([np.ones(a.shape[1:]), *a, *products])
+        found = np.empty((len(self.terms), *a.shape[1:]))
+        found[0], found[1 : 1 + len(a)] = 1, a
+        pairs = ((f, g) for f in range(len(a)) for g in range(f, len(a)))
+        for k, (f, g) in enumerate(pairs, 1 + len(a)):
+            np.multiply(a[f], a[g], out=found[k])
+        return found
 
 
 def covariates_named(prior: str, folder: Path | None, n: int, t: int) -> Covariates | None:
@@ -190,16 +195,21 @@ class Prior:
 
     def at(self, targets: slice, scale: Array) -> tuple[Array, Array]:
         """μ and τ², float64 (N, T') each, of some targets whose margins have standard deviations `scale` (T',)."""
-        parts = in_parts(targets, len(self.inside), len(self.mean))
-        mean = np.concatenate([np.tensordot(self.mean, self.covariates.basis(part), 1) for part in parts], 1)
+        basis = self.covariates.basis(targets)
+        mean = np.tensordot(self.mean, basis, 1)
+        del basis
         (a, b, c), inside = self.spread, self.inside[:, None]
         return inside * scale * mean, inside * scale**2 * (a + b * np.abs(mean) + c * mean**2)
+
+    def parts(self, targets: slice) -> Iterator[slice]:
+        """The targets, so many at a time that what `at` takes is not too large."""
+        return in_parts(targets, len(self.inside), len(self.mean))
 
     def penalty(self, targets: slice) -> Array:
         """The lasso's factors p by the expected size of each weight, float64 (N, T'), of geometric mean 1 for each target."""
         mean, square = self.at(targets, np.ones(1))
         size = np.sqrt(mean**2 + square)
-        size = np.maximum(size, max(float(size.max()), 1e-300) * LEAST_SIZE)
+        size = np.maximum(size, np.maximum(size.max(0), 1e-300) * LEAST_SIZE)
         found: Array = np.exp(np.log(size).mean(0)) / size
         return found
 
@@ -211,77 +221,83 @@ def in_parts(targets: slice, n: int, terms: int) -> Iterator[slice]:
         yield slice(first, min(first + each, targets.stop))
 
 
-def estimate(covariates: Covariates, problem: Problem, m: int) -> Prior:
-    """The prior of all targets of a problem, from the marginal estimates of m models, in two passes over the targets."""
-    inside, noise = _known(problem, m)
+def estimate(covariates: Covariates, problem_of: Callable[[slice], Problem], t: int, m: int) -> Prior:
+    """The prior of t targets, from the marginal estimates of m models, in two passes over the targets.
+
+    `problem_of` gives the problem of some targets, few at a time.
+    """
+    marginal = _Marginal(covariates, problem_of, t, m)
     normal, right = np.zeros(()), np.zeros(())
-    for _, basis, u in _parts(covariates, problem, inside):
+    for _, basis, u in marginal.parts():
         normal, right = normal + basis @ basis.T, right + basis @ u
     size = np.sqrt(np.maximum(np.diag(normal), 1e-300))
     mean = np.linalg.lstsq(normal / np.outer(size, size), right / size, rcond=1e-9)[0] / size
     normal, right, squares = np.zeros(()), np.zeros(()), 0.0
-    for number, basis, u in _parts(covariates, problem, inside):
+    for number, basis, u in marginal.parts():
         found = mean @ basis
         terms = np.stack([np.ones_like(found), np.abs(found), found**2])
-        rest = (u - found) ** 2 - np.repeat(noise, number)
+        rest = (u - found) ** 2 - np.repeat(1 / (m * marginal.spread), number)
         normal, right, squares = normal + terms @ terms.T, right + terms @ rest, squares + float(found @ found)
     size = np.sqrt(np.maximum(np.diag(normal), 1e-300))
     spread = nnls(normal / np.outer(size, size), right / size)[0] / size
-    left = _left(normal, spread, squares, problem, inside)
-    return Prior(covariates, mean, spread, left, np.isin(np.arange(len(problem.mean_x)), inside))
+    # What weights under the prior leave unexplained of the variance of a margin, as a share, mean over targets.
+    left = 1 - float(marginal.spread.mean()) * (float(normal[0] @ spread) + squares) / t
+    return Prior(covariates, mean, spread, max(left, LEAST_NOISE), marginal.inside)
 
 
-def _known(problem: Problem, m: int) -> tuple[Array, Array]:
-    """Images of which something can be learnt, by number, and the noise variance 1/(m G_jj) of their marginal estimates."""
-    spread = _host(problem.gram.diagonal()).astype(np.float64)
-    inside = np.flatnonzero(spread > 1e-9)
-    if not len(inside):
-        raise InputError("every image is in all of the masks or in none; nothing can be learnt of their weights")
-    return inside, 1 / (m * spread[inside])
+class _Marginal:
+    """The marginal estimates, some targets at a time.
+
+    `inside`, bool (N,), are the images of which something can be learnt, `spread` their G_jj.
+    """
+
+    def __init__(self, covariates: Covariates, problem_of: Callable[[slice], Problem], t: int, m: int) -> None:
+        self.covariates, self.problem_of, self.t, self.m = covariates, problem_of, t, m
+        spread = to_numpy(problem_of(slice(0, 1)).gram.diagonal()).astype(np.float64)
+        self.inside = spread > 1e-9
+        if not self.inside.any():
+            raise InputError("every image is in all of the masks or in none; nothing can be learnt of their weights")
+        self.spread = spread[self.inside]
+
+    def parts(self) -> Iterator[tuple[int, Array, Array]]:
+        """Of so many targets at a time: how many, the basis (b, pairs) and the marginal estimates u (pairs,)."""
+        for targets in in_parts(slice(0, self.t), len(self.inside), len(self.covariates.terms)):
+            problem = self.problem_of(targets)
+            scale = np.sqrt(to_numpy(problem.variance))
+            u = to_numpy(problem.correlation).astype(np.float64)[self.inside] / self.spread[:, None]
+            # A target of one margin only has estimates of 0, whatever they are divided by.
+            u /= np.where(scale > 0, scale, 1.0)
+            basis = self.covariates.basis(targets)
+            basis = basis if self.inside.all() else basis[:, self.inside]
+            yield u.shape[1], basis.reshape(len(basis), -1), u.ravel()
 
 
-def _parts(covariates: Covariates, problem: Problem, inside: Array) -> Iterator[tuple[int, Array, Array]]:
-    """Of so many targets at a time: how many, the basis (b, pairs) and the marginal estimates u (pairs,)."""
-    scale, spread = _scale(problem), _host(problem.gram.diagonal()).astype(np.float64)[inside]
-    for targets in in_parts(slice(0, len(scale)), len(problem.mean_x), len(covariates.terms)):
-        c = _host(problem.correlation[:, targets]).astype(np.float64)[inside]
-        u = c / spread[:, None] / scale[targets]
-        basis = covariates.basis(targets)[:, inside]
-        yield u.shape[1], basis.reshape(len(basis), -1), u.ravel()
+def posterior_mean(problem: Problem, mean: Any, deviation: Any, lam: Array) -> Any:
+    """The weights (N, T) above: prior mean μ and standard deviation τ (N, T), and λ_t = σ_t²/m (T,).
 
-
-def _left(normal: Array, spread: Array, squares: float, problem: Problem, inside: Array) -> float:
-    """What weights under the prior leave unexplained of the variance of a margin, as a share, mean over targets."""
-    variance = float(_host(problem.gram.diagonal()).astype(np.float64)[inside].mean())
-    explained = variance * (float(normal[0] @ spread) + squares) / len(_scale(problem))
-    return max(1 - explained, LEAST_NOISE)
-
-
-def posterior_mean(problem: Problem, mean: Array, square: Array, lam: Array) -> Any:
-    """The weights (N, T) above: prior mean and variance (N, T), and λ_t = σ_t²/m (T,)."""
-    xp, dtype = problem.xp, problem.gram.dtype
-    mu, d, shift = (xp.asarray(x, dtype) for x in (mean, np.sqrt(square), lam))
-    right = d * (problem.correlation - problem.times(mu))
-    z, rest, direction = xp.zeros_like(right), right, right
-    size = (right * right).sum(0)
+    Both are on the problem's device and in its number format; the weights come in the place of the mean, and the problem's
+    correlation and the deviation are lost.
+    """
+    xp, shift = problem.xp, on_device(lam, problem.xp, problem.gram.dtype)
+    rest, scaled = problem.correlation, problem.times(mean)
+    rest -= scaled
+    rest *= deviation
+    z, direction, image = xp.zeros_like(rest), rest.copy(), xp.empty_like(rest)
+    size = xp.multiply(rest, rest, out=scaled).sum(0)
     enough = TOLERANCE**2 * size
     for _ in range(MOST_STEPS):
-        if bool((size <= enough).all()):
+        if to_numpy((size <= enough).all()):
             break
-        image = d * problem.times(d * direction) + shift * direction
-        step = size / xp.maximum((direction * image).sum(0), 1e-30)
-        z, rest = z + step * direction, rest - step * image
-        new = (rest * rest).sum(0)
-        direction, size = rest + new / xp.maximum(size, 1e-30) * direction, new
-    return mu + d * z
-
-
-def _scale(problem: Problem) -> Array:
-    """s_t (T,); 1 for a target of one margin only, whose estimates are 0 whatever they are divided by."""
-    scale = np.sqrt(_host(problem.variance))
-    found: Array = np.where(scale > 0, scale, 1.0)
-    return found
-
-
-def _host(array: Any) -> Any:
-    return array if isinstance(array, np.ndarray) else array.get()
+        problem.times(xp.multiply(deviation, direction, out=scaled), out=image)
+        image *= deviation
+        image += xp.multiply(shift, direction, out=scaled)
+        step = size / xp.maximum(xp.multiply(direction, image, out=scaled).sum(0), 1e-30)
+        z += xp.multiply(step, direction, out=scaled)
+        rest -= xp.multiply(step, image, out=scaled)
+        new = xp.multiply(rest, rest, out=scaled).sum(0)
+        direction *= new / xp.maximum(size, 1e-30)
+        direction += rest
+        size = new
+    z *= deviation
+    mean += z
+    return mean

@@ -9,6 +9,7 @@ from pathlib import Path
 from datamodels.durable import is_there, only_maker, read_json, tidy
 from datamodels.errors import InputError
 from datamodels.progress import progress, say
+from datamodels.regress.arrays import refuse_contradiction
 from datamodels.regress.exchange import export_pt, import_pt
 from datamodels.regress.path import Fit, fit_datamodels
 from datamodels.regress.prior import covariates_named
@@ -19,26 +20,27 @@ from datamodels.settings import RegressSettings, Settings
 from datamodels.store import Store
 
 
-def regress(settings: Settings) -> str:
+def regress(settings: Settings, gpu: str | None = None) -> str:
     """Fit the datamodels of a run unless they are there for just these models and settings; say what is there then.
 
-    Raises InputError where there is no store, or not the prior that is asked for.
+    `gpu` is the number of a GPU, or cpu, see `regress.arrays.computing`. Raises InputError where there is no store, or not the
+    prior that is asked for.
     """
     folder, prior = stage_folder(settings, "regress"), stage_folder(settings, "prior")
     refusal = no_prior_of_own(settings)
     if refusal is not None:
         raise InputError(refusal)
-    return _regress(read_store(settings), folder, settings.regress, stage_seconds(settings, "regress"), prior)
+    return _regress(read_store(settings), folder, settings.regress, stage_seconds(settings, "regress"), prior, gpu)
 
 
-def regress_store(store: Path, out: Path, settings: RegressSettings) -> str:
+def regress_store(store: Path, out: Path, settings: RegressSettings, gpu: str | None = None) -> str:
     """As `regress`, for a store of any origin and a folder of one's own choice.
 
     Raises InputError when there is no such store, or something else than datamodels stands at `out`.
     """
     if is_there(out):
         _refuse_anything_but_datamodels(out)
-    return _regress(Store(store), out, settings, nullcontext())
+    return _regress(Store(store), out, settings, nullcontext(), None, gpu)
 
 
 def export_weights(settings: Settings, folder: Path | None, file: Path) -> str:
@@ -66,8 +68,14 @@ def _refuse_anything_but_datamodels(folder: Path) -> None:
 
 
 def _regress(
-    store: Store, folder: Path, settings: RegressSettings, timed: AbstractContextManager[None], prior: Path | None = None
+    store: Store,
+    folder: Path,
+    settings: RegressSettings,
+    timed: AbstractContextManager[None],
+    prior: Path | None,
+    gpu: str | None,
 ) -> str:
+    refuse_contradiction(settings.device, gpu)
     covariates = covariates_named(settings.prior, prior, store.meta.num_train, store.meta.num_targets)
     meta = provenance(store, settings)
     if covariates is not None:
@@ -77,7 +85,9 @@ def _regress(
     else:
         with _alone(folder), timed:
             unfinished = Unfinished(folder.with_name(f".{folder.name}.unfinished"), meta)
-            fit = fit_datamodels(store, settings, lambda unit, total: progress("regress", unit, total), unfinished, covariates)
+            fit = fit_datamodels(
+                store, settings, lambda unit, total: progress("regress", unit, total), unfinished, covariates, gpu=gpu
+            )
             _say_what_is_constant(fit)
             save(folder, fit, meta)
             unfinished.forget()

@@ -8,26 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from datamodels.errors import InputError
 from datamodels.machine import megabytes
-from datamodels.regress.arrays import free_memory, number_format
+from datamodels.regress.arrays import free_memory, on_device
 from datamodels.regress.lasso import lipschitz, solve
-from datamodels.regress.moments import GRAM_ROWS, Moments, Problem
-from datamodels.regress.saga import BATCH_ROWS, Stream, StreamLasso
-from datamodels.regress.source import TILE_ROWS, Source
+from datamodels.regress.memory import GRAM, SAGA, Needs
+from datamodels.regress.moments import Moments, Problem
+from datamodels.regress.saga import Stream, StreamLasso
+from datamodels.regress.source import Source
 from datamodels.settings import RegressSettings
-from datamodels.store.layout import Array
 from datamodels.subsets import IndexArray
 
-GRAM, SAGA = "gram", "saga"
 SHARE_OF_MEMORY = 0.9
-STATE_MATRICES = 16
-"""Matrices (N, block) that a solver and the path hold at their fullest."""
-EXACT_IN_FLOAT32 = 2**24
 CPU_BLOCK, GPU_BLOCK = 256, 1024
 
 
@@ -36,11 +32,14 @@ class Lasso(Protocol):
 
     top: Any
 
-    def solve(self, which: Any, lam: Any, start: Any) -> Any:
-        """Weights (N, len(which)) of targets `which` at penalties lam (len(which),), from weights `start` (N, len(which))."""
+    def solve(self, which: IndexArray, lam: Any, start: Any) -> Any:
+        """Weights (N, len(which)) of targets `which`, ascending, at penalties lam (len(which),).
+
+        From weights `start` (N, len(which)), in the place of which they come.
+        """
         ...
 
-    def bias(self, which: Any, weights: Any) -> Any:
+    def bias(self, which: IndexArray, weights: Any) -> Any:
         """The intercepts (len(which),) that go with weights (N, len(which)) on raw masks."""
         ...
 
@@ -79,19 +78,20 @@ class Gram:
     def add(self, ids: IndexArray, advance: Callable[[int], None]) -> None:
         """See `Solver`."""
         for tile in self.source.tiles(ids):
-            self.moments.add(self.source.packed(tile), self.source.margins(tile))
+            self.moments.add(self.source.packed(tile), self.source.margins(tile, slice(None), self.moments.xp))
             advance(len(tile))
         self.step_constant = lipschitz(self.moments.problem(slice(0, 1)))
 
     def lasso(self, targets: slice) -> Lasso:
         """See `Solver`."""
-        return self.weighted(targets, np.ones((1, 1)))
-
-    def weighted(self, targets: slice, factors: Array) -> Lasso:
-        """The lasso with the penalty's factors times others, of all pairs (N, T') or (1, 1)."""
         problem = self.moments.problem(targets, self.settings.standardise)
-        problem = replace(problem, penalty=problem.penalty * self.moments.xp.asarray(factors))
         return GramLasso(problem, self.step_constant, self.settings.gap, self.work)
+
+    def weighted(self, targets: slice, factors: Any) -> Lasso:
+        """The lasso with the penalty's factors times others, of all pairs (N, T'), which it takes over."""
+        problem = self.moments.problem(targets, self.settings.standardise)
+        factors *= problem.penalty
+        return GramLasso(replace(problem, penalty=factors), self.step_constant, self.settings.gap, self.work)
 
     def constants(self) -> tuple[Any, Any]:
         """See `Solver`."""
@@ -103,17 +103,17 @@ class GramLasso:
 
     def __init__(self, problem: Problem, step_constant: float, gap: float, work: dict[str, int]) -> None:
         self.problem, self.step_constant, self.gap, self.work = problem, step_constant, gap, work
-        self.top = problem.lam_max().astype(np.float64)
+        self.top = problem.lam_max()
 
-    def solve(self, which: Any, lam: Any, start: Any) -> Any:
+    def solve(self, which: IndexArray, lam: Any, start: Any) -> Any:
         """See `Lasso`."""
-        solution = solve(self.problem.of(which), lam, start, self.step_constant, self.gap)
+        solution = solve(self.problem, lam, start, self.step_constant, self.gap, which=which)
         self.work["products"] += solution.products
         return solution.weights
 
-    def bias(self, which: Any, weights: Any) -> Any:
+    def bias(self, which: IndexArray, weights: Any) -> Any:
         """See `Lasso`."""
-        return self.problem.bias(weights, which)
+        return self.problem.bias(weights, on_device(which, self.problem.xp))
 
 
 class Saga:
@@ -138,33 +138,43 @@ class Saga:
         return self.stream.sums.constants()
 
 
-def plan(source: Source, settings: RegressSettings, models: int, xp: Any, needs_gram: bool = False) -> tuple[Solver, int]:
+class Plan(NamedTuple):
+    """The solver, how many targets it is given at once, and what both take of memory at most."""
+
+    solver: Solver
+    block: int
+    needs: Needs
+
+    def bytes(self, block: int) -> int:
+        """The same with another number of targets at once."""
+        return self.needs.bytes(self.solver.name, block)
+
+
+def plan(source: Source, settings: RegressSettings, of: Needs, xp: Any) -> Plan:
     """The solver, and how many targets it is given at once, so that both find room.
 
     What the settings leave open follows from the memory that is free: 'gram' where XᵀX fits; a block of 256 targets, 1,024 on
     a GPU, or fewer. Raises InputError when what they ask for does not fit, or is saga where XᵀX itself is needed.
     """
-    if needs_gram and settings.solver == SAGA:
+    if of.terms and settings.solver == SAGA:
         raise InputError("regress.prior needs XᵀX, so regress.solver cannot be saga with it; take gram, or auto")
-    dtype = number_format(settings.gap) if models <= EXACT_IN_FLOAT32 else np.float64
     room = int(free_memory(xp) * SHARE_OF_MEMORY)
-    wanted = settings.block or (CPU_BLOCK if xp is np else GPU_BLOCK)
-    for name in (GRAM, SAGA) if settings.solver == "auto" and not needs_gram else (settings.solver.replace("auto", GRAM),):
-        fixed, each = _bytes(name, source, models, np.dtype(dtype).itemsize)
-        block = min(wanted, source.t, (room - fixed) // each)
-        if block >= (min(wanted, source.t) if settings.block else 1):
-            return (Gram if name == GRAM else Saga)(source, settings, dtype, xp), block
-    block = min(wanted, source.t) if settings.block else 1
+    wanted = min(settings.block or (CPU_BLOCK if of.on_host else GPU_BLOCK), source.t)
+    least = wanted if settings.block else 1
+    for name in (GRAM, SAGA) if settings.solver == "auto" and not of.terms else (settings.solver.replace("auto", GRAM),):
+        block = _largest(name, of, wanted, room)
+        if block >= least:
+            dtype = np.dtype(f"f{of.item}")
+            return Plan((Gram if name == GRAM else Saga)(source, settings, dtype, xp), block, of)
     hint = "a smaller regress.block" if settings.block > 1 else "fewer regress.targets" + ", or saga" * (name == GRAM)
-    needed = f"{megabytes(fixed + block * each)} of memory, and {megabytes(room)} are free"
-    raise InputError(f"regress.solver {name} with {block} targets at once needs {needed}; it takes less with {hint}")
+    needed = f"{megabytes(of.bytes(name, least))} of memory, and {megabytes(room)} are free"
+    raise InputError(f"regress.solver {name} with {least} targets at once needs {needed}; it takes less with {hint}")
 
 
-def _bytes(solver: str, source: Source, models: int, item: int) -> tuple[int, int]:
-    """Memory that a solver takes whatever the block, and for each of its targets."""
-    n, t = source.n, source.t
-    if solver == SAGA:
-        batch = 2 * max(TILE_ROWS, BATCH_ROWS) * n * item
-        return batch + 4 * n * 8, n * item * STATE_MATRICES + 2 * models * item
-    tile = TILE_ROWS * n * (item + 4) + TILE_ROWS * t * 16
-    return n * n * item + n * t * 8 + 2 * min(GRAM_ROWS, n) * n * 8 + tile, n * item * STATE_MATRICES
+def _largest(solver: str, of: Needs, wanted: int, room: int) -> int:
+    """The most targets at once, up to those wanted, that there is room for."""
+    low, high = 0, wanted
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if of.bytes(solver, middle) <= room else (low, middle - 1)
+    return low

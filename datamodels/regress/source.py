@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from datamodels.errors import InputError
+from datamodels.regress.arrays import on_device, to_numpy
 from datamodels.store import Store
-from datamodels.store.layout import Array
 from datamodels.subsets import ByteArray, IndexArray
 
 TILE_ROWS = 2048
@@ -30,6 +30,11 @@ class Source:
         return self.store.meta.num_train
 
     @property
+    def margin_bytes(self) -> int:
+        """Bytes of a margin in the store."""
+        return np.dtype(self.store.meta.files["margins"].dtype).itemsize
+
+    @property
     def t(self) -> int:
         """How many targets."""
         return self.last - self.first
@@ -38,14 +43,21 @@ class Source:
         """Packed masks (m, ⌈N/8⌉)."""
         return self.store.packed(ids)
 
-    def margins(self, ids: IndexArray, targets: Any = slice(None)) -> Array:
-        """Margins (m, T) in the store's format, of all targets or of some. Raises InputError when one is not a number."""
-        margins = self.store.margins(ids)[:, self.first : self.last][:, targets]
-        finite = np.isfinite(margins).all(1)
+    def margins(self, ids: IndexArray, targets: Any, xp: Any) -> Any:
+        """Margins (m, T') on xp's device, in the store's number format, of all targets or of some.
+
+        Raises InputError when one is not a number.
+        """
+        margins = self.known_margins(ids, targets, xp)
+        finite = to_numpy(xp.isfinite(margins).all(1))
         if not finite.all():
             which = ids[~finite][0]
             raise InputError(f"model {which} of {self.store.folder} has a margin that is not a number; train it again")
         return margins
+
+    def known_margins(self, ids: IndexArray, targets: Any, xp: Any) -> Any:
+        """As `margins`, of models whose margins have been looked at before."""
+        return on_device(self.store.margins(ids)[:, self.first : self.last][:, targets], xp)
 
     def tiles(self, ids: IndexArray) -> Iterator[IndexArray]:
         """The ids, so many at a time as are read together."""

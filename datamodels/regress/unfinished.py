@@ -3,6 +3,8 @@
 meta.json          what decides the result; another regression's leavings are thrown away
 chosen-0-256.npz   of a block of targets, each λ and the weights there
 fitted-0-256.npz   its weights from all models, its metrics
+
+Blocks need not be of one size: how many targets fit into memory may change from one time to the next, or on the way.
 """
 
 from __future__ import annotations
@@ -24,6 +26,14 @@ class Unfinished:
         self.folder, self.meta = folder, meta
         if folder is not None and folder.exists() and not self._is_ours(folder):
             self.forget()
+
+    def blocks(self, stage: str) -> list[tuple[int, int]]:
+        """The blocks of a stage that something is kept of, first target and one past the last, the largest first."""
+        if self.folder is None:
+            return []
+        named = [path.stem.split("-") for path in self.folder.glob(f"{stage}-*-*.npz")]
+        found = [(int(first), int(last)) for name, first, last in named if name == stage]
+        return sorted(found, key=lambda block: block[0] - block[1])
 
     def recall(self, name: str) -> Kept | None:
         """What was kept under a name, or None."""

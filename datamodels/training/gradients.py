@@ -65,7 +65,7 @@ def first_order(trainer: Trainer, masks: BoolArray, keys: Sequence[Key], dimensi
 
     parts = trainer.in_parts(of_part, len(keys))
     features = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "gradients"}
-    return {"gradients": sum(part["gradients"] for part in parts), **features}
+    return {"gradients": np.sum([part["gradients"] for part in parts], 0), **features}
 
 
 def attribution(trainer: Trainer, parameters: Tensor, statistics: BatchNormStatistics, dimensions: int) -> dict[str, Array]:

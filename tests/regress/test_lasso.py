@@ -89,8 +89,9 @@ def test_a_warm_start_and_the_company_of_other_targets_change_nothing():
     start = np.random.default_rng(0).normal(size=cold.weights.shape)
     warm = solve(problem, lam, start, lipschitz(problem), 1e-9)
     np.testing.assert_allclose(warm.weights, cold.weights, atol=1e-3)
-    again = solve(problem, lam, cold.weights, lipschitz(problem), 1e-9)
+    again = solve(problem, lam, cold.weights.copy(), lipschitz(problem), 1e-9)
     assert again.steps == 0
+    assert np.array_equal(again.weights, cold.weights)
 
 
 def test_permuting_images_models_and_targets_permutes_the_solution():

@@ -26,10 +26,14 @@ def of_array(array):
     return Covariates(tuple(f"a{f}" for f in range(len(array))), "digest", lambda targets: array[:, :, targets])
 
 
-def problem_of(masks, margins, dtype=np.float64):
+def moments_of(masks, margins, dtype=np.float64):
     moments = Moments(masks.shape[1], margins.shape[1], np, dtype)
     moments.add(pack(masks), margins)
-    return moments.problem()
+    return moments
+
+
+def problem_of(masks, margins, dtype=np.float64):
+    return moments_of(masks, margins, dtype).problem()
 
 
 def drawn(m, n=120, t=40, noise=2.0, seed=0, truth=(0.05, 0.3, 0.0), spread=(0.05, 0.5)):
@@ -48,7 +52,7 @@ def test_the_posterior_mean_is_that_of_dense_linear_algebra(seed, m, n, t):
     masks, margins = rng.random((m, n)) < 0.5, rng.normal(size=(m, t))
     mean, square, noise = rng.normal(size=(n, t)), rng.exponential(size=(n, t)), rng.exponential(size=t) + 0.1
     square[rng.random((n, t)) < 0.2] = 0
-    found = posterior_mean(problem_of(masks, margins), mean, square, noise / m)
+    found = posterior_mean(problem_of(masks, margins), mean.copy(), np.sqrt(square), noise / m)
     x, y = masks - masks.mean(0), margins - margins.mean(0)
     for k in range(t):
         # Of the m models: cov(w, y) cov(y)⁻¹ (y − E y)
@@ -78,7 +82,7 @@ def test_a_flat_prior_is_ridge_regression(tmp_path):
 def test_the_prior_is_found_by_its_moments():
     masks, margins, a, weights = drawn(4000, n=200, t=60)
     scale = margins.std(0).mean()
-    prior = estimate(of_array(a), problem_of(masks, margins), 4000)
+    prior = estimate(of_array(a), moments_of(masks, margins).problem, 60, 4000)
     # Masks of one size leave the mean of all weights out of sight: the constant is not to be had.
     by_term = dict(zip(prior.covariates.terms, prior.mean, strict=True))
     assert by_term["a0"] * scale == pytest.approx(0.3, rel=0.1)
