@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from datamodels.bench import gpu_regress, gpu_training
 from datamodels.bench.gpu_check import GPU, PLACES, PROCESSOR, Named, Sizes, checkout, run_checks, summary
 from datamodels.bench.record import Record
@@ -44,5 +46,7 @@ def gpu_check(settings: Settings, on: str, gpu: str | None) -> tuple[Record, str
     if on not in PLACES:
         raise InputError(f"--on is {' or '.join(PLACES)}, not {on!r}")
     checkout()
+    if on == PROCESSOR:
+        torch.set_num_threads(1)
     record = run_checks(sizes_on(on, gpu, settings), CHECKS, apart=on == GPU)
     return record, summary(record)

@@ -213,7 +213,7 @@ def little_memory(sizes: Sizes) -> list[Line]:
     """With room for some models and not for all, groups are halved until they fit, and every model is trained."""
     device, models = device_named(sizes.gpu), 8
     data, recipe = tiny(sizes)
-    recipe = dataclasses.replace(recipe, width=64, batch_size=100, epochs=4, precision="float32")
+    recipe = dataclasses.replace(recipe, width=64, batch_size=400, epochs=8, precision="float32")
     masks, keys = draw_masks(0, range(models), len(data.train.labels), 0.9), [(0, i) for i in range(models)]
     one = Trainer(data, recipe, device, 1).margins(masks[:1], keys[:1])
     trainer = Trainer(data, recipe, device)

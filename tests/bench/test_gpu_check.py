@@ -92,5 +92,5 @@ def test_the_gap_from_the_raw_models_is_small_at_the_solution_and_large_beside_i
     t = margins.shape[1]
     gaps = raw_gap(store, fit, t)
     assert gaps.shape == (t,)
-    assert (gaps <= 1.1e-6).all()
+    assert (gaps <= 4e-6).all()  # weights are kept in float32
     assert (raw_gap(store, dataclasses.replace(fit, columns=fit.columns * np.float32(1.05)), t) > 1e-5).all()
