@@ -105,7 +105,7 @@ def test_without_an_exchange_a_kill_between_the_renames_is_mended_by_the_next_st
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", rename)
-        patch.setattr(durable.shutil, "rmtree", lambda *_, **__: None)  # the dead clean nothing
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # the dead clean nothing
         with suppress(KillError):
             write_version(folder, 2)
     assert len(hidden(tmp_path)) > 0
@@ -144,7 +144,7 @@ def test_readers_find_a_whole_folder_at_any_time(tmp_path):
     process = context.Process(target=replace_for_ever, args=(folder, True))
     process.start()
     try:
-        seen = set()
+        seen: set[int] = set()
         deadline = time.monotonic() + 20
         while len(seen) < 20 and time.monotonic() < deadline:
             seen.add(read_json(folder / "0.json"))
