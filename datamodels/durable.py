@@ -303,6 +303,19 @@ def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array as an .npy file, as np.save does but for its silence where the disk is full: that loses an array's end."""
+    with named(path), path.open("wb") as file:
+        np.lib.format.write_array(_PlainFile(file), np.asanyarray(array), allow_pickle=False)
+
+
+class _PlainFile:
+    """A file of which NumPy knows no more than `write`, and so does not write past Python, and its errors."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.write = file.write
+
+
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]] | None:
     """The arrays of an .npz file, or None where there is none that is whole."""
     try:

@@ -37,6 +37,7 @@ NO_MEMORY = (
     "not enough memory",
     "out of memory",
     "can't start new thread",
+    "failed to map segment",
     # Of CUDA's libraries: cuDNN finds no engine where none fits into what is left, and cuBLAS cannot make its handle.
     "unable to find an engine",
     "alloc_failed",
@@ -88,7 +89,7 @@ def of_memory(e: BaseException) -> bool:
     """Whether an error says that memory does not suffice: Python's, NumPy's, CuPy's, PyTorch's, the operating system's."""
     if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno == errno.ENOMEM):
         return True
-    return isinstance(e, RuntimeError) and any(word in str(e).lower() for word in NO_MEMORY)
+    return isinstance(e, (RuntimeError, ImportError)) and any(word in str(e).lower() for word in NO_MEMORY)
 
 
 def one_line(e: BaseException, most: int = 300) -> str:
@@ -146,8 +147,8 @@ def _lasting_output() -> Iterator[None]:
     for name, stream in zip(("stdout", "stderr"), before, strict=True):
         if stream is None:  # closed when the process began
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+        with suppress(AttributeError, OSError, ValueError):  # not every stream has it
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
         setattr(sys, name, _Lasting(stream))
     try:
         yield

@@ -10,6 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from datamodels.errors import InputError
+
+THREAD_BYTES = 2**24
+"""Of addresses, for a thread's stack and what else its libraries want."""
 PACKAGES = ("torch", "numpy", "scipy", "ffcv", "cupy-cuda13x", "cupy-cuda12x")
 
 
@@ -37,6 +41,16 @@ def free_host_memory(root: Path = Path("/")) -> int:
     """
     found = [_free_of_machine(root), *_free_of_groups(root), *_free_of_process(root)]
     return max(0, min(found))
+
+
+def refuse_tight_limits() -> None:
+    """Raise InputError where the process's own limits leave no memory for the threads that train: libraries crash then."""
+    least = THREAD_BYTES * (4 + cores())
+    left = min(_free_of_process(Path("/")), default=least)
+    if left < least:
+        raise InputError(
+            f"a limit of this process (ulimit -v or -d) leaves {megabytes(left)}, and {megabytes(least)} are needed"
+        )
 
 
 def _free_of_machine(root: Path) -> int:

@@ -1,7 +1,6 @@
 """How commands end: in a sentence for all that comes from outside, with every sibling of a kind; and what output survives."""
 
 import errno
-import functools
 import os
 import signal
 import subprocess
@@ -37,9 +36,8 @@ def test_every_error_of_the_system_is_one_sentence_that_names_the_file(number, c
     ],
 )
 def test_what_is_wrong_is_said_in_words(number, words):
-    assert str(in_a_sentence(OSError(number, os.strerror(number), "/a/b"))).startswith(words)
-    assert str(in_a_sentence(OSError(number, os.strerror(number), "/x", None, "/a/b"))).startswith(words)
-    assert str(in_a_sentence(OSError(number, os.strerror(number), b"/a/b"))).startswith(words)
+    for names in (["/a/b"], ["/x", None, "/a/b"], [b"/a/b"]):
+        assert str(in_a_sentence(OSError(number, os.strerror(number), *names))).startswith(words)
 
 
 def failed_allocations():
@@ -65,7 +63,7 @@ def test_an_allocation_that_fails_is_a_sentence(allocate, capsys):
     assert said.count("\n") == 1
 
 
-def raising(error):
+def raise_it(error):
     raise error
 
 
@@ -73,7 +71,7 @@ def test_other_errors_come_through_for_they_are_faults_of_the_program():
     for error in (ValueError("x"), RuntimeError("x"), OSError("without a number"), KeyError("x")):
         assert in_a_sentence(error) is None
         with pytest.raises(type(error)):
-            run_command(functools.partial(raising, error))
+            run_command(lambda: raise_it(error))  # noqa: B023
     assert of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
     assert of_memory(RuntimeError("can't start new thread"))
     assert in_a_sentence(InputError("so it is")) == "so it is"

@@ -18,7 +18,7 @@ import torch
 
 from datamodels.data import beton
 from datamodels.data.sources import RawData, RawSplit, read_source
-from datamodels.durable import is_there, new_folder, only_maker, read_json, real_place, tidy, write_json
+from datamodels.durable import is_there, new_folder, only_maker, read_json, real_place, save_array, tidy, write_json
 from datamodels.errors import InputError
 from datamodels.machine import megabytes
 from datamodels.provenance import refuse_difference
@@ -151,8 +151,8 @@ def _write_split(path: Path, name: str, split: RawSplit, use_ffcv: bool) -> None
     if use_ffcv:
         beton.write(path / f"{name}.beton", split)
     else:
-        np.save(path / f"{name}_images.npy", split.images)
-        np.save(path / f"{name}_labels.npy", split.labels)
+        save_array(path / f"{name}_images.npy", split.images)
+        save_array(path / f"{name}_labels.npy", split.labels)
 
 
 def _read_split(path: Path, name: str, meta: dict[str, Any]) -> Split:

@@ -6,7 +6,9 @@ Such a file is a dictionary of tensors: `weight` (N, T), `bias` (T,), `lam` (T,)
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -32,8 +34,11 @@ def export_pt(models: Datamodels, file: Path) -> None:
     arrays = dict(zip(NAMES, (models.weights, models.bias, models.lam), strict=True))
     tensors = {name: torch.from_numpy(np.array(array, np.float32)) for name, array in arrays.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(file) as temporary:
-        torch.save(tensors, temporary)
+    with new_file(file) as temporary, temporary.open("wb") as opened:
+        try:
+            torch.save(tensors, opened)
+        except RuntimeError as e:  # what PyTorch makes of a disk that is full
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from e
 
 
 def import_pt(file: Path, folder: Path) -> None:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix, load_npz, save_npz
 
 from datamodels import __version__
-from datamodels.durable import new_folder, read_json, write_json
+from datamodels.durable import new_folder, read_json, save_array, write_json
 from datamodels.errors import InputError
 from datamodels.regress.path import Fit
 from datamodels.regress.source import targets_named
@@ -93,11 +93,11 @@ def write(folder: Path, weights: Any, bias: Array, lam: Array, heldout: IndexArr
     """Write the folder, whole or not at all; one that stands there is replaced. The weights (N, T) are sparse, or an array."""
     with new_folder(folder, replace=True) as temporary:
         if isinstance(weights, np.ndarray):
-            np.save(temporary / DENSE, weights)
+            save_array(temporary / DENSE, weights)
         else:
             _save_sparse(temporary, csr_matrix(weights))
         for name, array in {"bias": bias, "lam": lam, "heldout": heldout}.items():
-            np.save(temporary / f"{name}.npy", array)
+            save_array(temporary / f"{name}.npy", array)
         write_json(temporary / "metrics.json", metrics)
         write_json(temporary / "meta.json", meta)
 
@@ -112,7 +112,7 @@ def _save_sparse(folder: Path, rows: csr_matrix) -> None:
     if sparse_bytes(n, rows.nnz, rows.indices.dtype) < 4 * n * t:
         save_npz(folder / SPARSE, rows, compressed=False)
     else:
-        np.save(folder / DENSE, rows.toarray())
+        save_array(folder / DENSE, rows.toarray())
 
 
 def _read_weights(folder: Path) -> npt.NDArray[np.float32]:

@@ -23,6 +23,7 @@ from datamodels import __version__
 from datamodels.brittleness import Search, Support, largest_weights, smallest_support, support_of
 from datamodels.durable import read_json, write_arrays, write_file, write_json
 from datamodels.errors import InputError
+from datamodels.machine import refuse_tight_limits
 from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder
 from datamodels.settings import Settings, VerifySettings
@@ -76,6 +77,7 @@ def verify(settings: Settings, subject: Subject, models: Datamodels, targets: li
     process verifies the same run.
     """
     _check_provenance(settings, models)
+    refuse_tight_limits()
     with alone(settings) as folder:
         return _verify(settings, subject, models, targets, folder)
 

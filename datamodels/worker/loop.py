@@ -13,6 +13,7 @@ import torch
 from datamodels.data import Dataset
 from datamodels.durable import is_there, only_maker, tidy
 from datamodels.errors import InputError
+from datamodels.machine import refuse_tight_limits
 from datamodels.progress import say
 from datamodels.provenance import refuse_difference
 from datamodels.runs import deciding_settings, groups_of, stage_folder, stage_seconds
@@ -29,6 +30,7 @@ DIVERGED = "diverged: its margins were not finite, in two trainings from differe
 
 def train_missing(settings: Settings, data: Dataset, device: torch.device) -> str:
     """Train every model of the run's store that is not there, with the other workers, if any; say what is there then."""
+    refuse_tight_limits()
     folder = open_store(settings, data, device)
     make_prior(settings, data, device)
     if (Store(folder).missing < settings.store.num_models).any():

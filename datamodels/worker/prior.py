@@ -21,7 +21,7 @@ import torch
 
 from datamodels import __version__
 from datamodels.data import Dataset
-from datamodels.durable import new_folder, only_maker, read_json, tidy, write_json
+from datamodels.durable import new_folder, only_maker, read_json, save_array, tidy, write_json
 from datamodels.errors import InputError
 from datamodels.progress import progress, say
 from datamodels.runs import OF_NETWORKS, stage_folder, stage_seconds
@@ -120,7 +120,7 @@ def _write(folder: Path, found: dict[str, Array], data: Dataset, decided: dict[s
     }
     with new_folder(folder, replace=True) as temporary:
         for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
+            save_array(temporary / f"{name}.npy", array)
         write_json(temporary / "meta.json", decided)
 
 

@@ -148,7 +148,7 @@ def test_published_arrays_become_a_store_and_its_datamodels_by_two_commands(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["margins.npy", "masks.npy", "out", "store"]
     assert command(*line).stdout == done.stdout
     digest = Store(tmp_path / "store").digest()
-    over = [(*line[:4], folder) for folder in (tmp_path / "store", tmp_path / "store" / "inbox", tmp_path)]
+    over = [(*line[:4], folder) for folder in (tmp_path / "store", tmp_path)]
     for wrong, named in [(line[:3], "go together"), *((each, "something else than datamodels") for each in over)]:
         refused = command(*wrong)
         assert refused.returncode == 2

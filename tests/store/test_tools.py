@@ -160,7 +160,7 @@ def test_arrays_that_are_no_masks_and_margins_are_refused_and_leave_nothing(tmp_
 
 
 def test_nothing_is_imported_or_exported_over_something(full, tmp_path):
-    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "within").mkdir(parents=True)
     with pytest.raises(InputError, match="exists already"):
         export_arrays(full, tmp_path / "there")
     np.save(tmp_path / "masks.npy", np.ones((1, 2), bool))
