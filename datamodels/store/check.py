@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodels.progress import progress
+from datamodels.reading import Between, require
 from datamodels.store.layout import DONE, FAILED, MISSING, Array, checksums
 from datamodels.store.reader import Store
 from datamodels.store.writer import Writer
@@ -89,8 +90,11 @@ def _faults(store: Store, ids: IndexArray) -> list[Fault]:
 def _as_drawn(store: Store, ids: IndexArray, masks: Array, which: BoolArray) -> BoolArray:
     """Where the mask is that of the store's seed; True where the store was not drawn from one."""
     result = np.ones(len(ids), bool)
-    drawn = store.meta.provenance.get("store", {})
-    if which.any() and {"seed", "alpha"} <= drawn.keys():
+    drawn = store.meta.provenance.get("store")
+    if drawn is not None:
+        require(drawn, {}, store.folder / "meta.json")
+    if which.any() and drawn and {"seed", "alpha"} <= drawn.keys():
+        require(drawn, {"seed": Between(0, 2**63 - 1), "alpha": float}, store.folder / "meta.json")
         expected = draw_masks(drawn["seed"], ids[which].tolist(), store.meta.num_train, drawn["alpha"])
         result[which] = (pack(expected) == masks[which]).all(1)
     return result
