@@ -108,13 +108,16 @@ def _archive(file: IO[bytes], path: Path, size: int) -> Iterator[dict[str, tuple
     except Unreadable:
         raise
     except Exception as e:  # damaged archives raise whatever their bytes lead to
-        raise Unreadable(path, f"is no .npz file, or damaged: {shown(str(e), 200)}") from e
+        raise Unreadable(path, f"is no such archive, or damaged: {shown(str(e), 200)}") from e
 
 
 def check_zip(path: Path) -> None:
-    """Raise Unreadable unless a file is a zip archive of stored members that have room in it."""
-    with open_file(path) as file, _archive(file, path, checked_size(file, path, LARGEST)):
-        pass
+    """Raise Unreadable unless a file is a zip archive of stored members that have room in it, and their checksums."""
+    with open_file(path) as file, _archive(file, path, checked_size(file, path, LARGEST)) as members:
+        for archive, info in members.values():
+            with archive.open(info) as member:
+                while member.read(BLOCK):  # compares the checksum when it comes to the end
+                    pass
 
 
 def _check_directory(file: IO[bytes], path: Path, size: int) -> None:
@@ -123,7 +126,7 @@ def _check_directory(file: IO[bytes], path: Path, size: int) -> None:
     tail = file.read(98)
     record = tail[-22:]
     if len(record) < 22 or record[:4] != END:
-        raise Unreadable(path, "is no .npz file, or cut short")
+        raise Unreadable(path, "is no such archive, or cut short")
     directory = int.from_bytes(record[12:16], "little")
     if tail[-42:-38] == LOCATOR:
         directory = max(directory % (2**32 - 1), int.from_bytes(tail[-98 + 40 : -98 + 48], "little"))

@@ -12,7 +12,7 @@ from datamodels.progress import progress, say
 from datamodels.regress.exchange import export_pt, import_pt
 from datamodels.regress.path import Fit, fit_datamodels
 from datamodels.regress.prior import covariates_named
-from datamodels.regress.results import DENSE, FILES, SPARSE, Datamodels, provenance, save
+from datamodels.regress.results import DENSE, FILES, SPARSE, Datamodels, provenance, read_about, save
 from datamodels.regress.unfinished import Unfinished
 from datamodels.runs import read_store, stage_folder, stage_seconds
 from datamodels.settings import RegressSettings, Settings
@@ -105,6 +105,6 @@ def _say_what_is_constant(fit: Fit) -> None:
 
 def _is_made(folder: Path, meta: object) -> bool:
     try:
-        return bool(read_json(folder / "meta.json") == meta)
-    except (OSError, ValueError):
+        return bool(read_about(folder) == meta)
+    except InputError:
         return False

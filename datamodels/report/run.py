@@ -47,6 +47,7 @@ def report(settings: Settings, data: Dataset) -> str:
     start = time.monotonic()
     store, models = read_store(settings), Datamodels.load(stage_folder(settings, "regress"))
     verified = _read_verified(settings, models, store)
+    models.refuse_other(store)
     folder, made_from = stage_folder(settings, "report"), _made_from(verified, models)
     if _is_made(folder, made_from):
         return f"report: already in {folder / 'index.html'}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
-import json
 import math
 import os
 import re
@@ -18,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from datamodels.durable import InPlace, new_folder, read_json, write_json
+from datamodels.durable import InPlace, new_folder
 from datamodels.errors import InputError
-from datamodels.reading import Between, Each, Unreadable, open_file, require, whole_number
+from datamodels.reading import Between, Each, Unreadable, open_file, read_json, require, whole_number
+from datamodels.seals import read_sealed, unsealed, write_sealed
 
 FORMAT = "datamodels-store"
 FORMAT_VERSION = 1
@@ -28,7 +27,6 @@ FORMAT_VERSION = 1
 # The marks in done.npy.
 MISSING, DONE, FAILED = 0, 1, 2
 FAILURES = "failures.json"
-SEAL = "sha256"
 MARGIN_TYPES = ("float16", "float32")
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
@@ -151,7 +149,7 @@ def read_meta(folder: Path) -> Meta:
     version = content.get("format_version")
     if version != FORMAT_VERSION or version is True:
         raise InputError(f"{folder} has store format {version!r}, this program reads {FORMAT_VERSION}")
-    _unsealed(content, file)
+    content = unsealed(content, file)
     require(content, META, file)
     for name, spec in content["arrays"].items():
         _check_array(name, spec, content["num_targets"], file)
@@ -178,26 +176,6 @@ def _check_array(name: str, spec: Mapping[str, Any], targets: int, file: Path) -
         raise InputError(
             f"{file} is damaged: the margins of {targets} targets cannot be {spec['dtype']} of shape {tuple(shape)}"
         )
-
-
-def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON with a checksum of itself, whole or not at all."""
-    write_json(path, {**content, SEAL: _seal(content)})
-
-
-def read_sealed(path: Path) -> dict[str, Any]:
-    """Read JSON with a checksum of itself. Raises InputError when it is missing or not what was written."""
-    content = read_json(path)
-    require(content, dict, path)
-    _unsealed(content, path)
-    found: dict[str, Any] = content
-    return found
-
-
-def _unsealed(content: dict[str, Any], path: Path) -> None:
-    """Take the seal off. Raises InputError when it is not the content's."""
-    if content.pop(SEAL, None) != _seal(content):
-        raise InputError(f"{path} is damaged: it does not have its checksum")
 
 
 def read_failures(folder: Path) -> dict[str, str]:
@@ -239,9 +217,3 @@ def checksums(masks: Array, arrays: Mapping[str, Array], meta: Meta) -> npt.NDAr
         rows = np.ascontiguousarray(part).reshape(len(part), math.prod(part.shape[1:])).view(np.uint8)
         values = [zlib.crc32(row.data, value) for row, value in zip(rows, values, strict=True)]
     return np.array(values, np.uint32)
-
-
-def _seal(content: Mapping[str, Any]) -> str:
-    """SHA-256 of JSON content, however it is laid out: keys in order, no white space."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -19,6 +19,7 @@ from datamodels.durable import InPlace, Lock, read_json, remove_file, sync_folde
 from datamodels.errors import InputError
 from datamodels.progress import say
 from datamodels.reading import Each, Unreadable, read_npz, require, whole_number
+from datamodels.seals import write_sealed
 from datamodels.store.layout import (
     DONE,
     FAILED,
@@ -33,7 +34,6 @@ from datamodels.store.layout import (
     read_failures,
     read_meta,
     write_meta,
-    write_sealed,
 )
 from datamodels.subsets import BoolArray, ByteArray, IndexArray, pack
 

@@ -233,6 +233,7 @@ def _check_provenance(settings: Settings, models: Datamodels) -> None:
     store, weights = read_store(settings), stage_folder(settings, "regress")
     if models.meta["store_digest"] != store.digest():
         raise InputError(f"the weights in {weights} are not from the store as it is now; run python -m datamodels.regress")
+    models.refuse_other(store)
 
 
 def _csv(result: Record) -> str:

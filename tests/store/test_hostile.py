@@ -1,15 +1,16 @@
 """What comes from outside is checked before a file of its name is made or a row of it is written."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 
 from datamodels.durable import write_json
 from datamodels.errors import InputError
+from datamodels.seals import read_sealed, write_sealed
 from datamodels.store import ArraySpec, Meta, Rows, Store, create, deliver, merge_if_free, read_meta
 from datamodels.store.check import check
-from datamodels.store.layout import read_sealed, write_sealed
 from datamodels.store.transfer import export_arrays
 from datamodels.subsets import draw_masks
 
@@ -88,7 +89,7 @@ def delivered(path, **changed):
     np.savez(path, **{name: array for name, array in whole.items() if array is not None})
 
 
-WRONG = {
+WRONG: dict[str, dict[str, Any]] = {
     "negative": {"ids": np.array([-5, 3])},
     "out of range": {"ids": np.array([3, M])},
     "unsorted": {"ids": np.array([4, 3])},
