@@ -167,8 +167,8 @@ def _header(file: IO[bytes], path: Path, size: int) -> Header:
     """Read and check the header of an .npy file of `size` bytes."""
     start = file.read(8)
     if start[:6] != MAGIC or len(start) < 8:
-        what = next((name for mark, name in OTHER_FORMATS.items() if start.startswith(mark)), "something else")
-        raise Unreadable(path, "is empty" if not start else f"is {what} and not an .npy file")
+        what = next((f"is {name} and not an .npy file" for mark, name in OTHER_FORMATS.items() if start.startswith(mark)), None)
+        raise Unreadable(path, "is empty" if not start else what or "is no .npy file")
     version = tuple(start[6:])
     if version not in ((1, 0), (2, 0), (3, 0)):
         raise Unreadable(path, f"is of .npy version {version[0]}.{version[1]}, which this program does not know")
