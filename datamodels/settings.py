@@ -156,8 +156,8 @@ class DataSettings:
     md5_python: str = setting(Text(), "c58f30108f718f92721af3b95e74349a", "cifar10: MD5 of the archive of pickled batches")
     verify_md5: bool = switch(True, "cifar10: read nothing but an archive with one of these MD5s")
     pool: int = count(1, "cifar10: average blocks of so many pixels a side into one", high=32)
-    train_images: int = count(50_000, "size N of the training set S", low=2)
-    test_images: int = count(10_000, "number T of test images, the targets")
+    train_images: int = count(50_000, "size N of the training set S", low=2, high=2**29)
+    test_images: int = count(10_000, "number T of test images, the targets", high=2**29)
     seed: int = count(0, "which images are drawn, and their order", low=0)
 
 

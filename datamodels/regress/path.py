@@ -115,6 +115,8 @@ def fit_datamodels(
     blocks = [slice(first, min(first + size, source.t)) for first in range(0, source.t, size)]
     run = _Run(source, settings, solver, blocks, unfinished or Unfinished(), bar, xp)
     run.take_in(parts.fit)
+    if len(solver.constants()[0]) == source.n:
+        raise InputError(f"each image is in all of the masks of {store.folder}, or in none of them; nothing can be learnt")
     known: dict[str, Any] = {}
     dense = covariates is not None and not settings.sparse
     if dense:

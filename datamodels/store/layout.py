@@ -32,7 +32,7 @@ NPY_MAGIC = b"\x93NUMPY\x01\x00"
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 """Names of arrays: they become names of files."""
 RESERVED = ("masks", "checksums", "done")
-MOST_MODELS, MOST_EXAMPLES, MOST_DIMENSIONS, MOST_ROW_BYTES = 2**31, 2**40, 16, 2**48
+MOST_MODELS, MOST_EXAMPLES, MOST_DIMENSIONS, MOST_ROW_BYTES = 2**31, 2**31, 16, 2**31
 COUNT = Between(1, MOST_EXAMPLES)
 META = {
     "num_models": Between(0, MOST_MODELS),

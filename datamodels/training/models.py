@@ -53,6 +53,9 @@ class Trainer:
         self.at_once: int | None = None
         activations = torch.bfloat16 if recipe.precision == "bfloat16" and dtype == torch.float32 else dtype
         self.images = Images(data, recipe.max_shift, device, activations)
+        side = min(self.images.height, self.images.width)
+        if recipe.cutout > side:
+            raise InputError(f"training.cutout is {recipe.cutout}, and images of {side} pixels have no room for such a square")
         self.n, self.classes = self.images.n, len(data.class_names)
         self.network = ResNet9(self.images.channels, self.classes, recipe.width, recipe.last_padding)
 
