@@ -17,6 +17,7 @@ from typing import Any
 from datamodels.durable import Lock, read_json, write_json
 from datamodels.errors import InputError
 from datamodels.provenance import refuse_difference
+from datamodels.reading import Between, Each, Unreadable, require
 from datamodels.settings import BUILT_IN, GroupSettings, Settings
 from datamodels.store import Meta, Store
 
@@ -52,7 +53,9 @@ def refuse_own_function(settings: Settings) -> None:
 
 def groups_of(meta: Meta) -> GroupSettings:
     """How the models of a run's store were grouped: the block size, and what shares a kernel; chosen when it was made."""
-    return GroupSettings(**meta.provenance["groups"])
+    groups = {name: Between(1, 2**31) for name in ("models_at_once", "models_per_kernel")}
+    require(meta.provenance, {"groups": groups}, Path("the store's meta.json"))
+    return GroupSettings(**{name: meta.provenance["groups"][name] for name in groups})
 
 
 @contextmanager
@@ -79,6 +82,9 @@ def stage_seconds(settings: Settings, stage: str) -> Iterator[None]:
 def read_seconds(settings: Settings) -> dict[str, float]:
     """Seconds of work of each stage so far."""
     try:
-        return dict(read_json(Path(settings.run.dir) / "seconds.json"))
-    except (OSError, ValueError):
+        file = Path(settings.run.dir) / "seconds.json"
+        seconds: dict[str, float] = read_json(file)
+        require(seconds, Each(float), file)
+    except Unreadable:
         return {}
+    return seconds

@@ -99,10 +99,12 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, Array]
 
 @contextmanager
 def _archive(file: IO[bytes], path: Path, size: int) -> Iterator[dict[str, tuple[ZipFile, ZipInfo]]]:
-    _check_directory(file, path, size)
+    members = _check_directory(file, path, size)
     try:
         with ZipFile(file) as archive:
             infos = archive.infolist()
+            if len(infos) != members:
+                raise Unreadable(path, "does not have as many members as it says")
             _check_members(infos, path, size)
             yield {info.filename.removesuffix(".npy"): (archive, info) for info in infos}
     except Unreadable:
@@ -120,8 +122,8 @@ def check_zip(path: Path) -> None:
                     pass
 
 
-def _check_directory(file: IO[bytes], path: Path, size: int) -> None:
-    """The list of members is read whole: it must be small. Nothing may stand behind it."""
+def _check_directory(file: IO[bytes], path: Path, size: int) -> int:
+    """How many members there are. The list of them is read whole: it must be small. Nothing may stand behind it."""
     file.seek(max(0, size - 98))
     tail = file.read(98)
     record = tail[-22:]
@@ -133,6 +135,7 @@ def _check_directory(file: IO[bytes], path: Path, size: int) -> None:
     if directory > MOST_DIRECTORY:
         raise Unreadable(path, f"has a list of members of {directory} bytes, which is too long")
     file.seek(0)
+    return int.from_bytes(record[10:12], "little")
 
 
 def _check_members(infos: list[ZipInfo], path: Path, size: int) -> None:

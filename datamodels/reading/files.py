@@ -50,7 +50,13 @@ def open_file(path: Path) -> IO[bytes]:
         os.close(fd)
         what = next((name for name, applies in OTHERS.items() if applies(mode)), "something else")
         raise Unreadable(path, f"is {what}, not a file")
-    return os.fdopen(fd, "rb")
+    file = os.fdopen(fd, "rb")
+    try:
+        file.peek(1)
+    except OSError as e:
+        file.close()
+        raise Unreadable(path, f"cannot be read: {e.strerror}") from e
+    return file
 
 
 def checked_size(file: IO[bytes], path: Path, most: int) -> int:

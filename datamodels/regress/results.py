@@ -65,6 +65,7 @@ class Datamodels:
         meta = read_about(path)
         require(meta, META, path / "meta.json")
         metrics = read_json(path / "metrics.json")
+        require(metrics, dict, path / "metrics.json")
         if metrics:  # imported weights have none
             require(metrics, METRICS, path / "metrics.json")
         bias = _read(path, "bias", np.float32, None)

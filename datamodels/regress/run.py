@@ -17,6 +17,7 @@ from datamodels.regress.unfinished import Unfinished
 from datamodels.runs import read_store, stage_folder, stage_seconds
 from datamodels.settings import RegressSettings, Settings
 from datamodels.store import Store
+from datamodels.store.check import refuse_damaged
 
 
 def regress(settings: Settings) -> str:
@@ -68,6 +69,7 @@ def _regress(
         meta["prior_digest"] = covariates.digest
     if not _is_made(folder, meta):
         with _alone(folder), timed:
+            refuse_damaged(store)
             unfinished = Unfinished(folder.with_name(f".{folder.name}.unfinished"), meta)
             fit = fit_datamodels(store, settings, lambda unit, total: progress("regress", unit, total), unfinished, covariates)
             _say_what_is_constant(fit)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodels.errors import InputError
 from datamodels.progress import progress
 from datamodels.reading import Between, require
 from datamodels.store.layout import DONE, FAILED, MISSING, Array, checksums
@@ -42,6 +43,15 @@ def check(folder: Path) -> list[Fault]:
             faults.extend(_faults(store, ids))
             advance(len(ids))
     return faults
+
+
+def refuse_damaged(store: Store) -> None:
+    """Raise InputError when a finished row does not have its checksum: nothing is to be learnt from it."""
+    for ids in chunks(store):
+        bad = store.damaged(np.intersect1d(ids, store.done, assume_unique=True))
+        if bad:
+            told = f"row {bad[0]} of {store.folder} is damaged: it does not have its checksum"
+            raise InputError(f"{told}; python -m datamodels.store check --repair {store.folder} has such rows trained again")
 
 
 def repair(folder: Path) -> list[Fault]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from datamodels.data import load
-from datamodels.durable import read_json
 from datamodels.regress import Datamodels
 from datamodels.runs import stage_folder
+from datamodels.seals import read_sealed
 from datamodels.settings import BUILT_IN, Settings, parse
 from datamodels.training import default_gpu, device_named
 from datamodels.verify.run import verify
@@ -34,8 +34,7 @@ def verify_run(config: Path | str, targets: str | Iterable[int], gpu: str | None
     chosen = targets_named(targets, t, settings.verify.seed) if isinstance(targets, str) else targets_given(targets, t)
     models = Datamodels.load(stage_folder(settings, "regress"))
     verify(settings, subject_of(settings, default_gpu() if gpu is None else gpu), models, chosen)
-    result: dict[str, Any] = read_json(stage_folder(settings, "verify") / "verify.json")
-    return result
+    return read_sealed(stage_folder(settings, "verify") / "verify.json")
 
 
 def subject_of(settings: Settings, gpu: str) -> Subject:

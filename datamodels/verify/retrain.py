@@ -20,6 +20,7 @@ from datamodels.provenance import refuse_difference
 from datamodels.runs import stage_seconds
 from datamodels.settings import Settings
 from datamodels.store import ArraySpec, Meta, Store, Writer, create, deliver, grow, read_meta
+from datamodels.store.check import refuse_damaged
 from datamodels.store.layout import Array
 from datamodels.subsets import unpack
 from datamodels.verify.subject import Request, Subject
@@ -60,6 +61,7 @@ def retrain(
     try:
         with Writer(folder) as writer:
             writer.merge()
+        refuse_damaged(Store(folder))
         rows = _rows(Store(folder))
         missing = [request for request in dict.fromkeys(requests) if request not in rows]
         if missing:

@@ -1,0 +1,26 @@
+"""Each hostile input is refused in one sentence, or gone on from rightly, within 5 seconds and 500 MB: no traceback, no crash."""
+
+import itertools
+
+import pytest
+
+from tests.robustness.hostile import CASES, run_case
+
+READERS = {
+    reader: list(cases) for reader, cases in itertools.groupby(sorted(CASES, key=lambda c: c.reader), lambda c: c.reader)
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_every_damage_is_a_sentence_or_gone_on_from(reader, tmp_path):
+    bad = []
+    for number, case in enumerate(READERS[reader]):
+        outcome = run_case(case, tmp_path / str(number))
+        if outcome.what not in case.expected or not outcome.within_limits:
+            told = f"{outcome.what}, {outcome.seconds:.1f} s, {outcome.peak_mb:.0f} MB: {outcome.said}"
+            bad.append(f"{case.name}: {told}")
+    assert not bad, "\n".join(bad)
+
+
+def test_no_two_cases_have_one_name():
+    assert len({case.name for case in CASES}) == len(CASES) > 1000
