@@ -95,22 +95,30 @@ def _planted(file: Path) -> None:
     label, images, weights = found["base"]["3"]["label"], [4, 9, 2], [0.3, 0.2, 0.1]
     about = {"target": 3, "label": label, "size": 3}
     search: dict[str, Any] = {
+        **about,
         "method": "datamodel",
         "relabelled": None,
         "verdict": "flipped",
         "order": images,
         "weights": weights,
+        "tried": 3,
+        "base_margin": 1.0,
+        "models": 4,
+        "probes": [{"size": 3, "predicted_drop": 0.6, **outcome}],
     }
-    search |= {**about, "tried": 3, "base_margin": 1.0, "models": 4, "probes": [{"size": 3, "predicted_drop": 0.6, **outcome}]}
     removal: dict[str, Any] = {
         **about,
         "rule": "support",
         "control_size": 3,
         "removed_indices": images,
         "removed_weights": weights,
+        "predicted_before": 1.0,
+        "predicted_after": 0.4,
+        "right_before": True,
+        "flipped": True,
+        "control_flipped": False,
+        **dict.fromkeys(("before", "after", "control"), outcome),
     }
-    removal |= {"predicted_before": 1.0, "predicted_after": 0.4, **dict.fromkeys(("before", "after", "control"), outcome)}
-    removal |= {"right_before": True, "flipped": True, "control_flipped": False}
     drop = {"target": 3, "kind": "top", "predicted_drop": 0.6, "measured_drop": 0.5}
     fresh = {"subsets": 2, **dict.fromkeys(("lds", "lds_ceiling", "pooled", "pooled_ceiling"), 0.5)}
     planted = {"searches": [search], "removals": [removal], "counterfactuals": [drop], "fresh": fresh}
