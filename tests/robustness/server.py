@@ -1,5 +1,6 @@
 """The process that runs cases, as `python -m tests.robustness.server MATERIAL`: everything imported, nothing run yet."""
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,10 @@ from tests.robustness.case import serve
 from tests.robustness.hostile import CASES
 from tests.robustness.material import make_material
 
+STAGES = ("data", "store.check", "store.transfer", "worker", "regress.run", "verify", "report")
+
+for stage in STAGES:
+    importlib.import_module(f"datamodels.{stage}")
 torch.set_num_threads(1)
 material = Path(sys.argv[1])
 if not material.exists():

@@ -37,12 +37,15 @@ from tests.robustness.tables import (
     verifies,
 )
 
+REPORTED = ("run/data", "run/store", "run/regress", "run/verify/verify.json")
+"""What a report is made of, and a recheck."""
+
 
 def verification_cases() -> Iterator[Case]:
     read: Read = verifies("--recheck", "run/verify/verify.json")
-    yield from damaged("recheck", ("run",), "run/verify/verify.json", {**FILES, **text_of_json()}, read)
+    yield from damaged("recheck", REPORTED, "run/verify/verify.json", {**FILES, **text_of_json()}, read)
     form = {"store_digest": str, "searches": [record.CHECKED]}
-    yield from damaged("recheck values", ("run",), "run/verify/verify.json", values(form, False), read)
+    yield from damaged("recheck values", REPORTED, "run/verify/verify.json", values(form, False), read)
     beyond = {
         "an image beyond": put(("searches", 0, "order", 0), 60),
         "an image twice": put(("searches", 0, "order"), [1, 1, 2]),
@@ -51,13 +54,13 @@ def verification_cases() -> Iterator[Case]:
         "a class beyond": put(("searches", 0, "relabelled"), 10),
         "another store": put(("store_digest",), "x"),
     }
-    yield from damaged("recheck images", ("run",), "run/verify/verify.json", beyond, read)
+    yield from damaged("recheck images", REPORTED, "run/verify/verify.json", beyond, read)
 
     def reported(folder: Path) -> Call:
         return main_of("report", *run_flags(folder))
 
-    yield from damaged("report of verify.json", ("run",), "run/verify/verify.json", {**FILES, **random_bytes(6)}, reported)
-    yield from damaged("report of values", ("run",), "run/verify/verify.json", values(record.VERIFIED, False), reported)
+    yield from damaged("report of verify.json", REPORTED, "run/verify/verify.json", {**FILES, **random_bytes(6)}, reported)
+    yield from damaged("report of values", REPORTED, "run/verify/verify.json", values(record.VERIFIED, False), reported)
     of_report = {
         **beyond,
         "a rule that is a path": put(("removals", 0, "rule"), "../../precious"),
@@ -67,7 +70,7 @@ def verification_cases() -> Iterator[Case]:
         "weights for fewer": put(("removals", 0, "removed_weights"), []),
         "half a control": put(("removals", 0, "control"), None),
     }
-    yield from damaged("report of images", ("run",), "run/verify/verify.json", of_report, reported)
+    yield from damaged("report of images", REPORTED, "run/verify/verify.json", of_report, reported)
     seconds: Read = lambda folder: lambda: read_seconds(settings_of(folder))  # noqa: E731
     damages = {**FILES, **text_of_json(), **{f"a value {k}": put(("data",), v, seal=False) for k, v in VALUES.items()}}
     yield from damaged("seconds.json", ("run/seconds.json",), "run/seconds.json", damages, seconds, (GONE_ON,))
@@ -89,9 +92,10 @@ def _inbox() -> Iterator[Case]:
     def lay(kind: str, damage: Damage) -> Damage:
         def laid(path: Path) -> None:
             store = path.parent
-            done = np.load(store / "done.npy", mmap_mode="r+")
-            done[[3, 4]] = 0
-            done.flush()
+            for name in ("done", "checksums"):
+                marks = np.load(store / f"{name}.npy", mmap_mode="r+")
+                marks[[3, 4]] = 0
+                marks.flush()
             good, bad = (store / "inbox" / f"000000000{k}-x.{kind}" for k in (3, 4))
             for file, i in ((good, 3), (bad, 4)):
                 if kind == "json":
