@@ -21,11 +21,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from datamodels import reading
 from datamodels.errors import InputError
 from datamodels.progress import say
 
@@ -293,8 +293,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises OSError or ValueError."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file. Raises Unreadable."""
+    return reading.read_json(path)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -319,9 +319,8 @@ class _PlainFile:
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]] | None:
     """The arrays of an .npz file, or None where there is none that is whole."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, BadZipFile):
+        return reading.read_npz(path)
+    except reading.Unreadable:
         return None
 
 

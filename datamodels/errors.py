@@ -53,6 +53,13 @@ class InputError(Exception):
     """Something given from outside cannot be used. Its text is one clear sentence; commands print it and exit with 2."""
 
 
+def shown(text: str, most: int = 2000) -> str:
+    """Text of any origin as one line to look at: what a terminal would obey is escaped, the middle of long text left out."""
+    if len(text) > most:
+        text = f"{text[: most - most // 3]} … {text[len(text) - most // 3 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's main function, and let nothing from outside end it but in a sentence.
 

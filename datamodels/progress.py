@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from datamodels.errors import shown
+
 LOG_INTERVAL_S = 15.0
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
@@ -20,7 +22,7 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 
 def say(line: str) -> None:
     """A line about long work, beside its progress; it appears above the bar where there is one."""
-    print(line, file=sys.stderr, flush=True)
+    print(shown(line), file=sys.stderr, flush=True)
 
 
 class Advance:

@@ -17,7 +17,8 @@ from typing import Any
 from datamodels.durable import Lock, read_json, sweep, write_json
 from datamodels.errors import InputError
 from datamodels.provenance import refuse_difference
-from datamodels.settings import BUILT_IN, PLAIN, GroupSettings, Settings
+from datamodels.reading import Between, Each, Unreadable, require
+from datamodels.settings import BUILT_IN, PLAIN, PROGRAMS, GroupSettings, Settings
 from datamodels.store import Meta, Store
 
 MOST_SECONDS_TO_WAIT = 10.0
@@ -73,7 +74,13 @@ def no_prior_of_own(settings: Settings) -> str | None:
 
 def groups_of(meta: Meta) -> GroupSettings:
     """How the models of a run's store were grouped and their steps computed; chosen when it was made."""
-    return GroupSettings(**{"program": PLAIN, **meta.provenance["groups"]})
+    sizes = {name: Between(1, 2**31) for name in ("models_at_once", "models_per_kernel")}
+    require(meta.provenance, {"groups": sizes}, Path("the store's meta.json"))
+    groups = meta.provenance["groups"]
+    program = groups.get("program", PLAIN)
+    if program not in PROGRAMS:
+        raise InputError(f"the store's meta.json names a program {program!r}, and there are {', '.join(PROGRAMS)}")
+    return GroupSettings(**{name: groups[name] for name in sizes}, program=program)
 
 
 @contextmanager
@@ -106,6 +113,9 @@ def _add_seconds(settings: Settings, run: Path, stage: str, more: float) -> None
 def read_seconds(settings: Settings) -> dict[str, float]:
     """Seconds of work of each stage so far."""
     try:
-        return dict(read_json(Path(settings.run.dir) / "seconds.json"))
-    except (OSError, ValueError):
+        file = Path(settings.run.dir) / "seconds.json"
+        seconds: dict[str, float] = read_json(file)
+        require(seconds, Each(float), file)
+    except Unreadable:
         return {}
+    return seconds

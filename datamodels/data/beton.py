@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from datamodels.data.headers import check_header
 from datamodels.data.sources import RawSplit
 from datamodels.durable import named
 
@@ -130,8 +131,9 @@ def _look_for_shared_memory(rows: int) -> None:
 def read(path: Path, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """All n images, uint8 (n, H, W, C), and labels, int64 (n,), of a .beton file, in the order in which they were written.
 
-    Raises ValueError when the file holds other rows than 0 … n-1 in order.
+    Raises ValueError when the file is damaged, or holds other rows than 0 … n-1 in order.
     """
+    check_header(path, n)
     with torch_threads_kept():
         # A batch larger than the file would yield nothing, silently.
         rows = loader(path, batch_size=min(n, READ_BATCH), num_workers=1)

@@ -22,11 +22,14 @@ from datamodels.durable import is_there, new_folder, only_maker, read_json, real
 from datamodels.errors import InputError
 from datamodels.machine import megabytes
 from datamodels.provenance import refuse_difference
+from datamodels.reading import Each, Unreadable, read_npy, require
 from datamodels.runs import stage_folder, stage_seconds
 from datamodels.settings import Settings
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "test")
+FORMATS = ("beton", "npy")
+META = {"format": str, "settings": dict, "sizes": Each(int), "class_names": [str], "digest": str}
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,9 @@ def load(settings: Settings) -> Dataset:
         raise InputError(
             f"the images in {path} are not those that were written; delete it and run python -m datamodels.data again"
         )
+    labels = torch.cat([train.labels, test.labels])
+    if not 0 <= int(labels.min()) <= int(labels.max()) < len(meta["class_names"]):
+        raise InputError(f"{path / 'meta.json'} is damaged: it names fewer classes than there are")
     return Dataset(train, test, tuple(meta["class_names"]), meta["digest"])
 
 
@@ -138,12 +144,19 @@ def _read_meta(settings: Settings) -> dict[str, Any]:
     path = stage_folder(settings, "data")
     try:
         meta: dict[str, Any] = read_json(path / "meta.json")
-        version, made = meta["format_version"], meta["settings"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"there is no data in {path}; run python -m datamodels.data with the same config first") from e
+        require(meta, {"format_version": int}, path / "meta.json")
+        version = meta["format_version"]
+        if version == FORMAT_VERSION:
+            require(meta, META, path / "meta.json")
+    except Unreadable as e:
+        what = f"there is no data in {path}" + f": {e}" * (not e.missing)
+        raise InputError(f"{what}; run python -m datamodels.data with the same config first") from e
     if version != FORMAT_VERSION:
         raise InputError(f"{path} has format version {version}, this program reads version {FORMAT_VERSION}")
-    refuse_difference(path, {"data": made}, {"data": _deciding(settings)})
+    refuse_difference(path, {"data": meta["settings"]}, {"data": _deciding(settings)})
+    sizes = (settings.data.train_images, settings.data.test_images)
+    if meta["sizes"] != dict(zip(SPLITS, sizes, strict=True)) or meta["format"] not in FORMATS:
+        raise InputError(f"{path / 'meta.json'} is damaged: its sizes are not those of its settings, or its format is none")
     return meta
 
 
@@ -158,8 +171,9 @@ def _write_split(path: Path, name: str, split: RawSplit, use_ffcv: bool) -> None
 def _read_split(path: Path, name: str, meta: dict[str, Any]) -> Split:
     if meta["format"] == "beton":
         return Split(*beton.read(path / f"{name}.beton", meta["sizes"][name]))
-    images, labels = (np.load(path / f"{name}_{part}.npy") for part in ("images", "labels"))
-    return Split(torch.from_numpy(images), torch.from_numpy(labels))
+    n = meta["sizes"][name]
+    images = read_npy(path / f"{name}_images.npy", np.uint8, (n, None, None, None))
+    return Split(torch.from_numpy(images), torch.from_numpy(read_npy(path / f"{name}_labels.npy", np.int64, (n,))))
 
 
 def _digest(train: Split, test: Split) -> str:

@@ -13,11 +13,12 @@ from datamodels.regress.arrays import refuse_contradiction
 from datamodels.regress.exchange import export_pt, import_pt
 from datamodels.regress.path import Fit, fit_datamodels
 from datamodels.regress.prior import covariates_named
-from datamodels.regress.results import DENSE, FILES, SPARSE, Datamodels, provenance, save
+from datamodels.regress.results import DENSE, FILES, SPARSE, Datamodels, provenance, read_about, save
 from datamodels.regress.unfinished import Unfinished
 from datamodels.runs import no_prior_of_own, read_store, stage_folder, stage_seconds
 from datamodels.settings import RegressSettings, Settings
 from datamodels.store import Store
+from datamodels.store.check import refuse_damaged
 
 
 def regress(settings: Settings, gpu: str | None = None) -> str:
@@ -84,6 +85,7 @@ def _regress(
         tidy(folder)
     else:
         with _alone(folder), timed:
+            refuse_damaged(store)
             unfinished = Unfinished(folder.with_name(f".{folder.name}.unfinished"), meta)
             fit = fit_datamodels(
                 store, settings, lambda unit, total: progress("regress", unit, total), unfinished, covariates, gpu=gpu
@@ -119,6 +121,6 @@ def _say_what_is_constant(fit: Fit) -> None:
 
 def _is_made(folder: Path, meta: object) -> bool:
     try:
-        return bool(read_json(folder / "meta.json") == meta)
-    except (OSError, ValueError):
+        return bool(read_about(folder) == meta)
+    except InputError:
         return False

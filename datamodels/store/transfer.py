@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 
 from datamodels.durable import InPlace, is_there, new_folder, only_maker, write_json
-from datamodels.errors import InputError
+from datamodels.errors import InputError, shown
 from datamodels.progress import progress
+from datamodels.reading import open_npy
 from datamodels.store.check import chunks
-from datamodels.store.layout import Array, ArraySpec, Meta, create_in, lay_out
+from datamodels.store.layout import MARGIN_TYPES, Array, ArraySpec, Meta, create_in, lay_out
 from datamodels.store.reader import Store
 from datamodels.store.writer import Rows, Writer, write_rows
-
-MARGIN_TYPES = ("float16", "float32")
 
 
 def import_arrays(masks_file: Path, margins_file: Path, folder: Path) -> None:
@@ -33,7 +31,7 @@ def import_arrays(masks_file: Path, margins_file: Path, folder: Path) -> None:
         raise InputError(f"{masks_file} has {len(masks)} rows and {margins_file} {len(margins)}")
     if is_there(folder):
         raise InputError(f"{folder} exists already; a store is never created over something")
-    provenance = {"imported": {"masks": masks_file.name, "margins": margins_file.name}}
+    provenance = {"imported": {"masks": shown(masks_file.name), "margins": shown(margins_file.name)}}
     specs = {"margins": ArraySpec(margins.dtype.name, margins.shape[1:])}
     with only_maker(folder) as mine, new_folder(folder) as temporary:
         _refuse_others(mine, folder)
@@ -80,10 +78,7 @@ def _refuse_others(mine: bool, folder: Path) -> None:
 
 
 def _open(file: Path) -> Array:
-    try:
-        array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as e:
-        raise InputError(f"{file} is no .npy file that can be read: {e}") from e
+    array = open_npy(file)
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"{file} has shape {array.shape}, and must have two dimensions, none of them empty")
     return array

@@ -68,6 +68,9 @@ class Trainer:
             require_bfloat16(device)
         channels = PADDED_CHANNELS if program in (PADDED, COMPILED_PADDED) else 0
         self.images = Images(data, recipe.max_shift, device, activations, max(channels, data.train.images.shape[-1]))
+        side = min(self.images.height, self.images.width)
+        if recipe.cutout > side:
+            raise InputError(f"training.cutout is {recipe.cutout}, and images of {side} pixels have no room for such a square")
         self.n, self.classes = self.images.n, len(data.class_names)
         self.network = ResNet9(self.images.channels, self.classes, recipe.width, recipe.last_padding)
         self.loss: Loss = compiled_loss() if program in (COMPILED, COMPILED_PADDED) else loss_of

@@ -21,6 +21,7 @@ from datamodels.provenance import refuse_difference
 from datamodels.runs import stage_folder, stage_seconds
 from datamodels.settings import Settings
 from datamodels.store import ArraySpec, Meta, Store, Writer, create, deliver, grow, read_meta
+from datamodels.store.check import refuse_damaged
 from datamodels.store.layout import Array
 from datamodels.subsets import unpack
 from datamodels.verify.subject import Request, Subject
@@ -74,6 +75,7 @@ def retrain(
     refuse_difference(folder, read_meta(folder).provenance, subject.provenance)
     with Writer(folder) as writer:
         writer.merge()
+    refuse_damaged(Store(folder))
     rows = _rows(Store(folder))
     missing = [request for request in dict.fromkeys(requests) if request not in rows]
     if missing:

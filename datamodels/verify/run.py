@@ -21,11 +21,12 @@ import numpy as np
 
 from datamodels import __version__
 from datamodels.brittleness import Search, Support, largest_weights, smallest_support, support_of
-from datamodels.durable import read_json, write_arrays, write_file, write_json
+from datamodels.durable import write_arrays, write_file, write_json
 from datamodels.errors import InputError
 from datamodels.machine import refuse_tight_limits
 from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder
+from datamodels.seals import write_sealed
 from datamodels.settings import Settings, VerifySettings
 from datamodels.store.layout import Array
 from datamodels.subsets import IndexArray, mask_without
@@ -45,11 +46,11 @@ from datamodels.verify.methods import (
     scores_of,
     sizes_named,
 )
+from datamodels.verify.record import FORMAT_VERSION, SUPPORT, read_checked
 from datamodels.verify.retrain import Retrained, alone, retrain
 from datamodels.verify.subject import Request, Subject
 
-FORMAT_VERSION = 4
-SUPPORT, FRESH = "support", "fresh.npz"
+FRESH = "fresh.npz"
 RECHECK_FROM = 10**6
 """Repetitions of a recheck count from here: models that no search has seen."""
 COLUMNS = ("target", "label", "method", "verdict", "size", "threshold", "models", "mean_margin", "low", "high", "correct")
@@ -130,7 +131,7 @@ def _verify(settings: Settings, subject: Subject, models: Datamodels, targets: l
         "removals": [_verdict(removal, base[removal.target], found) for removal in removals],
         "counterfactuals": [removal.measured(base[removal.target], found) for removal in removed],
     }
-    write_json(folder / "verify.json", result)
+    write_sealed(folder / "verify.json", result)
     write_file(folder / "verify.csv", _csv(result).encode())
     return f"verify: {'; '.join(_summary(result, methods, len(targets)))}, in {folder}"
 
@@ -239,6 +240,7 @@ def _check_provenance(settings: Settings, models: Datamodels) -> None:
     store, weights = read_store(settings), stage_folder(settings, "regress")
     if models.meta["store_digest"] != store.digest():
         raise InputError(f"the weights in {weights} are not from the store as it is now; run python -m datamodels.regress")
+    models.refuse_other(store)
 
 
 def _csv(result: Record) -> str:
@@ -306,12 +308,9 @@ def recheck(settings: Settings, subject: Subject, file: Path) -> str:
     A verdict holds when the mean margin of the fresh models, as many as of a last look, is at most 0 again. Raises InputError
     when the file is none, or has no such verdict.
     """
-    try:
-        told: Record = read_json(file)
-        flipped = [s for s in told["searches"] if s["verdict"] == FLIPPED]
-        digest = told["store_digest"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"cannot read {file} as the verify.json of a verification") from e
+    n, t = len(subject.train_labels), len(subject.test_labels)
+    told = read_checked(file, n, t, int(subject.train_labels.max()) + 1)
+    flipped, digest = [s for s in told["searches"] if s["verdict"] == FLIPPED and s["size"] is not None], told["store_digest"]
     if digest != read_store(settings).digest():
         raise InputError(f"{file} was made from another store than that of this run")
     if not flipped:

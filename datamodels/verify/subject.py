@@ -26,7 +26,7 @@ from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray, IndexArray, pack
 from datamodels.training import Trainer, attribute, for_each_group
 from datamodels.worker.blocks import SideBySide, in_turn
-from datamodels.worker.own import FunctionError, call, own_function
+from datamodels.worker.own import FunctionError, as_array, call, own_function
 
 # Retrained models of one's own get numbers from here on; those of a store are below.
 FIRST_RETRAINED = 2**31
@@ -178,6 +178,9 @@ def own_subject(settings: Settings) -> Subject:
 
     module = sys.modules[settings.worker.main.partition(":")[0]]
     train_labels, test_labels = _labels(module, "train_labels", n), _labels(module, "test_labels", targets)
+    if (train_labels is None) != (test_labels is None):
+        there, lacking = ("train", "test") if test_labels is None else ("test", "train")
+        raise InputError(f"{module.__name__} has {there}_labels and no {lacking}_labels; give both, or neither")
     if train_labels is None or test_labels is None:
         train_labels, test_labels = np.full(n, -1), np.full(targets, -1)
     provenance = {"worker": {"main": settings.worker.main}, "seed": seed, "format": FORMAT}
@@ -194,7 +197,7 @@ def _labels(module: ModuleType, name: str, n: int) -> IndexArray | None:
     found = getattr(module, name, None)
     if found is None:
         return None
-    labels = np.asarray(found)
+    labels = as_array(found, f"{module.__name__} has {name}")
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise InputError(f"{name} in {module.__name__} must be {n} whole numbers, not {labels.dtype} of shape {labels.shape}")
     return labels.astype(np.int64)

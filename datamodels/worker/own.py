@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodels.errors import InputError, in_a_sentence, one_line
+from datamodels.errors import InputError, in_a_sentence, one_line, shown
 from datamodels.progress import say
 from datamodels.runs import deciding_settings, no_prior_of_own, stage_seconds
 from datamodels.settings import PLAIN, GroupSettings, Settings
@@ -173,8 +173,10 @@ def call(main: Main, index: int, mask: BoolArray, specs: Mapping[str, ArraySpec]
         raise InputError(f"the training function gave {given} for model {index}; the store wants {sorted(specs)}")
     arrays = {}
     for name, spec in specs.items():
-        array = np.asarray(result[name])
-        if array.shape != spec.shape or array.dtype.kind not in "biuf":
+        array = as_array(result[name], f"the training function gave {name} for model {index}")
+        if array.dtype.kind not in "biuf":
+            raise InputError(f"the training function gave {name} for model {index} of type {array.dtype}, not real numbers")
+        if array.shape != spec.shape:
             raise InputError(f"the training function gave {name} of shape {array.shape} for model {index}, not {spec.shape}")
         with np.errstate(over="ignore"):
             arrays[name] = array.astype(spec.dtype)
@@ -185,3 +187,16 @@ def _where(e: Exception) -> str:
     """The file and the line that raised an exception."""
     frames = traceback.extract_tb(e.__traceback__)[1:]
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
+def as_array(value: Any, what: str) -> Array:
+    """A NumPy array of what a person's code gives: numbers, lists, arrays, or tensors, also on a GPU or with a gradient.
+
+    Raises InputError, which begins with `what`, for anything else.
+    """
+    for step in ("detach", "cpu"):
+        value = getattr(value, step)() if callable(getattr(value, step, None)) else value
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise InputError(f"{what} as no array: {shown(str(e), 200)}") from e

@@ -3,7 +3,7 @@
 gradients.npy    (2, N, T) float16  first-order attribution by gradients, see training/gradients.py, one for each ridge
 features_train.npy, features_test.npy   (K, N, d) and (K, T, d) float16  each network's last features, of length 1
 train_labels.npy, test_labels.npy       classes (N,) and (T,)
-meta.json        what decided them
+meta.json        what decided them, and the SHA-256 of each file
 
 The networks are trained as those of the store are, on masks of their own: they are none of its models, so that what is held
 out there has no part in them. Gradients' scores are means over the networks, scaled to a mean square of 1.
@@ -21,10 +21,11 @@ import torch
 
 from datamodels import __version__
 from datamodels.data import Dataset
-from datamodels.durable import new_folder, only_maker, read_json, save_array, tidy, write_json
+from datamodels.durable import new_folder, only_maker, save_array, tidy
 from datamodels.errors import InputError
 from datamodels.progress import progress, say
 from datamodels.runs import OF_NETWORKS, stage_folder, stage_seconds
+from datamodels.seals import read_sealed_folder, seal_folder
 from datamodels.settings import Settings
 from datamodels.store.layout import Array
 from datamodels.subsets import draw_masks
@@ -64,8 +65,8 @@ def _provenance(settings: Settings, data: Dataset) -> dict[str, Any]:
 
 def _is_made(folder: Path, decided: dict[str, Any]) -> bool:
     try:
-        return bool(read_json(folder / "meta.json") == decided)
-    except (OSError, ValueError):
+        return read_sealed_folder(folder) == decided
+    except InputError:
         return False
 
 
@@ -121,7 +122,7 @@ def _write(folder: Path, found: dict[str, Array], data: Dataset, decided: dict[s
     with new_folder(folder, replace=True) as temporary:
         for name, array in arrays.items():
             save_array(temporary / f"{name}.npy", array)
-        write_json(temporary / "meta.json", decided)
+        seal_folder(temporary, decided)
 
 
 def _scaled(scores: Array) -> Array:

@@ -193,3 +193,12 @@ def test_what_is_constant_is_named_and_has_zero_weights(tmp_path, command):
     weights = Datamodels.load(tmp_path / "out").weights
     assert not weights[3:5].any()
     assert not weights[:, 0].any()
+
+
+@pytest.mark.parametrize("solver", ["gram", "saga"])
+@pytest.mark.parametrize("value", [False, True])
+def test_masks_from_which_nothing_can_be_learnt_are_named(tmp_path, solver, value):
+    _, margins, _ = planted()
+    store = store_of(tmp_path / "store", np.full((len(margins), N), value), margins)
+    with pytest.raises(InputError, match="nothing can be learnt"):
+        fit_datamodels(store, dataclasses.replace(SETTINGS, solver=solver))

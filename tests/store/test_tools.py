@@ -148,7 +148,7 @@ def test_import_works_in_bounded_pieces(tmp_path, monkeypatch):
         (np.full((3, 4), 2, np.uint8), np.ones((3, 5), np.float16), "holds 2, and masks of uint8 must be 0 and 1"),
         (np.ones(3, bool), np.ones((3, 5), np.float16), "must have two dimensions"),
         (np.array([["a"]]), np.ones((1, 5), np.float16), "and masks must be bool"),
-        (np.array([[None]]), np.ones((1, 5), np.float16), "no .npy file that can be read"),
+        (np.array([[None]]), np.ones((1, 5), np.float16), "another type than plain numbers"),
     ],
 )
 def test_arrays_that_are_no_masks_and_margins_are_refused_and_leave_nothing(tmp_path, masks, margins, named):

@@ -283,3 +283,9 @@ def test_similarity_is_the_cosine_of_what_the_last_layer_sees(digits, recipe):
     oracle = torch.nn.functional.cosine_similarity(features[:, :2, None], features[:, None, 2:], dim=3).mean(0)
     np.testing.assert_allclose(found["similarity"], oracle, atol=1e-5)
     np.testing.assert_allclose(torch.bmm(features, linear) * (logits / torch.bmm(features, linear)).mean(), logits, atol=1e-6)
+
+
+def test_a_square_that_is_larger_than_the_image_cannot_be_cut_out(digits, recipe):
+    Trainer(digits, dataclasses.replace(recipe, cutout=8), CPU)
+    with pytest.raises(InputError, match=r"training\.cutout is 9, and images of 8 pixels"):
+        Trainer(digits, dataclasses.replace(recipe, cutout=9), CPU)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
 
 from datamodels.errors import InputError
@@ -109,7 +110,11 @@ def test_margins_that_are_not_finite_are_recorded_and_the_rest_go_on(tmp_path):
         (np.ones(6), "gave ndarray for model 0"),
         ({"margin": np.ones(6)}, r"gave \['margin'\] for model 0; the store wants \['margins'\]"),
         ({"margins": np.ones(5)}, r"margins of shape \(5,\) for model 0, not \(6,\)"),
-        ({"margins": ["a"] * 6}, "margins of shape"),
+        ({"margins": ["a"] * 6}, "margins for model 0 of type <U1"),
+        ({"margins": np.ones(6) + 1j}, "margins for model 0 of type complex128, not real numbers"),
+        ({"margins": torch.ones(6, dtype=torch.complex64)}, "of type complex64, not real numbers"),
+        ({"margins": [1, [2, 3]]}, "gave margins for model 0 as no array"),
+        ({"margins": torch.ones(6).to_sparse()}, "as no array"),
     ],
 )
 def test_what_is_no_result_is_refused_and_nothing_is_done(tmp_path, result, named):
@@ -117,6 +122,24 @@ def test_what_is_no_result_is_refused_and_nothing_is_done(tmp_path, result, name
     with pytest.raises(InputError, match=named):
         train_missing_by(lambda index, mask: result, settings)
     assert not len(read_store(settings).done)
+
+
+def test_a_tensor_that_carries_a_gradient_is_a_result(tmp_path):
+    settings = own(tmp_path)
+    train_missing_by(lambda index, mask: {"margins": torch.full((6,), index + 0.5, requires_grad=True)}, settings)
+    assert read_store(settings).margins(range(12))[:, 3].tolist() == [i + 0.5 for i in range(12)]
+
+
+@pytest.mark.parametrize("there", ["train", "test"])
+def test_labels_of_one_side_alone_are_not_left_out_without_a_word(tmp_path, monkeypatch, there):
+    labels = [0] * (30 if there == "train" else 6)
+    text = f"{there}_labels = {labels}\ndef train(index, mask):\n    return {{'margins': mask[:6] * 1.0}}\n"
+    (tmp_path / f"mine_with_{there}_labels.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = own(tmp_path, **{"worker.main": f"mine_with_{there}_labels:train"})
+    train_missing_by(own_function(settings.worker.main), settings)
+    with pytest.raises(InputError, match=f"has {there}_labels and no"):
+        own_subject(settings)
 
 
 @pytest.mark.parametrize(("models", "at_once", "tried"), [(12, 1, 12), (90, 1, ENOUGH), (90, 4, ENOUGH), (90, 40, 40)])
@@ -267,8 +290,11 @@ def test_without_labels_controls_come_from_all_examples(tmp_path, monkeypatch):
     assert all(2**31 <= number < 2**32 for number in numbers)
 
 
+TOO_LONG = [f"{'a' * 65}:int8:1", f"a:int8:{'9' * 5000}", "a:int8:" + "x".join("1" * 17)]
+
+
 @pytest.mark.parametrize(
-    "text", ["logits", "logits:float16", "logits:object:3", "logits:float99:3", "a:float16:0", "Ä:float16:3"]
+    "text", ["logits", "logits:float16", "logits:object:3", "logits:float99:3", "a:float16:0", "Ä:float16:3", *TOO_LONG]
 )
 def test_declarations_that_are_none_are_refused(text):
     with pytest.raises(InputError, match="takes name:dtype:shape"):
@@ -297,3 +323,8 @@ def test_another_function_is_another_run(tmp_path):
     other = dataclasses.replace(settings, worker=dataclasses.replace(settings.worker, main="another:one"))
     with pytest.raises(InputError, match=r"worker\.main: unused:here → another:one"):
         train_missing_by(lambda index, mask: {"margins": np.ones(6)}, other)
+
+
+def test_a_row_that_no_disk_has_is_refused():
+    with pytest.raises(InputError, match="a row of a would have more than"):
+        declared_arrays("a:int64:9999999999x9999999999")
