@@ -77,7 +77,7 @@ def run_command(main: Callable[[], None]) -> None:
             sentence = in_a_sentence(e)
             if sentence is None:
                 raise
-            print(f"error: {sentence}", file=sys.stderr)
+            print(f"error: {shown(sentence)}", file=sys.stderr)
             sys.exit(2)
 
 
@@ -101,9 +101,8 @@ def of_memory(e: BaseException) -> bool:
 
 def one_line(e: BaseException, most: int = 300) -> str:
     """An exception's type and message in one line that can be printed, cut where it is long."""
-    text = " ".join(str(e).split())
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    return (f"{type(e).__name__}: {text}" if text else type(e).__name__)[:most]
+    text = shown(" ".join(str(e).split()), most)
+    return f"{type(e).__name__}: {text}" if text else type(e).__name__
 
 
 def _of_the_system(e: OSError) -> str:

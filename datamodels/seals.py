@@ -40,7 +40,7 @@ def unsealed(content: Any, path: Path) -> dict[str, Any]:
 def seal_of(content: Mapping[str, Any]) -> str:
     """SHA-256 of JSON content, however it is laid out: keys in order, no white space."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def seal_folder(folder: Path, meta: Mapping[str, Any]) -> None:

@@ -78,9 +78,9 @@ def test_other_errors_come_through_for_they_are_faults_of_the_program():
 
 
 def test_an_exception_is_told_in_one_line_that_can_be_printed():
-    assert one_line(ValueError("a\n  b\x1b[2J")) == "ValueError: a b?[2J"
+    assert one_line(ValueError("a\n  b\x1b[2J")) == r"ValueError: a b\x1b[2J"
     assert one_line(ValueError()) == "ValueError"
-    assert len(one_line(ValueError("x" * 10_000))) == 300
+    assert 300 < len(one_line(ValueError("x" * 10_000))) < 330
 
 
 PROGRAM = """

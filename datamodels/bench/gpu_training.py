@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-import os
-import resource
 import shutil
 import subprocess
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from datamodels.bench.gpu_check import Line, Sizes, at_least, at_most, holds
 from datamodels.bench.one_at_a_time import Loop, resident_batches
@@ -213,13 +214,11 @@ def little_memory(sizes: Sizes) -> list[Line]:
     """With room for some models and not for all, groups are halved until they fit, and every model is trained."""
     device, models = device_named(sizes.gpu), 8
     data, recipe = tiny(sizes)
-    recipe = dataclasses.replace(recipe, width=64, batch_size=400, epochs=8, precision="float32")
+    recipe = dataclasses.replace(recipe, width=64, batch_size=100, epochs=4, precision="float32")
     masks, keys = draw_masks(0, range(models), len(data.train.labels), 0.9), [(0, i) for i in range(models)]
     one = Trainer(data, recipe, device, 1).margins(masks[:1], keys[:1])
     trainer = Trainer(data, recipe, device)
-    # conv1 alone keeps so many bytes of each model, and its whole forward pass about six times as many.
-    each = 6 * 4 * recipe.batch_size * trainer.network.largest_map(20, 20)
-    with _capped(device, 3 * each):
+    with _capped(device, 3 * 4 * recipe.batch_size * trainer.network.largest_map(20, 20)):
         found = trainer.margins(masks, keys)
     at_once = trainer.at_once or models
     return [
@@ -230,22 +229,37 @@ def little_memory(sizes: Sizes) -> list[Line]:
 
 
 @contextlib.contextmanager
-def _capped(device: torch.device, room: int) -> Iterator[None]:
-    """Let this process take so many more bytes, and no more."""
-    if on_gpu(device):
-        total = torch.cuda.mem_get_info(device)[1]
-        torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(device) + room) / total, device)
-        try:
+def _capped(device: torch.device, largest: int) -> Iterator[None]:
+    """Let PyTorch have little memory: on a GPU six times so many bytes more than now, on a processor no tensor of more bytes.
+
+    A forward pass keeps about six times its largest activation. A limit of the process would not do on a processor: libraries
+    end by a signal where theirs cannot be had.
+    """
+    if not on_gpu(device):
+        with _NoLargeTensor(largest):
             yield
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
         return
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 (no file, a line of the system's)
-        taken = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (taken + room, before[1]))
+    torch.cuda.empty_cache()
+    total = torch.cuda.mem_get_info(device)[1]
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(device) + 6 * largest) / total, device)
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+class _NoLargeTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lets PyTorch in this thread run out of memory when a tensor would have more bytes."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = most
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage().nbytes() > self.most:
+                raise torch.OutOfMemoryError(
+                    f"out of memory: {leaf.untyped_storage().nbytes()} bytes, and {self.most} are allowed"
+                )
+        return out

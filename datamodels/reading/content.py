@@ -37,8 +37,8 @@ def read_json(path: Path, most_values: int = MOST_VALUES) -> Any:
         content = json.loads(
             text, parse_int=_int, parse_float=_float, parse_constant=_constant, object_pairs_hook=_without_twins
         )
-        if "\\u" in text:  # half of a surrogate pair is no text, and could not be written again
-            json.dumps(content, ensure_ascii=False).encode()
+        if "\\u" in text:  # half of a surrogate pair is no text, but for bytes of a file's name that are not UTF-8
+            json.dumps(content, ensure_ascii=False).encode(errors="surrogateescape")
     except (ValueError, RecursionError) as e:
         raise Unreadable(path, f"is not JSON: {shown(str(e), 200)}") from e
     return content

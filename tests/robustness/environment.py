@@ -42,6 +42,7 @@ import datamodels.worker  # noqa: F401
 from datamodels import durable
 from datamodels.data import beton
 from datamodels.resources import CONFIGS
+from datamodels.seals import FILES, META, SEAL
 from datamodels.store import Store
 
 SENTENCE, GONE_ON, TRACEBACK, WRONG, HANG = "sentence", "gone on", "traceback", "wrong in silence", "hang"
@@ -218,7 +219,10 @@ def result(path: Path) -> Any:
         return json.loads((path / "verify.json").read_text(encoding="utf-8"))
     if (path / "index.html").exists():
         return sorted(file.name for file in path.iterdir())
-    return {name: content for name, content in contents(path).items() if name != "metrics.json"}
+    made: dict[str, Any] = {name: content for name, content in contents(path).items() if name not in ("metrics.json", META)}
+    if (path / META).exists():  # its seals are also those of metrics.json, which tells how long it took
+        made[META] = {key: value for key, value in json.loads((path / META).read_text()).items() if key not in (SEAL, FILES)}
+    return made
 
 
 def contents(folder: Path) -> dict[str, str]:
