@@ -21,6 +21,8 @@ cuda_major() {
     command -v nvidia-smi >/dev/null || return 0
     nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[^:]*Version: *\([0-9]*\)\..*/\1/p' | head -n 1
 }
+# The CUDA release that the installed PyTorch was built for; nothing for one without CUDA, or where there is none.
+cuda_of_torch() { .venv/bin/python -c 'import torch; print((torch.version.cuda or "").split(".")[0])' 2>/dev/null || true; }
 python_headers() { "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))'; }
 missing_for_ffcv() {
     command -v g++ >/dev/null || echo g++
@@ -45,13 +47,45 @@ say "installing into .venv ($("$python" --version); a few minutes the first time
 rm -f "$stamp"
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
+
+# PyPI has PyTorch for the newest CUDA only. A driver for CUDA 12 takes the build for CUDA 12.6 from PyTorch's own index, and CuPy
+# comes with the libraries of its CUDA release, which PyTorch's may not be.
 case $cuda in
-    12) extras=dev,cuda12 ;;
+    12)
+        extras=dev,cuda12
+        if [ "$(cuda_of_torch)" != 12 ]; then
+            torch=$(sed -n 's/^torch==\([0-9.]*\).*/torch==\1/p' .ci/constraints.txt)
+            say "the driver is for CUDA 12: installing $torch for it"
+            pip install --quiet --force-reinstall --index-url https://download.pytorch.org/whl/cu126 "$torch" ||
+                fail "there is no $torch for CUDA 12 to be had; a driver of version 580 or newer takes the usual one"
+        fi
+        ;;
     1[3-9]) extras=dev,cuda13 ;;
     *) extras=dev,kernels-check ;;
 esac
 pip install --quiet -c .ci/constraints.txt -e ".[$extras]" || fail "pip could not install the packages; its message stands above"
 
+# Where the driver shows a GPU, both PyTorch and CuPy must find it.
+gpu_found() {
+    .venv/bin/python -W ignore - <<'PYTHON'
+import torch
+
+try:
+    import cupy
+
+    cupy_finds = cupy.cuda.is_available() and float(cupy.arange(3).sum()) == 3
+except Exception:
+    cupy_finds = False
+missing = [name for name, finds in {"PyTorch": torch.cuda.is_available(), "CuPy": cupy_finds}.items() if not finds]
+built = torch.cuda.get_arch_list() if not missing else []
+major, minor = torch.cuda.get_device_capability(0) if built else (0, 0)
+usable = [arch for arch in built if arch.startswith("sm_") and arch[3:-1] == str(major) and int(arch[-1]) <= minor]
+if missing:
+    print(f"{' and '.join(missing)} {'finds' if len(missing) == 1 else 'find'} no GPU, though the driver shows one")
+elif not usable and f"compute_{major}{minor}" not in built:
+    print(f"this PyTorch is not built for the GPU's architecture sm_{major}{minor}; a newer driver takes a newer build")
+PYTHON
+}
 # FFCV builds from source against OpenCV and TurboJPEG. Debian's libopencv-dev brings 214 packages; the two modules that FFCV uses
 # bring 14, and need only the pkg-config file and the umbrella header that libopencv-dev would have brought.
 install_ffcv() {
@@ -77,6 +111,9 @@ install_ffcv() {
 note=
 .venv/bin/python -W ignore -c 'import ffcv' 2>/dev/null || install_ffcv >.venv/ffcv-note || note=$(tail -n 1 .venv/ffcv-note)
 rm -f .venv/ffcv-note
-{ fingerprint; [ -z "$note" ] || say "$note"; } >"$stamp"
+gpu_note=
+[ -z "$cuda" ] || gpu_note=$(gpu_found)
+{ fingerprint; [ -z "$note" ] || say "$note"; [ -z "$gpu_note" ] || say "$gpu_note"; } >"$stamp"
 [ -z "$note" ] || say "$note"
+[ -z "$gpu_note" ] || say "$gpu_note"
 say "done"

@@ -10,7 +10,7 @@ from datamodels.regress.run import regress
 from datamodels.report import report
 from datamodels.runs import refuse_own_function, stage_folder
 from datamodels.settings import argument_parser, parse
-from datamodels.training import default_gpu, device_named
+from datamodels.training import device_named
 from datamodels.verify import built_in_subject, draw_targets, verify, write_targets
 from datamodels.worker import train_missing
 
@@ -18,7 +18,7 @@ from datamodels.worker import train_missing
 def main() -> None:
     """Data, worker, regress, verify on random targets, report."""
     parser = argument_parser("python -m datamodels", "All stages of one run, one after another.")
-    parser.add_argument("--gpu", default=default_gpu(), help="number of the GPU to train on, or cpu (default: what is there)")
+    parser.add_argument("--gpu", help="number of the GPU to train on, or cpu (default: what is there)")
     settings, args = parse(sys.argv[1:], parser)
     refuse_own_function(settings)
     device = device_named(args.gpu)

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from datamodels.errors import shown
+
 LOG_INTERVAL_S = 15.0
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
@@ -20,7 +22,7 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 
 def say(line: str) -> None:
     """A line about long work, beside its progress; it appears above the bar where there is one."""
-    print(line, file=sys.stderr, flush=True)
+    print(shown(line), file=sys.stderr, flush=True)
 
 
 class Advance:
@@ -77,10 +79,19 @@ class _Bar(Advance):
         self.progress.update(self.task, completed=self.done, where=self.where)
 
 
+class _Terminal(Console):
+    """The terminal, its cursor left alone: whoever hides it must live to show it again."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        """Do nothing."""
+        del show
+        return False
+
+
 @contextmanager
 def progress(label: str, unit: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show the progress of `total` units of work, of which `done` are there already, while the block runs."""
-    console = Console(stderr=True)
+    console = _Terminal(stderr=True)
     if not console.is_terminal:
         yield Advance(label, unit, total, done)
         return

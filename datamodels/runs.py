@@ -10,15 +10,19 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from datamodels.durable import Lock, read_json, write_json
+from datamodels.durable import Lock, read_json, sweep, write_json
 from datamodels.errors import InputError
 from datamodels.provenance import refuse_difference
-from datamodels.settings import BUILT_IN, GroupSettings, Settings
+from datamodels.reading import Between, Each, Unreadable, require
+from datamodels.settings import BUILT_IN, PLAIN, PROGRAMS, GroupSettings, Settings
 from datamodels.store import Meta, Store
+
+MOST_SECONDS_TO_WAIT = 10.0
+"""For the file of seconds; a stopped process that holds it must not hold up a stage."""
 
 
 def stage_folder(settings: Settings, stage: str) -> Path:
@@ -50,9 +54,33 @@ def refuse_own_function(settings: Settings) -> None:
         raise InputError("the page shows built-in data sets; with worker.main run datamodels.worker, .regress and .verify")
 
 
+OF_NETWORKS = ("gradients", "similarity")
+"""Values of `regress.prior` that need the folder RUN/prior, which the worker makes of this package's networks."""
+
+
+def no_prior_of_own(settings: Settings) -> str | None:
+    """What is to be said where `regress.prior` asks one's own models for what only this package's networks give; else None."""
+    if (
+        settings.worker.main == BUILT_IN
+        or settings.regress.prior not in OF_NETWORKS
+        or stage_folder(settings, "prior").exists()
+    ):
+        return None
+    kind = settings.regress.prior
+    return (
+        f"regress.prior {kind} is made of this package's networks; with worker.main take none, flat, or an .npy file of yours"
+    )
+
+
 def groups_of(meta: Meta) -> GroupSettings:
-    """How the models of a run's store were grouped: the block size, and what shares a kernel; chosen when it was made."""
-    return GroupSettings(**meta.provenance["groups"])
+    """How the models of a run's store were grouped and their steps computed; chosen when it was made."""
+    sizes = {name: Between(1, 2**31) for name in ("models_at_once", "models_per_kernel")}
+    require(meta.provenance, {"groups": sizes}, Path("the store's meta.json"))
+    groups = meta.provenance["groups"]
+    program = groups.get("program", PLAIN)
+    if program not in PROGRAMS:
+        raise InputError(f"the store's meta.json names a program {program!r}, and there are {', '.join(PROGRAMS)}")
+    return GroupSettings(**{name: groups[name] for name in sizes}, program=program)
 
 
 @contextmanager
@@ -65,13 +93,19 @@ def stage_seconds(settings: Settings, stage: str) -> Iterator[None]:
     try:
         yield
     finally:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = Lock(run / ".seconds.lock")
-        lock.take(wait=True)
+        # Neither shall the bookkeeping fail a stage that is done, nor cover up what failed it.
+        with suppress(OSError, InputError):
+            _add_seconds(settings, run, stage, time.monotonic() - start)
+
+
+def _add_seconds(settings: Settings, run: Path, stage: str, more: float) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    sweep(run)
+    lock, until = Lock(run / ".seconds.lock"), time.monotonic() + MOST_SECONDS_TO_WAIT
+    if lock.take(wait=True, stop=lambda: time.monotonic() > until):
         try:
             seconds = read_seconds(settings)
-            seconds[stage] = round(seconds.get(stage, 0.0) + time.monotonic() - start, 2)
-            write_json(run / "seconds.json", seconds)
+            write_json(run / "seconds.json", {**seconds, stage: round(seconds.get(stage, 0.0) + more, 2)})
         finally:
             lock.release()
 
@@ -79,6 +113,9 @@ def stage_seconds(settings: Settings, stage: str) -> Iterator[None]:
 def read_seconds(settings: Settings) -> dict[str, float]:
     """Seconds of work of each stage so far."""
     try:
-        return dict(read_json(Path(settings.run.dir) / "seconds.json"))
-    except (OSError, ValueError):
+        file = Path(settings.run.dir) / "seconds.json"
+        seconds: dict[str, float] = read_json(file)
+        require(seconds, Each(float), file)
+    except Unreadable:
         return {}
+    return seconds

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
+import re
 import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,44 +21,65 @@ import yaml
 from fastargs import Config, Param, Section
 from fastargs.validation import Checker
 
-from datamodels.errors import InputError
+from datamodels.errors import InputError, shown
+from datamodels.reading import Unreadable, read_text
 from datamodels.resources import CONFIGS
 
 DEFAULT_CONFIG = "cifar10.yaml"
 BUILT_IN = "built-in"
 NO_ARRAYS = "none"
+MEASURED = "measured"
+PLAIN, PADDED, COMPILED, COMPILED_PADDED = PROGRAMS = ("plain", "padded", "compiled", "compiled-padded")
+LONGEST_TEXT = 4096
+UNSEEN = ("Cc", "Cs")
+"""Categories of Unicode: control characters, and halves of surrogate pairs, for which Python takes bytes that are no text."""
+LONGEST_CONFIG, DEEPEST_CONFIG = 2**16, 8
+
+
+LONGEST_NUMBER = 40
+MOST_WHOLE = 2**63 - 1
+WHOLE = re.compile(r"[+-]?[0-9]+", re.ASCII)
+REAL = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 
 
 class Number(Checker):  # type: ignore[misc]
-    """An int or float within bounds; unlike fastargs' own checkers it does not round, and takes no NaN."""
+    """An int or float within bounds, in the text of a YAML file or a flag.
+
+    Plain decimal digits and no others, nothing that YAML 1.1 or Python would make of `1_000`, `010`, `1:30` or `٣`. Unlike
+    fastargs' own checkers it does not round, and takes neither NaN nor infinity.
+    """
 
     def __init__(self, kind: type[int] | type[float], low: float, high: float, open_ends: bool = False) -> None:
         self.kind, self.low, self.high, self.open_ends = kind, low, high, open_ends
 
-    def check(self, value: Any) -> int | float:
-        """The number itself, or ValueError."""
-        number = self.kind(value) if isinstance(value, str) else value
-        if isinstance(number, bool) or not isinstance(number, int if self.kind is int else (int, float)):
+    def check(self, value: str | float) -> int | float:
+        """The number itself, or ValueError. Defaults are numbers, and what is given is text."""
+        text = str(value)
+        if len(text) > LONGEST_NUMBER or not (WHOLE if self.kind is int else REAL).fullmatch(text):
             raise ValueError
+        number = self.kind(text)
         inside = self.low < number < self.high if self.open_ends else self.low <= number <= self.high
-        if not inside:
+        if not inside or not math.isfinite(number) or (self.kind is int and number > MOST_WHOLE):
             raise ValueError
-        return self.kind(number)
+        return number
 
     def help(self) -> str:
         """What is admitted, in words."""
         name = "a whole number" if self.kind is int else "a number"
         if self.open_ends:
             return f"{name} between {self.low:g} and {self.high:g}, both excluded"
-        return f"{name} ≥ {self.low:g}" if self.high == float("inf") else f"{name} from {self.low:g} to {self.high:g}"
+        if self.high < float("inf"):
+            return f"{name} from {self.low:g} to {self.high:g}"
+        return f"{name} ≥ {self.low:g}" + (" and below 2^63" if self.kind is int else ", not infinite")
 
 
 class Switch(Checker):  # type: ignore[misc]
-    """true or false; fastargs' own takes any text for true."""
+    """true or false, or what else YAML has for them; fastargs' own takes any text for true."""
 
-    def check(self, value: Any) -> bool:
+    def check(self, value: str | bool) -> bool:
         """The boolean itself, or KeyError."""
-        return {"true": True, "false": False}[str(value).lower()]
+        words = {True: ("true", "yes", "on"), False: ("false", "no", "off")}
+        return {word: found for found, named in words.items() for word in named}[str(value).lower()]
 
     def help(self) -> str:
         """What is admitted, in words."""
@@ -68,11 +92,11 @@ class Choice(Checker):  # type: ignore[misc]
     def __init__(self, *words: str) -> None:
         self.words = words
 
-    def check(self, value: Any) -> str:
+    def check(self, value: str) -> str:
         """The word itself, or ValueError."""
-        if str(value) not in self.words:
+        if value not in self.words:
             raise ValueError
-        return str(value)
+        return value
 
     def help(self) -> str:
         """What is admitted, in words."""
@@ -80,17 +104,17 @@ class Choice(Checker):  # type: ignore[misc]
 
 
 class Text(Checker):  # type: ignore[misc]
-    """A text that is not empty."""
+    """A text that is not empty, of characters that can be written to a file and seen."""
 
-    def check(self, value: Any) -> str:
-        """The text itself, or TypeError."""
-        if not isinstance(value, str) or not value:
-            raise TypeError
+    def check(self, value: str) -> str:
+        """The text itself, or ValueError."""
+        if not value or len(value) > LONGEST_TEXT or any(unicodedata.category(c) in UNSEEN for c in value):
+            raise ValueError
         return value
 
     def help(self) -> str:
         """What is admitted, in words."""
-        return "a text"
+        return "a text without control characters"
 
 
 def setting(checker: Checker, default: Any, doc: str) -> Any:
@@ -134,8 +158,8 @@ class DataSettings:
     md5_python: str = setting(Text(), "c58f30108f718f92721af3b95e74349a", "cifar10: MD5 of the archive of pickled batches")
     verify_md5: bool = switch(True, "cifar10: read nothing but an archive with one of these MD5s")
     pool: int = count(1, "cifar10: average blocks of so many pixels a side into one", high=32)
-    train_images: int = count(50_000, "size N of the training set S", low=2)
-    test_images: int = count(10_000, "number T of test images, the targets")
+    train_images: int = count(50_000, "size N of the training set S", low=2, high=2**29)
+    test_images: int = count(10_000, "number T of test images, the targets", high=2**29)
     seed: int = count(0, "which images are drawn, and their order", low=0)
 
 
@@ -197,6 +221,12 @@ class GroupSettings:
     models_per_kernel: int = count(
         0, "models of a group that share one grouped convolution; the others go on streams; 0: chosen by measuring", low=0
     )
+    program: str = setting(
+        Choice(MEASURED, *PROGRAMS),
+        MEASURED,
+        "how a step is computed. plain: PyTorch's operations; padded: with images of 8 channels, which tensor cores like; "
+        f"compiled: by Inductor, of one model a kernel; {MEASURED}: chosen by measuring",
+    )
 
 
 @dataclass(frozen=True)
@@ -204,7 +234,7 @@ class PriorSettings:
     """What the worker finds out beforehand for `regress.prior`."""
 
     models: int = count(16, "models that are trained for it, beside those of the store")
-    dimensions: int = count(4096, "gradients are projected to so many numbers where those of all images take more than 2 GB")
+    dimensions: int = count(2048, "gradients are projected to so many numbers where products of whole ones would take too long")
 
 
 @dataclass(frozen=True)
@@ -301,6 +331,8 @@ SECTIONS: dict[str, type[Any]] = {
 }
 
 Record = dict[str, Any]
+TAG = "tag:yaml.org,2002:"
+PLAIN_TAGS = [TAG + kind for kind in ("str", "int", "float", "bool", "null", "timestamp", "merge", "value")]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -358,21 +390,59 @@ def _augment(config: Config, parser: argparse.ArgumentParser) -> None:
 
 
 def _read_yaml(file: Path, config: Config) -> Record:
+    """The settings of a config file, each as the text that stands there."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InputError(f"cannot read the config {file}: {e.strerror}") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise InputError(f"the config {file} is not YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(content, dict) or not all(isinstance(part, dict) for part in content.values()):
+        text = read_text(file, LONGEST_CONFIG)
+    except Unreadable as e:
+        raise InputError(f"cannot read the config {file}: it {e.why}") from e
+    try:
+        _refuse_excess(text, file)
+        root = yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError) as e:
+        raise InputError(f"the config {file} is not YAML: {shown(' '.join(str(e).split()), 300)}") from e
+    flat = {}
+    for section, part in _pairs(root, file):
+        for name, node in _pairs(part, file):
+            path = (section, name)
+            if path not in config.entries:
+                raise InputError(f"unknown key {'.'.join(path)} in {file}{_nearest('.'.join(path), config)}")
+            if ".".join(path) in flat:
+                raise InputError(f"{'.'.join(path)} comes twice in {file}")
+            flat[".".join(path)] = _text(node, ".".join(path), file)
+    return flat
+
+
+def _refuse_excess(text: str, file: Path) -> None:
+    """Raise InputError for aliases, by which a few lines can stand for millions, and for nesting, before anything is built."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise InputError(f"the config {file} has an alias, *{shown(event.anchor or '', 80)}; write out what it stands for")
+        if depth > DEEPEST_CONFIG:
+            raise InputError(f"the config {file} is nested more than {DEEPEST_CONFIG} levels deep")
+
+
+def _pairs(node: yaml.Node | None, file: Path) -> list[tuple[str, yaml.Node]]:
+    """The keys of a mapping, none of which comes twice, and what they stand for."""
+    if not isinstance(node, yaml.MappingNode) or not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
         raise InputError(f"the config {file} must hold sections with settings, such as 'store:' with 'alpha: 0.5' below it")
-    flat = {(str(section), str(name)): value for section, part in content.items() for name, value in part.items()}
-    for path, value in flat.items():
-        if path not in config.entries:
-            raise InputError(f"unknown key {'.'.join(path)} in {file}{_nearest('.'.join(path), config)}")
-        if value is None:
-            raise InputError(f"{'.'.join(path)} in {file} has no value")
-    return {".".join(path): value for path, value in flat.items()}
+    pairs = [(str(key.value), value) for key, value in node.value]
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise InputError(f"{next(key for key in keys if keys.count(key) > 1)} comes twice in {file}")
+    return pairs
+
+
+def _text(node: yaml.Node, name: str, file: Path) -> str:
+    """A setting as it stands in the file: a number's digits, a date's, and not what YAML makes of them."""
+    if not isinstance(node, yaml.ScalarNode) or node.tag not in PLAIN_TAGS:
+        kind = "mapping" if isinstance(node, yaml.MappingNode) else "sequence"
+        kind = node.tag.rpartition(":")[2] if isinstance(node, yaml.ScalarNode) else kind
+        raise InputError(f"{name} in {file} must be one value, not a {shown(kind, 80)}")
+    if node.tag == f"{TAG}null":
+        raise InputError(f"{name} in {file} has no value")
+    return str(node.value)
 
 
 def _nearest(key: str, config: Config) -> str:
@@ -388,7 +458,7 @@ S = TypeVar("S")
 def _build(config: Config) -> Settings:
     for path in config.validate(mode="errordict"):
         checker = config.entries[path].checker
-        raise InputError(f"{'.'.join(path)} must be {checker.help()}, not {config.content[path]!r}")
+        raise InputError(f"{'.'.join(path)} must be {checker.help()}, not {shown(config.content[path], 80)!r}")
     values: Record = {name: {} for name in SECTIONS}
     for section, name in config.entries:
         values[section][name] = config[f"{section}.{name}"]

@@ -16,6 +16,9 @@ from datamodels.data.sources import read_source
 from datamodels.resources import CONFIGS
 from datamodels.settings import DataSettings, Settings, TrainingSettings, parse
 
+# The tests' networks are so small that two threads would wait for each other more than they work.
+torch.set_num_threads(1)
+
 SMALL = {
     "data.train_images": 60,
     "data.test_images": 20,

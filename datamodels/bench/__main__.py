@@ -6,19 +6,25 @@ from pathlib import Path
 
 from datamodels.bench.accuracy import bench_accuracy
 from datamodels.bench.fit import DEFAULT, bench_fit, size_named
+from datamodels.bench.gpu_check import GPU, PLACES
+from datamodels.bench.gpu_plan import gpu_check
+from datamodels.bench.prior import bench_prior
 from datamodels.bench.record import Record, file_name
 from datamodels.bench.regress import bench_regress
 from datamodels.bench.samples import bench_samples, samples_figure
 from datamodels.bench.store import bench_store
 from datamodels.bench.train import bench_train
+from datamodels.bench.workers import bench_workers
 from datamodels.data import load, prepare
 from datamodels.durable import write_file, write_json
 from datamodels.errors import InputError, run_command
 from datamodels.settings import argument_parser, parse
-from datamodels.training import default_gpu, device_named
+from datamodels.training import device_named
 
-OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy}
+OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy, "prior": bench_prior}
+OF_STORE = {"store": bench_store, "workers": bench_workers}
 OF_WEIGHTS: dict[str, Callable[..., tuple[Record, str]]] = {"regress": bench_regress, "samples": bench_samples}
+GPU_CHECK = "gpu-check"
 FIT = "fit"
 
 
@@ -26,17 +32,21 @@ def main() -> None:
     """Prepare the data if need be, measure, print a table, and write it as JSON where `--out` says."""
     about = (
         "train: models per second, at once and one at a time. accuracy: of the recipe's models. "
+        "prior: seconds of its networks' training and of what is made of them. "
         "store, regress: of synthetic rows, against the disk and against other solvers. fit: a whole regression. "
-        "samples: LDS against the number of models of a run, with a prior and without."
+        "workers: how often models are trained that several workers share. "
+        "samples: LDS against the number of models of a run, with a prior and without. "
+        "gpu-check: whether a GPU, and this package on it, does what it should."
     )
-    benches = [*OF_MODELS, "store", *OF_WEIGHTS, FIT]
+    benches = [*OF_MODELS, *OF_STORE, *OF_WEIGHTS, FIT, GPU_CHECK]
     parser = argument_parser("python -m datamodels.bench", about)
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
-    parser.add_argument("--gpu", default=default_gpu(), help="number of the GPU, or cpu (default: what is there)")
+    parser.add_argument("--gpu", help="number of the GPU, or cpu (default: what is there)")
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
-    counts += "; samples: draws of models (3)"
+    counts += "; samples: draws of models (3); prior: networks (4); workers: models (2000)"
     parser.add_argument("--n", type=int, help=counts)
     parser.add_argument("--size", default=DEFAULT, help=f"fit: images, models, targets, values of λ ({DEFAULT})")
+    parser.add_argument("--on", choices=PLACES, default=GPU, help="gpu-check: processor tries the check itself, tiny")
     parser.add_argument("--out", type=Path, help="folder to write the result into, as JSON")
     settings, args = parse(sys.argv[1:], parser)
     if args.bench is None:
@@ -44,8 +54,10 @@ def main() -> None:
     n = [] if args.n is None else [args.n]
     if args.bench == FIT:
         result, table = bench_fit(settings, size_named(args.size), args.gpu)
-    elif args.bench == "store":
-        result, table = bench_store(settings, *n)
+    elif args.bench == GPU_CHECK:
+        result, table = gpu_check(settings, args.on, args.gpu)
+    elif args.bench in OF_STORE:
+        result, table = OF_STORE[args.bench](settings, *n)
     elif args.bench in OF_WEIGHTS:
         result, table = OF_WEIGHTS[args.bench](settings, *n, gpu=args.gpu)
     else:
@@ -59,6 +71,8 @@ def main() -> None:
         write_json(file, result)
         if args.bench == "samples":
             write_file(file.with_suffix(".png"), samples_figure(result))
+    if not result.get("passed", True):
+        sys.exit(1)
 
 
 run_command(main)

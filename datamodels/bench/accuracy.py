@@ -27,7 +27,7 @@ def bench_accuracy(settings: Settings, data: Dataset, device: torch.device, mode
     if models < 2:
         raise InputError(f"a mean accuracy with an interval takes 2 models or more, not {models}")
     groups, _ = choose_groups(data, settings.training, settings.groups, device)
-    trainer = Trainer(data, settings.training, device, groups.models_per_kernel)
+    trainer = Trainer(data, settings.training, device, groups.models_per_kernel, program=groups.program)
     part = draw_masks(settings.store.seed, range(models), trainer.n, settings.store.alpha)
     kinds = {"all of S": np.ones((models, trainer.n), bool), f"α = {settings.store.alpha:g}": part}
     rows: list[Record] = []

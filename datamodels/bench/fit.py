@@ -51,7 +51,7 @@ def bench_fit(settings: Settings, size: Size, gpu: str | None = None) -> tuple[R
     try:
         with computing(settings.regress.device, gpu) as xp:
             fill(folder / "store", size, xp)
-            peak = _matmul_peak(xp)
+            peak = matmul_peak(xp)
         device = "cpu" if xp is np else "gpu"
         whole, peak_bytes = _run_command(folder, settings, size, device, gpu)
         metrics, meta = (read_json(folder / "out" / f"{name}.json") for name in ("metrics", "meta"))
@@ -132,7 +132,7 @@ def _peak_resident(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
-def _matmul_peak(xp: Any) -> float:
+def matmul_peak(xp: Any) -> float:
     """Floating-point operations per second of a large product in float32."""
     a = xp.ones((PEAK_ROWS, PEAK_ROWS), np.float32)
     float((a @ a)[0, 0])

@@ -21,8 +21,8 @@ from datamodels.machine import cores
 from datamodels.subsets import IndexArray
 from datamodels.training import Trainer
 from datamodels.training.batches import Batches
-from datamodels.training.draws import Augmentation, draw, num_steps
-from datamodels.training.group import learning_rates
+from datamodels.training.draws import num_steps
+from datamodels.training.group import augmentation_of, learning_rates
 from datamodels.training.models import EVALUATION_BATCH, margin
 from datamodels.training.resnet9 import BATCH_NORM_EPS, BATCH_NORM_MOMENTUM, LOGIT_SCALE, Conv, ResNet9
 
@@ -59,7 +59,7 @@ class Loop:
             self.network.parameters(), 1.0, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
         )
         self.num_steps = num_steps(len(subset), recipe.batch_size, recipe.epochs)
-        self.lr = learning_rates(recipe, torch.tensor([self.num_steps], dtype=torch.float64))[:, 0, 0].tolist()
+        self.lr = learning_rates(recipe, [self.num_steps])[:, 0, 0].tolist()
 
     def advance(self, step: int) -> None:
         """One step."""
@@ -89,10 +89,8 @@ class Loop:
 
 def resident_batches(trainer: Trainer, subset: IndexArray) -> Generator[Batch, None, None]:
     """Batches from the images on the device, again and again through one model's draws."""
-    recipe, mask = trainer.recipe, np.isin(np.arange(trainer.n), subset)
-    augmentation = Augmentation(recipe.max_shift, recipe.flip, recipe.cutout)
-    drawn = draw((0, 0), mask, recipe.batch_size, recipe.epochs, augmentation, trainer.images.height, trainer.images.width)
-    batches = Batches([drawn], trainer.images, augmentation)
+    (drawn,) = trainer.draws(np.isin(np.arange(trainer.n), subset)[None], [(0, 0)])
+    batches = Batches([drawn], trainer.images, augmentation_of(trainer.recipe))
     steps = torch.arange(len(drawn.image), device=trainer.device)
     while True:
         for step in range(len(drawn.image)):

@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.linear_model import lasso_path
 
 from datamodels.bench.record import Record
+from datamodels.progress import no_advance
 from datamodels.regress.memory import needs
 from datamodels.regress.solvers import Solver, plan
 from datamodels.regress.source import TILE_ROWS
@@ -20,8 +21,10 @@ from datamodels.settings import RegressSettings
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray, IndexArray, draw_masks, pack
 
-SHAPES = ((1000, 100), (2000, 200), (1000, 300), (500, 500), (2000, 2000), (300, 900), (600, 1800), (200, 2000), (120, 3600))
-SHAPES += ((100, 3000), (100, 10_000))
+SHAPES: tuple[tuple[int, int], ...] = (
+    *((1000, 100), (2000, 200), (1000, 300), (500, 500), (2000, 2000), (300, 900)),
+    *((600, 1800), (200, 2000), (120, 3600), (100, 3000), (100, 10_000)),
+)
 """Models and images."""
 TARGETS = (4, 32)
 LAMS, LAST_RATIO = 100, 0.01
@@ -107,7 +110,7 @@ def _round(masks: BoolArray, margins: Array, settings: RegressSettings) -> tuple
     ratios, path = np.geomspace(1, LAST_RATIO, LAMS), np.zeros((LAMS, masks.shape[1], t), np.float32)
     start = time.process_time()
     solver = _solver(masks, margins, settings)
-    solver.add(np.arange(m), lambda k: None)
+    solver.add(np.arange(m), no_advance)
 
     def keep(k: int, which: IndexArray, weights: Any) -> BoolArray:
         path[k, :, which] = weights.T

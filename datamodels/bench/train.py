@@ -26,10 +26,10 @@ from datamodels.errors import InputError
 from datamodels.machine import cores
 from datamodels.progress import progress
 from datamodels.runs import stage_folder
-from datamodels.settings import GroupSettings, Settings
+from datamodels.settings import PLAIN, GroupSettings, Settings, StoreSettings
 from datamodels.subsets import draw_masks
-from datamodels.training import Trainer, choose_groups, for_each_group
-from datamodels.training.devices import groups_at_once, made_current, wait_for
+from datamodels.training import Trainer, choose_groups, describe_groups, for_each_group
+from datamodels.training.devices import fastest_convolutions, groups_at_once, on_gpu, wait_for
 from datamodels.training.group import STEPS_BEFORE_CAPTURE
 
 TRIAL_S = 3.0
@@ -70,11 +70,14 @@ def bench_train(settings: Settings, data: Dataset, device: torch.device, rounds:
     """The bench as a record for JSON and as a table. Raises InputError for less than one round."""
     if rounds < 1:
         raise InputError(f"the bench takes 1 round or more, not {rounds}")
-    trainer = Trainer(data, settings.training, device)
     chosen, speeds = choose_groups(data, settings.training, GroupSettings(), device)
+    tried = [groups for groups in speeds if speeds[groups]]
+    programs = {PLAIN, *(groups.program for groups in tried)}
+    trainers = {program: Trainer(data, settings.training, device, program=program) for program in programs}
+    trainer = trainers[PLAIN]
     contenders = [
         *_one_at_a_time(settings, data, trainer),
-        *(_grouped(settings, trainer, groups) for groups in speeds if speeds[groups]),
+        *(_grouped(settings, trainers[groups.program], groups) for groups in tried),
     ]
     found: dict[str, list[Record]] = {contender.name: [] for contender in contenders}
     with progress("bench", "trials", rounds * len(contenders)) as advance:
@@ -101,7 +104,7 @@ def bench_train(settings: Settings, data: Dataset, device: torch.device, rounds:
 
 def flops_per_image(trainer: Trainer) -> float:
     """Floating-point operations of one training step for each image, forward and backward, as PyTorch counts them."""
-    with made_current(trainer.device):
+    with trainer.at_work():
         group = trainer.group(np.ones((1, trainer.n), bool), [(0, 0)])
         with FlopCounterMode(display=False) as counter:
             group.advance()
@@ -110,7 +113,7 @@ def flops_per_image(trainer: Trainer) -> float:
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of one large matrix product with all that the device has: the best of many."""
-    n = 8192 if device.type == "cuda" else 2048
+    n = 8192 if on_gpu(device) else 2048
     a, b = (torch.randn(n, n).to(device, dtype) for _ in range(2))
     best, stop = float("inf"), time.perf_counter() + PEAK_S
     while time.perf_counter() < stop:
@@ -143,7 +146,7 @@ def _one_at_a_time(settings: Settings, data: Dataset, trainer: Trainer) -> list[
         return Contender(f"one at a time, {name}", 1, trials)
 
     resident = functools.partial(resident_batches, trainer)
-    if trainer.device.type == "cpu":
+    if not on_gpu(trainer.device):
         plain = [contender(f"{on_device}, threads: {n}", resident, n) for n in sorted({1, cores()})]
     else:
         plain = [contender(on_device, resident, torch.get_num_threads())]
@@ -157,23 +160,24 @@ def _grouped(settings: Settings, trainer: Trainer, groups: GroupSettings) -> Con
     def trials() -> list[Trial]:
         trainer.per_kernel, found = groups.models_per_kernel, list[Trial]()
         side_by_side = range(groups_at_once(trainer.device))
-        for_each_group(side_by_side, lambda i: found.append(_group_trial(settings, trainer, k, i * k)), trainer.device)
+        for_each_group(side_by_side, lambda i: found.append(group_trial(settings.store, trainer, k, i * k)), trainer.device)
         return found
 
-    shared = f", {groups.models_per_kernel} a kernel" if trainer.device.type == "cuda" else ""
-    return Contender(f"{k} at once{shared}", k, trials)
+    return Contender(describe_groups(groups, trainer.device).removeprefix("K = "), k, trials)
 
 
-def _group_trial(settings: Settings, trainer: Trainer, k: int, first: int) -> Trial:
-    ids, seed = range(first, first + k), settings.store.seed
-    with made_current(trainer.device):
+def group_trial(store: StoreSettings, trainer: Trainer, k: int, first: int) -> Trial:
+    """Train a group of K models, those from number `first` on, for as many of their steps as fit into a few seconds."""
+    ids, seed = range(first, first + k), store.seed
+    with trainer.at_work():
         start = time.perf_counter()
-        group = trainer.group(draw_masks(seed, ids, trainer.n, settings.store.alpha), [(seed, i) for i in ids])
+        group = trainer.group(draw_masks(seed, ids, trainer.n, store.alpha), [(seed, i) for i in ids])
         before = min(STEPS_BEFORE_CAPTURE, group.num_steps[0])
-        for _ in range(before):
-            group.advance()
+        with fastest_convolutions(trainer.device):
+            for _ in range(before):
+                group.advance()
         advance = group.captured()
-        started, step_s = _steps(lambda _: advance(), group.num_steps[0] - before, trainer.device)
+        started, step_s = timed_steps(lambda _: advance(), group.num_steps[0] - before, trainer.device)
         trainer.test_margins(group.parameters, group.statistics).cpu()
         return Trial(k, started[0] - start, group.num_steps[0] - before, step_s, time.perf_counter() - started[1])
 
@@ -181,13 +185,13 @@ def _group_trial(settings: Settings, trainer: Trainer, k: int, first: int) -> Tr
 def _loop_trial(trainer: Trainer, loop: Loop) -> Trial:
     start = time.perf_counter()
     loop.advance(0)
-    started, step_s = _steps(lambda step: loop.advance(step + 1), loop.num_steps - 1, trainer.device)
+    started, step_s = timed_steps(lambda step: loop.advance(step + 1), loop.num_steps - 1, trainer.device)
     loop.margins().cpu()
     loop.batches.close()
     return Trial(1, started[0] - start, loop.num_steps - 1, step_s, time.perf_counter() - started[1])
 
 
-def _steps(advance: Callable[[int], None], steps: int, device: torch.device) -> tuple[tuple[float, float], float]:
+def timed_steps(advance: Callable[[int], None], steps: int, device: torch.device) -> tuple[tuple[float, float], float]:
     """Take up to so many steps, for a few seconds; when they began and ended, and seconds per step."""
     wait_for(device)
     begun, taken, chunk = time.perf_counter(), 0, 1

@@ -7,18 +7,28 @@ seconds in every process, draws unseeded, and is slower at these sizes than inde
 from __future__ import annotations
 
 import importlib.util
-import os
+import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing import Value
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import torch
 
+from datamodels.data.headers import check_header
 from datamodels.data.sources import RawSplit
+from datamodels.durable import named
 
 READ_BATCH = 2_000
+PAGE = 2**23
+"""Bytes of a page of a .beton file, FFCV's default."""
+ROW_BYTES = 64
+"""At least what FFCV keeps of a row in shared memory."""
+SHARED_MEMORY = Path("/dev/shm")
 
 
 def available() -> bool:
@@ -39,27 +49,91 @@ class _Rows:
         return self.split.images[i], int(self.split.labels[i]), int(i)
 
 
+class CannotWriteError(Exception):
+    """FFCV's writer cannot work here, whatever the disk: it needs shared memory. In words."""
+
+
+def size_of(split: RawSplit) -> int:
+    """At least so many bytes a split takes as a .beton file: its header fills a page, and its images fill whole ones."""
+    return (1 + -(-split.images.nbytes // PAGE)) * PAGE
+
+
 def write(path: Path, split: RawSplit) -> None:
     """Write a split, images uint8 (n, H, W, C), as a .beton file with the fields image, label and index.
 
-    Images of three channels go in as FFCV's raw RGB images, others as plain byte arrays.
+    Images of three channels go in as FFCV's raw RGB images, others as plain byte arrays. Raises CannotWriteError where there is
+    no shared memory to be had, and OSError when the file cannot be written.
     """
+    _look_for_shared_memory(len(split.labels))
     with torch_threads_kept():
         from ffcv.fields import IntField, NDArrayField, RGBImageField
-        from ffcv.writer import DatasetWriter
 
         shape = split.images.shape[1:]
         image = RGBImageField(write_mode="raw") if shape[2] == 3 else NDArrayField(np.dtype(np.uint8), shape)
         fields = {"image": image, "label": IntField(), "index": IntField()}
-        with _silent_stderr():
-            DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(_Rows(split), chunksize=1000)
+        with named(path):
+            _writer_class()(str(path), fields, page_size=PAGE, num_workers=1).from_indexed_dataset(_Rows(split))
+
+
+def _writer_class() -> Any:
+    """FFCV's writer, at work in this process.
+
+    Its own one leaves the work to a process of which it never asks whether it still lives: a full disk would hang it for ever.
+    """
+    from ffcv.memory_allocator import MemoryAllocator
+    from ffcv.writer import DatasetWriter
+
+    class Allocator(MemoryAllocator):  # type: ignore[misc]
+        """Where the pages go; buffered, for a plain write may take a part only and say nothing of it."""
+
+        def __enter__(self) -> None:
+            self.fp = Path(self.fname).open("ab")
+
+    class Writer(DatasetWriter):  # type: ignore[misc]
+        """With the same steps as FFCV's, one after another."""
+
+        def _write_common(self, num_samples: int, queue_content: Any, work_fn: Any, extra_worker_args: Any) -> None:
+            self.num_samples = num_samples
+            self.prepare()
+            allocator = Allocator(self.fname, self.data_region_start, self.page_size)
+            try:
+                todo: SimpleQueue[Any] = SimpleQueue()
+                allocations: SimpleQueue[Any] = SimpleQueue()
+                for chunk in (*queue_content, None):
+                    todo.put(chunk)
+                work = (todo, self.metadata_sm, self.metadata_type, self.fields, allocator, Value("Q", 0), allocations)
+                work_fn(*work, *extra_worker_args)
+                self.finalize(allocations.get())
+            finally:
+                with suppress(OSError, AttributeError):  # what it still has to write has failed already
+                    allocator.fp.close()
+                self.metadata_sm.unlink()
+                with suppress(BufferError):  # a failure's own frames still look at it
+                    self.metadata_sm.close()
+
+    return Writer
+
+
+def _look_for_shared_memory(rows: int) -> None:
+    """Raise CannotWriteError where FFCV's writer would find no semaphores, or no memory for what it keeps of each row."""
+    try:
+        Value("Q", 0)
+        memory = SharedMemory(create=True, size=1)
+    except OSError as e:
+        raise CannotWriteError(f"no shared memory can be had ({e.strerror})") from e
+    memory.close()
+    memory.unlink()
+    # Whoever touches shared memory that is full is killed.
+    if SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free < rows * ROW_BYTES:
+        raise CannotWriteError(f"{SHARED_MEMORY} is full")
 
 
 def read(path: Path, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """All n images, uint8 (n, H, W, C), and labels, int64 (n,), of a .beton file, in the order in which they were written.
 
-    Raises ValueError when the file holds other rows than 0 … n-1 in order.
+    Raises ValueError when the file is damaged, or holds other rows than 0 … n-1 in order.
     """
+    check_header(path, n)
     with torch_threads_kept():
         # A batch larger than the file would yield nothing, silently.
         rows = loader(path, batch_size=min(n, READ_BATCH), num_workers=1)
@@ -100,16 +174,3 @@ def torch_threads_kept() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """FFCV's writer draws a bar of its own on stderr, for work that takes a second here."""
-    saved = os.dup(2)
-    with Path(os.devnull).open("w") as null:
-        os.dup2(null.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)

@@ -11,6 +11,7 @@ from pathlib import Path
 from datamodels.durable import sync_folder
 from datamodels.errors import InputError
 from datamodels.progress import progress
+from datamodels.reading import open_file
 
 ATTEMPTS = 5
 TIMEOUT_S = 60
@@ -49,7 +50,7 @@ def download(url: str, path: Path, md5: str) -> Path:
 def file_md5(path: Path) -> str:
     """The MD5 of a file, in hexadecimal."""
     md5 = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as f:
+    with open_file(path) as f:
         while block := f.read(BLOCK):
             md5.update(block)
     return md5.hexdigest()

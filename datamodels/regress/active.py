@@ -91,8 +91,9 @@ class Masks:
 
     def residual(self, target: int, fitted: Array) -> Array:
         """Y less Xw, both less their means; of mean 0, so that masks need not be centred for products with it."""
-        found: Array = self.y[:, target] - fitted
-        return found - found.mean()
+        rest: Array = self.y[:, target] - fitted
+        rest -= rest.mean()
+        return rest
 
 
 class _MasksAmong:
@@ -284,8 +285,8 @@ class Path:
     def _make_way(self, along: Array) -> bool:
         """Let an image in that is a sum of those in the support, in these shares times its sign, by taking one of these out.
 
-        Its weight grows while theirs shrink, and the fit stays what it is, until one of them is 0, which then stays out for this
-        way. Without it the others are no such sum.
+        Its weight grows while theirs shrink, and the fit stays what it is, until one of them is 0, which then stays out for
+        this way. Without it the others are no such sum.
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             far = np.where(along * self.signs > 1e-9, self.values / along, np.inf)

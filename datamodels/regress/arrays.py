@@ -6,6 +6,8 @@ Nothing here asks CUDA anything before `computing` is entered, so that CUDA_VISI
 from __future__ import annotations
 
 import gc
+import importlib.util
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodels.errors import InputError
+from datamodels.errors import InputError, of_memory, one_line
 from datamodels.machine import free_host_memory
 from datamodels.progress import say
 
@@ -21,8 +23,6 @@ FINEST_FLOAT32_GAP = 1e-5
 """Relative duality gaps below this need float64."""
 ROWS_AT_ONCE = 1024
 """Rows that are moved or compared together where a matrix as a whole is not to be had twice."""
-FULL = ("ALLOC_FAILED", "OUT_OF_MEMORY", "MemoryAllocation", "out of memory")
-"""How the errors of CUDA's libraries, which are RuntimeErrors, say that there was no memory."""
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def computing(device: str, gpu: str | None = None) -> Iterator[Any]:
             yield xp
         except (MemoryError, RuntimeError) as e:
             _let_go(e, xp)
-            if is_out_of_memory(e):
+            if of_memory(e):
                 where = "this machine" if xp is np else "the GPU"
                 less = "a smaller regress.block, fewer regress.targets or regress.solver saga take less"
                 raise InputError(f"the memory of {where} is full; {less}") from e
@@ -67,7 +67,7 @@ def _chosen(device: str, gpu: str | None) -> tuple[Any, int | None]:
     refuse_contradiction(device, gpu)
     if device == "cpu" or gpu == "cpu":
         return np, None
-    cupy = _cupy()
+    cupy = _cupy(device)
     if cupy is None:
         if device == "gpu":
             raise InputError("the regression is to use a GPU, but CuPy is not installed here or finds none; use auto or cpu")
@@ -79,11 +79,16 @@ def _chosen(device: str, gpu: str | None) -> tuple[Any, int | None]:
     return cupy, None if gpu is None else int(gpu)
 
 
-def _cupy() -> Any:
-    """CuPy where it is installed and finds a GPU, or None."""
+def _cupy(device: str) -> Any:
+    """CuPy where it is installed, can be imported and finds a GPU, or None. Raises InputError where it cannot, and must."""
+    if "cupy" not in sys.modules and importlib.util.find_spec("cupy") is None:
+        return None
     try:
         import cupy
-    except ImportError:
+    except (OSError, ImportError) as e:  # its folder in a home that cannot be written, or a library that is not there
+        if device == "gpu":
+            raise InputError(f"regress.device is gpu, and CuPy cannot be imported here ({one_line(e)}); use cpu") from e
+        say(f"regress: on the processor, since CuPy cannot be imported here ({one_line(e)})")
         return None
     return cupy if cupy.cuda.is_available() else None
 
@@ -106,11 +111,6 @@ def give_back(xp: Any) -> None:
         gc.collect()
         xp.get_default_memory_pool().free_all_blocks()
         xp.get_default_pinned_memory_pool().free_all_blocks()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no memory, in any of its guises: NumPy's, CuPy's, those of CUDA's libraries."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in FULL))
 
 
 def number_format(gap: float) -> type[np.floating[Any]]:

@@ -8,22 +8,27 @@ for nothing else here.
 
 from __future__ import annotations
 
-import pickle
+import errno
+import math
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csc_matrix
+from scipy.sparse import csr_matrix
 
 from datamodels import __version__
 from datamodels.durable import new_file
-from datamodels.errors import InputError
-from datamodels.regress.results import FORMAT_VERSION, Datamodels, write
+from datamodels.errors import InputError, shown
+from datamodels.machine import free_host_memory
+from datamodels.reading import check_zip, open_file
+from datamodels.regress.results import FORMAT_VERSION, Datamodels, sparse_bytes, write
 from datamodels.regress.scales import BY_STORE, RAW, Scale, scale_named, tried
 from datamodels.store import Store
 from datamodels.store.layout import Array
 
 NAMES, OF_MASKS = ("weight", "bias", "lam"), ("mean", "std")
+BLOCK_ITEMS = 2**20
 
 
 def export_pt(models: Datamodels, file: Path) -> None:
@@ -34,8 +39,11 @@ def export_pt(models: Datamodels, file: Path) -> None:
     arrays |= dict(zip(OF_MASKS, (np.zeros(len(models.weights)), np.ones(len(models.weights))), strict=True))
     tensors = {name: torch.from_numpy(np.array(array, np.float32)) for name, array in arrays.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(file) as temporary:
-        torch.save(tensors, temporary)
+    with new_file(file) as temporary, temporary.open("wb") as opened:
+        try:
+            torch.save(tensors, opened)
+        except RuntimeError as e:  # what PyTorch makes of a disk that is full
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file)) from e
 
 
 def import_pt(file: Path, folder: Path, masks: str | None = None, store: Store | None = None) -> str:
@@ -52,9 +60,9 @@ def import_pt(file: Path, folder: Path, masks: str | None = None, store: Store |
     raw, intercept = scale.to_raw(weight, bias)
     said = "" if store is None else _judged(store, scale, (weight, bias), (raw, intercept))
     t = len(bias)
-    about = {"format_version": FORMAT_VERSION, "version": __version__, "imported_from": file.name, "targets": [0, t]}
+    about = {"format_version": FORMAT_VERSION, "version": __version__, "imported_from": shown(file.name), "targets": [0, t]}
     meta = {**about, "weights_were_for": scale.name, "store_digest": None, "models": None, "regress": {}}
-    write(folder, csc_matrix(raw), intercept, lam.astype(np.float64), np.zeros(0, np.int64), {}, meta)
+    write(folder, _smaller(raw), intercept, lam.astype(np.float64), np.zeros(0, np.int64), {}, meta)
     return f"weights of {len(raw)} images for {t} targets, given for {scale.name}{said}"
 
 
@@ -107,14 +115,20 @@ def _judged(store: Store, scale: Scale, given: tuple[Array, Array], raw: tuple[A
 
 
 def _read(file: Path) -> Any:
+    """What torch.load makes of a file, which is looked at first: its members are stored, not compressed, and fit into it."""
     import torch
 
+    refusal = f"{file} is not a file of tensors as torch.save writes it"
+    with open_file(file) as opened:
+        zipped = opened.read(2) == b"PK"
+    if not zipped:
+        raise InputError(f"{refusal} (from version 1.6 on)")
+    check_zip(file)
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as e:
-        raise InputError(f"cannot read {file}: {e.strerror or e}") from e
-    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as e:
-        raise InputError(f"{file} is not a file of tensors as torch.save writes it") from e
+        # Mapped: of a file as large as the memory, a part at a time.
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as e:  # damaged files raise whatever their bytes lead to
+        raise InputError(refusal) from e
 
 
 def _checked(file: Path, content: Any) -> list[Array]:
@@ -122,12 +136,58 @@ def _checked(file: Path, content: Any) -> list[Array]:
 
     if not isinstance(content, dict) or not all(isinstance(content.get(name), torch.Tensor) for name in NAMES):
         raise InputError(f"{file} must hold a dictionary of three tensors: {', '.join(NAMES)}")
-    arrays = [content[name].to(torch.float32).numpy() for name in NAMES]
+    arrays = [_array(file, name, content[name]) for name in NAMES]
     shapes = [array.shape for array in arrays]
-    if len(shapes[0]) != 2 or any(shape != shapes[0][1:] for shape in shapes[1:]):
+    if len(shapes[0]) != 2 or 0 in shapes[0] or any(shape != shapes[0][1:] for shape in shapes[1:]):
         found = ", ".join(f"{name} {shape}" for name, shape in zip(NAMES, shapes, strict=True))
         raise InputError(f"{file} must hold weight (N, T), bias (T,) and lam (T,), not {found}")
-    for name, array in zip(NAMES, arrays, strict=True):
-        if not np.isfinite(array).all():
-            raise InputError(f"{file} has a value in {name} that is not a number")
     return arrays
+
+
+def _array(file: Path, name: str, tensor: Any) -> Array:
+    """A tensor's numbers in float32: a parameter's too, and those of a sparse tensor.
+
+    Raises InputError for anything else than finite real numbers, and where the tensor has more of them than the file can hold.
+    """
+    import torch
+
+    sparse = tensor.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
+    if tensor.device.type != "cpu" or tensor.is_quantized or not (sparse or tensor.layout == torch.strided):
+        raise InputError(f"{file} has {name} as a kind of tensor that is no plain array")
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise InputError(f"{file} has {name} of {str(tensor.dtype).removeprefix('torch.')}, and real numbers are wanted")
+    most = free_host_memory() // 4 if sparse else file.stat().st_size
+    if tensor.numel() * tensor.element_size() > most:
+        raise InputError(
+            f"{file} has {name} of shape {tuple(tensor.shape)}, which is more than {'memory' if sparse else 'it'} can hold"
+        )
+    try:
+        plain = tensor.detach().to_dense().to(torch.float32)
+        array: Array = plain.resolve_neg().numpy()
+    except (RuntimeError, TypeError, NotImplementedError) as e:
+        raise InputError(f"{file} has {name} as a kind of tensor that is no plain array") from e
+    if not all(np.isfinite(array[rows]).all() for rows in _blocks(array)):
+        raise InputError(f"{file} has a value in {name} that is not a number, or beyond float32")
+    return array
+
+
+def _blocks(array: Array) -> list[slice]:
+    """Rows of an array, so many at a time that what is reckoned of them stays small."""
+    size = max(1, BLOCK_ITEMS // max(1, math.prod(array.shape[1:])))
+    return [slice(first, first + size) for first in range(0, len(array), size)]
+
+
+def _smaller(weight: Array) -> Array | csr_matrix:
+    """Weights (N, T) as a sparse matrix where that is smaller, made block by block; else as they are, and not copied."""
+    n, t = weight.shape
+    counts = np.concatenate([np.count_nonzero(weight[rows], axis=1) for rows in _blocks(weight)])
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    index = np.int32 if max(starts[-1], t) < 2**31 else np.int64
+    if sparse_bytes(n, int(starts[-1]), index) >= weight.nbytes:
+        return weight
+    values, columns = np.empty(starts[-1], np.float32), np.empty(starts[-1], index)
+    for rows in _blocks(weight):
+        block = weight[rows]
+        there, part = np.nonzero(block), slice(starts[rows.start], starts[min(rows.stop, n)])
+        values[part], columns[part] = block[there], there[1]
+    return csr_matrix((values, columns, starts.astype(index)), shape=(n, t))

@@ -17,12 +17,11 @@ import numpy.typing as npt
 from scipy.sparse import csc_matrix
 from scipy.stats import rankdata
 
-from datamodels.errors import InputError
+from datamodels.errors import InputError, of_memory
 from datamodels.progress import Bar, no_advance, no_progress, say
 from datamodels.regress.arrays import (
     computing,
     give_back,
-    is_out_of_memory,
     keep_columns,
     on_device,
     put_columns,
@@ -121,6 +120,8 @@ def _fit(
     solver = planned.solver
     run = _Run(source, settings, solver, planned.block, unfinished, bar, xp, subsets)
     run.take_in(parts.fit)
+    if len(solver.constants()[0]) == source.n:
+        raise InputError(f"each image is in all of the masks of {store.folder}, or in none of them; nothing can be learnt")
     if covariates is not None and not settings.sparse:
         run.take_in(parts.choice)
     if covariates is not None:
@@ -213,7 +214,7 @@ class _Run:
         try:
             return work(block, packed, judged)
         except (MemoryError, RuntimeError) as e:
-            if not is_out_of_memory(e):
+            if not of_memory(e):
                 raise
         # Only here has the error let go of what the block held.
         give_back(self.xp)

@@ -42,9 +42,11 @@ import numpy as np
 from scipy.optimize import nnls
 
 from datamodels.errors import InputError
+from datamodels.reading import Unreadable, open_npy
 from datamodels.regress.arrays import on_device, to_numpy
 from datamodels.regress.moments import Problem
 from datamodels.regress.repeats import Repeats
+from datamodels.seals import read_sealed_folder
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray
 
@@ -101,9 +103,11 @@ def covariates_named(prior: str, folder: Path | None, n: int, t: int) -> Covaria
 
 
 def _of_file(path: Path, n: int, t: int) -> Covariates:
-    array = _array(
-        path, f"regress.prior is none, flat, similarity, gradients or an .npy file, and {path} cannot be read as one"
-    )
+    try:
+        array = open_npy(path)
+    except Unreadable as e:
+        what = f"regress.prior is none, flat, similarity, gradients or an .npy file, and {path} cannot be read as one"
+        raise InputError(f"{what}: it {e.why}") from e
     if array.ndim != 3 or array.shape[1:] != (n, t) or array.dtype.kind not in "fiub":
         raise InputError(f"{path} must hold numbers of shape (F, {n}, {t}), not {array.dtype} of shape {array.shape}")
     names = tuple(f"covariate {f}" for f in range(len(array)))
@@ -121,16 +125,24 @@ def _of_folder(kind: str, folder: Path | None, n: int, t: int) -> Covariates:
     if folder is None:
         raise InputError(f"regress.prior {kind} is of a run; for a store of any origin give an .npy file (F, {n}, {t})")
     files = [folder / f"{name}.npy" for name in (*FEATURES, "train_labels", "test_labels", GRADIENTS)]
-    of_train, of_test, train_labels, test_labels, scores = (
-        _array(file, f"there is no {file}; run the worker with --regress.prior {kind}") for file in files
-    )
-    if scores.shape[1:] != (n, t):
-        raise InputError(f"{folder} is of {scores.shape[1]} images and {scores.shape[2]} targets, not of {n} and {t}")
+    try:
+        read_sealed_folder(folder, [file.name for file in files])
+    except InputError as e:
+        what = f"there is no {folder}" if isinstance(e, Unreadable) and e.missing else str(e)
+        raise InputError(f"{what}; run the worker with --regress.prior {kind}") from e
+    shapes = ((None, n, None), (None, t, None), (n,), (t,), (None, n, t))
+    found = [open_npy(file, shape) for file, shape in zip(files, shapes, strict=True)]
+    of_train, of_test, train_labels, test_labels, scores = found
+    if of_train.shape[::2] != of_test.shape[::2] or "".join(array.dtype.kind for array in found) != "ffiif":
+        raise InputError(f"{folder} does not hold what the worker writes; delete it and run the worker again")
 
     def parts(targets: slice) -> Array:
         near, same = mean_cosine(of_train, of_test[:, targets]), train_labels[:, None] == test_labels[targets]
         found = [same.astype(np.float64), near, np.log1p(ranks(near, same))]
-        return np.stack([*found, *scores[:, :, targets].astype(np.float64)] if kind == GRADIENTS else found)
+        known = np.stack([*found, *scores[:, :, targets].astype(np.float64)] if kind == GRADIENTS else found)
+        if not np.isfinite(known).all():
+            raise InputError(f"{folder} has numbers that are not finite")
+        return known
 
     names = ["same class", "similarity", "log rank of similarity"]
     if kind == GRADIENTS:
@@ -156,14 +168,6 @@ def ranks(similarity: Array, same: Array) -> Array:
     found = np.empty(similarity.shape, np.int64)
     np.put_along_axis(found, order, np.broadcast_to(np.arange(n)[:, None], found.shape), axis=0)
     return np.where(same, found, found - members)
-
-
-def _array(path: Path, refusal: str) -> Array:
-    try:
-        found: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        raise InputError(refusal) from e
-    return found
 
 
 def _digest(files: list[Path]) -> str:

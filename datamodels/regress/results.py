@@ -6,7 +6,10 @@ bias.npy      (T,) float32     g(S') = 1_S'·w + b
 lam.npy       (T,) float64     the λ chosen for each target
 heldout.npy   ids of the models that were used for neither fit nor choice
 metrics.json  LDS, R², MSE on the held-out models and non-zeros, mean and for each target; seconds of each part
-meta.json     the store's digest, the settings, the version of this program
+meta.json     the store's digest, the settings, the version of this program; and under `files` the SHA-256 of each file above,
+              under `sha256` that of meta.json itself, as in the store's (store/FORMAT.md)
+
+Nothing of it is used unless every checksum fits, and the arrays fit each other.
 """
 
 from __future__ import annotations
@@ -14,27 +17,31 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix, load_npz, save_npz
+from scipy.sparse import csr_matrix, save_npz
 
 from datamodels import __version__
-from datamodels.durable import new_folder, read_json, write_json
+from datamodels.durable import new_folder, save_array, write_json
 from datamodels.errors import InputError
+from datamodels.machine import free_host_memory, megabytes
+from datamodels.reading import Each, Unreadable, open_npy, read_json, read_npy, read_npz, require
 from datamodels.regress.path import Fit
 from datamodels.regress.source import targets_named
+from datamodels.seals import read_sealed_folder, seal_folder
 from datamodels.settings import RegressSettings
 from datamodels.store import Store
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray, IndexArray
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 SPARSE, DENSE = "weights.npz", "weights.npy"
 FILES = {"bias.npy", "lam.npy", "heldout.npy", "metrics.json", "meta.json"}
 """What the folder holds beside the weights."""
+META = {"store_digest": (str, None), "targets": [int], "regress": dict}
+METRICS = {"mean": {"lds": float, "nonzeros": float}, "per_target": Each([float]), "models_heldout": int}
 
 
 @dataclass(frozen=True)
@@ -55,16 +62,22 @@ class Datamodels:
     def load(cls, folder: Path | str) -> Datamodels:
         """Read what a regression left. Raises InputError when the folder holds nothing of the kind."""
         path = Path(folder)
-        try:
-            meta, metrics = read_json(path / "meta.json"), read_json(path / "metrics.json")
-            version = meta["format_version"]
-            if version == FORMAT_VERSION:
-                weights = _read_weights(path)
-            bias, lam, heldout = (np.load(path / f"{name}.npy") for name in ("bias", "lam", "heldout"))
-        except (OSError, ValueError, EOFError, KeyError, TypeError, BadZipFile) as e:
-            raise InputError(f"there are no datamodels in {path}; run python -m datamodels.regress with the same config") from e
-        if version != FORMAT_VERSION:
-            raise InputError(f"{path} has format version {version}, this program reads version {FORMAT_VERSION}")
+        meta = read_about(path)
+        require(meta, META, path / "meta.json")
+        metrics = read_json(path / "metrics.json")
+        require(metrics, dict, path / "metrics.json")
+        if metrics:  # imported weights have none
+            require(metrics, METRICS, path / "metrics.json")
+        bias = _read(path, "bias", np.float32, None)
+        lam, heldout = _read(path, "lam", np.float64, len(bias)), _read(path, "heldout", np.int64, None)
+        first, last = meta["targets"] if len(meta["targets"]) == 2 else (0, 0)
+        if not 0 <= first < last == first + len(bias):
+            raise InputError(f"{path / 'meta.json'} is damaged: its targets are not those of {len(bias)} weights")
+        weights = (
+            _read_sparse(path / SPARSE, len(bias)) if (path / SPARSE).exists() else open_npy(path / DENSE, (None, len(bias)))
+        )
+        if weights.dtype != np.float32 or not len(weights) or not all(_finite(part) for part in (weights, bias, lam)):
+            raise InputError(f"{path} is damaged: weights, biases and λ must be finite, the weights float32")
         return cls(weights, bias, lam, heldout, metrics, meta)
 
     @property
@@ -79,6 +92,15 @@ class Datamodels:
         column = target - self.targets.start
         return np.asarray(self.weights[:, column]), float(self.bias[column])
 
+    def refuse_other(self, store: Store) -> None:
+        """Raise InputError where these are not datamodels of a store's images, targets and models."""
+        meta, (n, t) = store.meta, (len(self.weights), self.targets.stop)
+        if n != meta.num_train or t > meta.num_targets:
+            have = f"{meta.num_train} images and {meta.num_targets} targets"
+            raise InputError(f"the weights are of {n} images and targets up to {t}; {store.folder} has {have}")
+        if not np.isin(self.heldout, store.done).all():
+            raise InputError(f"the weights tell of held-out models that {store.folder} does not have")
+
     def predict(self, masks: BoolArray) -> npt.NDArray[np.float32]:
         """Margins (m, T) of models trained on `masks`, bool (m, N)."""
         return masks.astype(np.float32) @ self.weights + self.bias
@@ -90,24 +112,83 @@ def save(folder: Path, fit: Fit, meta: dict[str, Any]) -> None:
 
 
 def write(folder: Path, weights: Any, bias: Array, lam: Array, heldout: IndexArray, metrics: Any, meta: Any) -> None:
-    """Write the folder, whole or not at all; one that stands there is replaced. The weights are a sparse matrix (N, T)."""
+    """Write the folder, whole or not at all; one that stands there is replaced. The weights (N, T) are sparse, or an array."""
     with new_folder(folder, replace=True) as temporary:
-        rows, dense_bytes = csr_matrix(weights), 4 * weights.shape[0] * weights.shape[1]
-        if rows.data.nbytes + rows.indices.nbytes + rows.indptr.nbytes < dense_bytes:
-            save_npz(temporary / SPARSE, rows, compressed=False)
+        if isinstance(weights, np.ndarray):
+            save_array(temporary / DENSE, weights)
         else:
-            np.save(temporary / DENSE, weights.toarray())
+            _save_sparse(temporary, csr_matrix(weights))
         for name, array in {"bias": bias, "lam": lam, "heldout": heldout}.items():
-            np.save(temporary / f"{name}.npy", array)
+            save_array(temporary / f"{name}.npy", array)
         write_json(temporary / "metrics.json", metrics)
-        write_json(temporary / "meta.json", meta)
+        seal_folder(temporary, meta)
 
 
-def _read_weights(folder: Path) -> npt.NDArray[np.float32]:
-    if (folder / SPARSE).exists():
-        weights: npt.NDArray[np.float32] = load_npz(folder / SPARSE).toarray()
-        return weights
-    return cast("npt.NDArray[np.float32]", np.load(folder / DENSE, mmap_mode="r"))
+def sparse_bytes(n: int, nonzeros: int, index: Any) -> int:
+    """Bytes of a sparse matrix (CSR) of n rows, float32, with such indices."""
+    return nonzeros * 4 + (nonzeros + n + 1) * int(np.dtype(index).itemsize)
+
+
+def _save_sparse(folder: Path, rows: csr_matrix) -> None:
+    n, t = rows.shape
+    if sparse_bytes(n, rows.nnz, rows.indices.dtype) < 4 * n * t:
+        save_npz(folder / SPARSE, rows, compressed=False)
+    else:
+        save_array(folder / DENSE, rows.toarray())
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """The meta.json of a folder of datamodels, without its checksums, once all of them fit.
+
+    Raises InputError when there are no datamodels, those of another format version, or damaged ones.
+    """
+    file = folder / "meta.json"
+    try:
+        content = read_json(file)
+        require(content, {"format_version": int}, file)
+    except Unreadable as e:
+        why = f": {e}" if not e.missing else ""
+        raise InputError(
+            f"there are no datamodels in {folder}{why}; run python -m datamodels.regress with the same config"
+        ) from e
+    if content["format_version"] != FORMAT_VERSION:
+        version = content["format_version"]
+        raise InputError(f"{folder} has format version {version}, this program reads version {FORMAT_VERSION}")
+    weights = SPARSE if (folder / SPARSE).exists() else DENSE
+    return read_sealed_folder(folder, {*FILES, weights} - {"meta.json"})
+
+
+def _read(folder: Path, name: str, dtype: npt.DTypeLike, size: int | None) -> Array:
+    return read_npy(folder / f"{name}.npy", dtype, (size,))
+
+
+def _read_sparse(file: Path, t: int) -> npt.NDArray[np.float32]:
+    """A CSR matrix (N, T) as SciPy saves it, as an array. SciPy believes its indices; they are checked here before.
+
+    Raises InputError when they are not those of such a matrix, or the array has no room in memory.
+    """
+    parts = read_npz(file, ("data", "format", "indices", "indptr", "shape"))
+    data, indices, starts, shape = (parts[name] for name in ("data", "indices", "indptr", "shape"))
+    n = len(starts) - 1 if starts.ndim == 1 else 0
+    whole = indices.dtype.kind == starts.dtype.kind == shape.dtype.kind == "i" and parts["format"].tolist() == b"csr"
+    fits = whole and n > 0 and shape.tolist() == [n, t] and indices.shape == data.shape == (data.size,)
+    if not fits or starts[0] != 0 or starts[-1] != len(data) or (starts[1:] < starts[:-1]).any():
+        raise Unreadable(file, f"is no sparse matrix (N, {t}) in rows (CSR)")
+    # Within a row columns ascend, so that none comes twice.
+    ascends = indices[1:] > indices[:-1]
+    ascends[starts[(starts > 0) & (starts < len(data))] - 1] = True
+    if len(data) and (indices.min() < 0 or indices.max() >= t or not ascends.all()):
+        raise Unreadable(file, f"has columns that are not among 0 to {t - 1}, or not in order")
+    if 4 * n * t > free_host_memory():
+        raise InputError(f"{file} holds {n} × {t} weights, which take {megabytes(4 * n * t)}, more than is free")
+    weights: npt.NDArray[np.float32] = csr_matrix((data, indices, starts), (n, t)).toarray()
+    return weights
+
+
+def _finite(array: Array) -> bool:
+    """Whether all numbers are finite; a part at a time, since the array may be a large memory map."""
+    step = max(1, 2**22 // max(1, array[:1].size))
+    return all(bool(np.isfinite(array[first : first + step]).all()) for first in range(0, len(array), step))
 
 
 def provenance(store: Store, settings: RegressSettings) -> dict[str, Any]:

@@ -6,27 +6,32 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from datamodels.durable import Lock, read_json
+from datamodels.durable import is_there, only_maker, read_json, tidy
 from datamodels.errors import InputError
 from datamodels.progress import progress, say
 from datamodels.regress.arrays import refuse_contradiction
 from datamodels.regress.exchange import export_pt, import_pt
 from datamodels.regress.path import Fit, fit_datamodels
 from datamodels.regress.prior import covariates_named
-from datamodels.regress.results import DENSE, FILES, SPARSE, Datamodels, provenance, save
+from datamodels.regress.results import DENSE, FILES, SPARSE, Datamodels, provenance, read_about, save
 from datamodels.regress.unfinished import Unfinished
-from datamodels.runs import read_store, stage_folder, stage_seconds
+from datamodels.runs import no_prior_of_own, read_store, stage_folder, stage_seconds
 from datamodels.settings import RegressSettings, Settings
 from datamodels.store import Store
+from datamodels.store.check import refuse_damaged
 from datamodels.store.precision import coarse
 
 
 def regress(settings: Settings, gpu: str | None = None) -> str:
     """Fit the datamodels of a run unless they are there for just these models and settings; say what is there then.
 
-    `gpu` is the number of a GPU, or cpu, see `regress.arrays.computing`.
+    `gpu` is the number of a GPU, or cpu, see `regress.arrays.computing`. Raises InputError where there is no store, or not the
+    prior that is asked for.
     """
     folder, prior = stage_folder(settings, "regress"), stage_folder(settings, "prior")
+    refusal = no_prior_of_own(settings)
+    if refusal is not None:
+        raise InputError(refusal)
     return _regress(read_store(settings), folder, settings.regress, stage_seconds(settings, "regress"), prior, gpu)
 
 
@@ -35,7 +40,7 @@ def regress_store(store: Path, out: Path, settings: RegressSettings, gpu: str | 
 
     Raises InputError when there is no such store, or something else than datamodels stands at `out`.
     """
-    if out.exists():
+    if is_there(out):
         _refuse_anything_but_datamodels(out)
     return _regress(Store(store), out, settings, nullcontext(), None, gpu)
 
@@ -52,7 +57,7 @@ def import_weights(file: Path, out: Path, masks: str | None = None, store: Path 
 
     Raises InputError for another file, when nobody says for which masks its weights are, or when something stands at `out`.
     """
-    if out.exists():
+    if is_there(out):
         _refuse_anything_but_datamodels(out)
     with _alone(out):
         found = import_pt(file, out, masks, None if store is None else Store(store))
@@ -79,8 +84,11 @@ def _regress(
     meta = provenance(store, settings)
     if covariates is not None:
         meta["prior_digest"] = covariates.digest
-    if not _is_made(folder, meta):
+    if _is_made(folder, meta):
+        tidy(folder)
+    else:
         with _alone(folder), timed:
+            refuse_damaged(store)
             unfinished = Unfinished(folder.with_name(f".{folder.name}.unfinished"), meta)
             fit = fit_datamodels(
                 store, settings, lambda unit, total: progress("regress", unit, total), unfinished, covariates, gpu=gpu
@@ -100,14 +108,10 @@ def _regress(
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Raise InputError where another process is at work on the same folder."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = Lock(folder.with_name(f".{folder.name}.lock"))
-    if not lock.take():
-        raise InputError(f"another regression is at work on {folder}")
-    try:
+    with only_maker(folder) as mine:
+        if not mine:
+            raise InputError(f"another regression is at work on {folder}")
         yield
-    finally:
-        lock.release(remove=True)
 
 
 def _say_what_is_constant(fit: Fit) -> None:
@@ -123,6 +127,6 @@ def _say_what_is_constant(fit: Fit) -> None:
 
 def _is_made(folder: Path, meta: object) -> bool:
     try:
-        return bool(read_json(folder / "meta.json") == meta)
-    except (OSError, ValueError):
+        return bool(read_about(folder) == meta)
+    except InputError:
         return False

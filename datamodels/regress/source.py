@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from datamodels.errors import InputError
+from datamodels.reading import whole_number
 from datamodels.regress.arrays import on_device, to_numpy
 from datamodels.store import Store
 from datamodels.subsets import ByteArray, IndexArray
@@ -74,8 +75,9 @@ def targets_named(store: Store, wanted: str) -> tuple[int, int]:
     if wanted == "all":
         return 0, total
     first, colon, last = wanted.partition(":")
-    if not (colon and first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
+    start, stop = whole_number(first), whole_number(last)
+    if not colon or start is None or stop is None:
         raise InputError(f"regress.targets is 'all' or two numbers as in 0:1000, not {wanted!r}")
-    if not int(first) < int(last) <= total:
+    if not start < stop <= total:
         raise InputError(f"regress.targets is {wanted}, but {store.folder} has targets 0:{total}")
-    return int(first), int(last)
+    return start, stop

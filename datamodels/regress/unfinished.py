@@ -5,18 +5,32 @@ chosen-0-256.npz   of a block of targets, each λ and the weights there
 fitted-0-256.npz   its weights from all models, its metrics
 
 Blocks need not be of one size: how many targets fit into memory may change from one time to the next, or on the way.
+Each of them has the SHA-256 of its arrays under `sha256`; one that does not fit them is made again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from datamodels.durable import read_arrays, read_json, write_arrays, write_json
 from datamodels.store.layout import Array
 
 Kept = dict[str, Array]
+SEAL = "sha256"
+
+
+def _seal_of(arrays: Kept) -> str:
+    """SHA-256 of arrays with their names, types and shapes."""
+    whole = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        whole.update(repr((name, array.dtype.str, array.shape)).encode())
+        whole.update(np.ascontiguousarray(array).tobytes())
+    return whole.hexdigest()
 
 
 class Unfinished:
@@ -37,7 +51,9 @@ class Unfinished:
 
     def recall(self, name: str) -> Kept | None:
         """What was kept under a name, or None."""
-        return None if self.folder is None else read_arrays(self.folder / f"{name}.npz")
+        kept = None if self.folder is None else read_arrays(self.folder / f"{name}.npz")
+        sealed = kept is not None and str(kept.pop(SEAL, None)) == _seal_of(kept)
+        return kept if sealed else None
 
     def keep(self, name: str, arrays: Kept) -> None:
         """Keep arrays under a name, wholly or not at all."""
@@ -46,7 +62,10 @@ class Unfinished:
         if not self.folder.exists():
             self.folder.mkdir(parents=True)
             write_json(self.folder / "meta.json", self.meta)
-        write_arrays(self.folder / f"{name}.npz", arrays)
+        file = self.folder / f"{name}.npz"
+        if file.is_dir():
+            shutil.rmtree(file)
+        write_arrays(file, {**arrays, SEAL: np.array(_seal_of(arrays))})
 
     def forget(self) -> None:
         """Throw everything away."""

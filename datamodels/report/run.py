@@ -16,9 +16,10 @@ import yaml
 
 from datamodels import __version__
 from datamodels.data import Dataset
-from datamodels.durable import new_folder, read_arrays, read_json, write_json
+from datamodels.durable import new_folder, only_maker, read_arrays, read_json, tidy, write_json
 from datamodels.errors import InputError
 from datamodels.machine import describe_machine
+from datamodels.reading import Unreadable, require
 from datamodels.regress import Datamodels
 from datamodels.report.figures import (
     METHODS,
@@ -34,7 +35,8 @@ from datamodels.runs import read_seconds, read_store, stage_folder
 from datamodels.settings import Settings
 from datamodels.store import Store
 from datamodels.verify.methods import DATAMODEL
-from datamodels.verify.run import FORMAT_VERSION, FRESH, SUPPORT, drop_correlations, median_size
+from datamodels.verify.record import SUPPORT, read_verified
+from datamodels.verify.run import FRESH, drop_correlations, median_size
 
 Record = dict[str, Any]
 
@@ -46,11 +48,24 @@ def report(settings: Settings, data: Dataset) -> str:
     """
     start = time.monotonic()
     store, models = read_store(settings), Datamodels.load(stage_folder(settings, "regress"))
-    verified = _read_verified(settings, models, store)
+    verified = _read_verified(settings, models, store, len(data.class_names))
+    models.refuse_other(store)
     folder, made_from = stage_folder(settings, "report"), _made_from(verified, models)
+    already = f"report: already in {folder / 'index.html'}"
     if _is_made(folder, made_from):
-        return f"report: already in {folder / 'index.html'}"
-    with new_folder(folder, replace=True) as temporary:
+        tidy(folder)
+        return already
+    with only_maker(folder, f"report: waiting for another process that is making {folder}"):
+        if _is_made(folder, made_from):
+            return already
+        _make(settings, data, store, models, verified, made_from, start)
+    return f"report: {folder / 'index.html'}"
+
+
+def _make(
+    settings: Settings, data: Dataset, store: Store, models: Datamodels, verified: Record, made_from: Any, start: float
+) -> None:
+    with new_folder(stage_folder(settings, "report"), replace=True) as temporary:
         pictures = _pictures(store, models, verified, data, stage_folder(settings, "verify") / FRESH)
         for name, picture in pictures.items():
             (temporary / f"{name}.png").write_bytes(picture.png)
@@ -65,7 +80,6 @@ def report(settings: Settings, data: Dataset) -> str:
         page = _page(settings, data, verified, summary, pictures)
         (temporary / "index.html").write_text(page, encoding="utf-8")
         write_json(temporary / "summary.json", summary)
-    return f"report: {folder / 'index.html'}"
 
 
 def summarise(store: Store, models: Datamodels, verified: Record) -> Record:
@@ -128,17 +142,14 @@ def _summarise_rule(verdicts: list[Record]) -> Record:
     }
 
 
-def _read_verified(settings: Settings, models: Datamodels, store: Store) -> Record:
+def _read_verified(settings: Settings, models: Datamodels, store: Store, classes: int) -> Record:
     path = stage_folder(settings, "verify") / "verify.json"
     try:
-        verified: Record = read_json(path)
-        digest, version = verified["store_digest"], verified["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"there is no {path}; run python -m datamodels.verify --targets file.txt with the same config") from e
-    if version != FORMAT_VERSION:
-        raise InputError(
-            f"{path} has format version {version}, this program reads {FORMAT_VERSION}; run datamodels.verify again"
-        )
+        verified = read_verified(path, store.meta.num_train, store.meta.num_targets, classes)
+    except Unreadable as e:
+        what = f"there is no {path}" if e.missing else str(e)
+        raise InputError(f"{what}; run python -m datamodels.verify --targets file.txt with the same config") from e
+    digest = verified["store_digest"]
     if not digest == models.meta["store_digest"] == store.digest():
         raise InputError(
             f"{path}, the weights and the store are not of one state; run datamodels.regress and datamodels.verify again"
@@ -153,9 +164,11 @@ def _made_from(verified: Record, models: Datamodels) -> str:
 
 def _is_made(folder: Path, made_from: str) -> bool:
     try:
-        return bool(read_json(folder / "summary.json")["made_from"] == made_from)
-    except (OSError, ValueError, KeyError, TypeError):
+        summary = read_json(folder / "summary.json")
+        require(summary, {"made_from": str}, folder / "summary.json")
+    except Unreadable:
         return False
+    return bool(summary["made_from"] == made_from)
 
 
 def _by_rule(verified: Record) -> dict[str, list[Record]]:
@@ -191,7 +204,7 @@ def _pictures(store: Store, models: Datamodels, verified: Record, data: Dataset,
     if verified["counterfactuals"]:
         pictures["drops"] = drops_figure(verified["counterfactuals"], drop_correlations(verified))
     kept = read_arrays(fresh) if verified["fresh"] else None
-    if kept is not None:
+    if kept is not None and _is_of_subsets(kept, verified["fresh"]["subsets"]):
         pictures["fresh"] = fresh_figure(kept["predicted"], kept["halves"].mean(0), verified["fresh"])
     probes = {search["target"]: search["probes"] for search in searches.get(DATAMODEL, [])}
     for rule, verdicts in _by_rule(verified).items():
@@ -200,6 +213,15 @@ def _pictures(store: Store, models: Datamodels, verified: Record, data: Dataset,
         if tried:
             pictures[f"verified-{rule}"] = verified_figure(tried, f"Removed: {_title(rule)}")
     return pictures
+
+
+def _is_of_subsets(kept: dict[str, Any], subsets: int) -> bool:
+    """Whether arrays are predictions (m, T) and the two halves (2, m, T) of what m subsets say."""
+    if kept.keys() != {"predicted", "halves"} or kept["predicted"].ndim != 2:
+        return False
+    shape = kept["predicted"].shape
+    numbers = all(array.dtype.kind == "f" and np.isfinite(array).all() for array in kept.values())
+    return numbers and len(kept["predicted"]) == subsets and kept["halves"].shape == (2, *shape)
 
 
 def _page(settings: Settings, data: Dataset, verified: Record, summary: Record, pictures: dict[str, Picture]) -> str:

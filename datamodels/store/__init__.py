@@ -2,7 +2,7 @@
 
 from datamodels.store.layout import ArraySpec, Meta, create, read_meta
 from datamodels.store.reader import Store
-from datamodels.store.writer import Rows, Writer, claim, deliver, grow, hand_over, merge_if_free
+from datamodels.store.writer import Rows, Writer, claim, deliver, delivered, forget_claims, grow, hand_over, merge_if_free
 
 __all__ = [
     "ArraySpec",
@@ -13,6 +13,8 @@ __all__ = [
     "claim",
     "create",
     "deliver",
+    "delivered",
+    "forget_claims",
     "grow",
     "hand_over",
     "merge_if_free",

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from datamodels.errors import run_command
+from datamodels.errors import run_command, shown
 from datamodels.progress import say
 from datamodels.settings import argument_parser
 from datamodels.store.check import check, repair
@@ -45,9 +45,11 @@ def _info(args: argparse.Namespace) -> int:
     if inbox:
         print(f"{inbox} files in the inbox, to be merged by the next worker")
     for i, why in sorted(store.failures.items()):
-        print(f"model {i} was given up: {why}")
+        print(f"model {i} was given up: {shown(why)}")
     print(f"digest {store.digest()}")
-    print(f"provenance {json.dumps(meta.provenance, indent=2, ensure_ascii=False)}")
+    print(
+        "provenance", "\n".join(shown(line) for line in json.dumps(meta.provenance, indent=2, ensure_ascii=False).splitlines())
+    )
     return 0
 
 

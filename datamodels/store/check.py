@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodels.errors import InputError
 from datamodels.progress import progress
+from datamodels.reading import Between, require
 from datamodels.store.layout import DONE, FAILED, MISSING, Array, checksums
 from datamodels.store.reader import Store
 from datamodels.store.writer import Writer
@@ -41,6 +43,15 @@ def check(folder: Path) -> list[Fault]:
             faults.extend(_faults(store, ids))
             advance(len(ids))
     return faults
+
+
+def refuse_damaged(store: Store) -> None:
+    """Raise InputError when a finished row does not have its checksum: nothing is to be learnt from it."""
+    for ids in chunks(store):
+        bad = store.damaged(np.intersect1d(ids, store.done, assume_unique=True))
+        if bad:
+            told = f"row {bad[0]} of {store.folder} is damaged: it does not have its checksum"
+            raise InputError(f"{told}; python -m datamodels.store check --repair {store.folder} has such rows trained again")
 
 
 def repair(folder: Path) -> list[Fault]:
@@ -89,8 +100,11 @@ def _faults(store: Store, ids: IndexArray) -> list[Fault]:
 def _as_drawn(store: Store, ids: IndexArray, masks: Array, which: BoolArray) -> BoolArray:
     """Where the mask is that of the store's seed; True where the store was not drawn from one."""
     result = np.ones(len(ids), bool)
-    drawn = store.meta.provenance.get("store", {})
-    if which.any() and {"seed", "alpha"} <= drawn.keys():
+    drawn = store.meta.provenance.get("store")
+    if drawn is not None:
+        require(drawn, {}, store.folder / "meta.json")
+    if which.any() and drawn and {"seed", "alpha"} <= drawn.keys():
+        require(drawn, {"seed": Between(0, 2**63 - 1), "alpha": float}, store.folder / "meta.json")
         expected = draw_masks(drawn["seed"], ids[which].tolist(), store.meta.num_train, drawn["alpha"])
         result[which] = (pack(expected) == masks[which]).all(1)
     return result

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import hashlib
-import json
 import math
+import os
 import re
 import zlib
 from collections.abc import Mapping
@@ -17,8 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from datamodels.durable import InPlace, new_folder, read_json, write_json
+from datamodels.durable import InPlace, is_there, new_folder
 from datamodels.errors import InputError
+from datamodels.reading import Between, Each, Unreadable, open_file, read_json, require, whole_number
+from datamodels.seals import read_sealed, unsealed, write_sealed
 
 FORMAT = "datamodels-store"
 FORMAT_VERSION = 1
@@ -26,8 +27,20 @@ FORMAT_VERSION = 1
 # The marks in done.npy.
 MISSING, DONE, FAILED = 0, 1, 2
 FAILURES = "failures.json"
-SEAL = "sha256"
+MARGIN_TYPES = ("float16", "float32")
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
+NAME = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
+"""Names of arrays: they become names of files."""
+RESERVED = ("masks", "checksums", "done")
+MOST_MODELS, MOST_EXAMPLES, MOST_DIMENSIONS, MOST_ROW_BYTES = 2**31, 2**31, 16, 2**31
+COUNT = Between(1, MOST_EXAMPLES)
+META = {
+    "num_models": Between(0, MOST_MODELS),
+    "num_train": COUNT,
+    "num_targets": COUNT,
+    "arrays": Each({"dtype": str, "shape": [COUNT]}),
+    "provenance": dict,
+}
 ROW_DIGITS = 20  # a header has room for so large a number of rows, and can be written again when the store grows
 
 Array = npt.NDArray[Any]
@@ -81,17 +94,18 @@ class Meta:
 
 
 def create(folder: Path, meta: Meta) -> None:
-    """Make an empty store, whole or not at all. Raises InputError when something is there already."""
+    """Make an empty store, whole or not at all. Raises InputError when something is there already.
+
+    To be called by the `only_maker` of the folder, where others may be at the same.
+    """
     refusal = f"{folder} exists already; a store is never created over something"
-    if folder.exists():
+    if is_there(folder):
         raise InputError(refusal)
     try:
         with new_folder(folder) as temporary:
             create_in(temporary, meta)
-    except FileExistsError as e:  # another process was faster
-        raise InputError(refusal) from e
     except OSError as e:
-        if e.errno == errno.ENOTEMPTY:
+        if e.errno in (errno.EEXIST, errno.ENOTEMPTY):  # another process was faster
             raise InputError(refusal) from e
         raise
 
@@ -128,44 +142,53 @@ def read_meta(folder: Path) -> Meta:
     file = folder / "meta.json"
     try:
         content = read_json(file)
-        is_store = content["format"] == FORMAT
-        version = content["format_version"] if is_store else None
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"there is no store in {folder}") from e
-    if not is_store:
+        require(content, {"format": str}, file)
+    except Unreadable as e:
+        raise InputError(f"there is no store in {folder}" + f": {e}" * (not e.missing)) from e
+    if content["format"] != FORMAT:
         raise InputError(f"{folder} holds {content['format']!r}, not a store")
-    if version != FORMAT_VERSION:
-        raise InputError(f"{folder} has store format {version}, this program reads {FORMAT_VERSION}")
-    content = read_sealed(file)
+    version = content.get("format_version")
+    if version != FORMAT_VERSION or version is True:
+        raise InputError(f"{folder} has store format {version!r}, this program reads {FORMAT_VERSION}")
+    content = unsealed(content, file)
+    require(content, META, file)
+    for name, spec in content["arrays"].items():
+        _check_array(name, spec, content["num_targets"], file)
+    arrays = {name: ArraySpec(spec["dtype"], tuple(spec["shape"])) for name, spec in content["arrays"].items()}
+    if "margins" not in arrays:
+        raise InputError(f"{file} is damaged: the store has no margins")
+    return Meta(content["num_models"], content["num_train"], content["num_targets"], arrays, content["provenance"])
+
+
+def _check_array(name: str, spec: Mapping[str, Any], targets: int, file: Path) -> None:
+    """Raise InputError unless a file may be made of that name, for rows of a plain type and a sensible size."""
+    if not NAME.fullmatch(name) or name in RESERVED:
+        raise InputError(f"{file} is damaged: {name!r} cannot be the name of an array")
     try:
-        arrays = {name: ArraySpec(spec["dtype"], tuple(spec["shape"])) for name, spec in content["arrays"].items()}
-        sizes = (content["num_models"], content["num_train"], content["num_targets"])
-        return Meta(*sizes, arrays, content["provenance"])
-    except (KeyError, TypeError, AttributeError) as e:
-        raise InputError(f"{file} is damaged: {type(e).__name__} {e}") from e
-
-
-def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON with a checksum of itself, whole or not at all."""
-    write_json(path, {**content, SEAL: _seal(content)})
-
-
-def read_sealed(path: Path) -> dict[str, Any]:
-    """Read JSON with a checksum of itself. Raises InputError when it is missing or not what was written."""
-    try:
-        content = dict(read_json(path))
-        seal = content.pop(SEAL)
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"{path} is missing or damaged: {type(e).__name__} {e}") from e
-    if seal != _seal(content):
-        raise InputError(f"{path} is damaged: it does not have its checksum")
-    return content
+        dtype = np.dtype(spec["dtype"])
+    except (TypeError, ValueError, SyntaxError):  # SyntaxError: NumPy parses some of them
+        dtype = np.dtype(object)
+    if dtype.kind not in "biuf" or dtype.name != spec["dtype"]:
+        raise InputError(f"{file} is damaged: {spec['dtype']!r} is not the type of an array's numbers")
+    shape = spec["shape"]
+    if len(shape) > MOST_DIMENSIONS or math.prod(shape) * dtype.itemsize > MOST_ROW_BYTES:
+        raise InputError(f"{file} is damaged: rows of {name} would have shape {tuple(shape[:MOST_DIMENSIONS])}")
+    if name == "margins" and (shape != [targets] or spec["dtype"] not in MARGIN_TYPES):
+        raise InputError(
+            f"{file} is damaged: the margins of {targets} targets cannot be {spec['dtype']} of shape {tuple(shape)}"
+        )
 
 
 def read_failures(folder: Path) -> dict[str, str]:
     """The reasons for which models were given up, by id. Raises InputError when the file is damaged."""
     file = folder / FAILURES
-    return read_sealed(file) if file.exists() else {}
+    if not os.path.lexists(file):
+        return {}
+    found = read_sealed(file)
+    require(found, Each(str), file)
+    if not all(i == str(whole_number(i)) for i in found):
+        raise InputError(f"{file} is damaged: its keys are not all numbers of models")
+    return found
 
 
 def open_array(folder: Path, name: str, meta: Meta) -> Array:
@@ -174,12 +197,9 @@ def open_array(folder: Path, name: str, meta: Meta) -> Array:
     Raises InputError when the file is missing, cut short, or of another type or shape than meta.json says.
     """
     path, spec = folder / f"{name}.npy", meta.files[name]
-    try:
-        with path.open("rb") as file:
-            header = file.read(len(spec.header(0)))
-        size = path.stat().st_size
-    except OSError as e:
-        raise InputError(f"{path} is missing: {e.strerror}") from e
+    with open_file(path) as file:
+        header = file.read(len(spec.header(0)))
+        size = os.fstat(file.fileno()).st_size
     found = re.search(rb"'shape': \((\d{1,18}),", header)
     rows = int(found[1]) if found else 0
     if header != spec.header(rows) or rows < meta.num_models:
@@ -198,9 +218,3 @@ def checksums(masks: Array, arrays: Mapping[str, Array], meta: Meta) -> npt.NDAr
         rows = np.ascontiguousarray(part).reshape(len(part), math.prod(part.shape[1:])).view(np.uint8)
         values = [zlib.crc32(row.data, value) for row, value in zip(rows, values, strict=True)]
     return np.array(values, np.uint32)
-
-
-def _seal(content: Mapping[str, Any]) -> str:
-    """SHA-256 of JSON content, however it is laid out: keys in order, no white space."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()

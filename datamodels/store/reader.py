@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from datamodels.errors import InputError
 from datamodels.store.layout import DONE, FAILED, MISSING, Array, Meta, checksums, open_array, read_failures, read_meta
 from datamodels.subsets import BoolArray, ByteArray, IndexArray, unpack
 
@@ -54,6 +55,8 @@ class Store:
         items = math.prod(spec.shape)
         offset = len(spec.header(0)) + first * spec.row_bytes
         flat = np.fromfile(self.folder / f"{name}.npy", dtype, count * items, offset=offset)
+        if len(flat) < count * items:
+            raise InputError(f"{self.folder / name}.npy has been cut short since it was opened")
         return flat.reshape(count, *spec.shape)
 
     def packed(self, ids: npt.ArrayLike) -> ByteArray:

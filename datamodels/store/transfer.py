@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tokenize import TokenError
 
 import numpy as np
 
-from datamodels.durable import InPlace, new_folder, write_json
-from datamodels.errors import InputError
+from datamodels.durable import InPlace, is_there, new_folder, only_maker, write_json
+from datamodels.errors import InputError, shown
 from datamodels.progress import progress
+from datamodels.reading import open_npy
 from datamodels.store.check import chunks
 from datamodels.store.incoming import Scan, known_rows
 from datamodels.store.layout import Array, ArraySpec, Meta, create_in, lay_out
@@ -38,12 +38,13 @@ def import_arrays(masks_file: Path, margins_file: Path, folder: Path, done: str 
     if len(masks) != len(margins):
         turned = "; are the masks transposed?" if masks.shape[1] == len(margins) else ""
         raise InputError(f"{masks_file} has {len(masks)} rows and {margins_file} {len(margins)}{turned}")
-    if folder.exists():
+    if is_there(folder):
         raise InputError(f"{folder} exists already; a store is never created over something")
     known = known_rows(done, masks_file, margins_file, len(masks))
     specs = {"margins": ArraySpec(MARGIN_TYPES[margins.dtype.name], margins.shape[1:])}
-    provenance = {"imported": {"masks": masks_file.name, "margins": margins_file.name, "done": known.by}}
-    with new_folder(folder) as temporary:
+    provenance = {"imported": {"masks": shown(masks_file.name), "margins": shown(margins_file.name), "done": known.by}}
+    with only_maker(folder) as mine, new_folder(folder) as temporary:
+        _refuse_others(mine, folder)
         create_in(temporary, Meta(len(masks), masks.shape[1], margins.shape[1], specs, provenance))
         scan, lots = Scan(known), list(chunks(Store(temporary)))
         with Writer(temporary) as writer, progress("import", "rows", 2 * len(masks)) as advance:
@@ -67,10 +68,11 @@ def export_arrays(folder: Path, out: Path) -> None:
     InputError when the store is none, or something stands where the folder should be.
     """
     store = Store(folder)
-    if out.exists():
+    if is_there(out):
         raise InputError(f"{out} exists already; nothing is written over it")
     specs = {"masks": ArraySpec("bool", (store.meta.num_train,)), "ids": ArraySpec("int64", ()), **store.meta.arrays}
-    with new_folder(out) as temporary, progress("export", "rows", len(store.done)) as advance:
+    with only_maker(out) as mine, new_folder(out) as temporary, progress("export", "rows", len(store.done)) as advance:
+        _refuse_others(mine, out)
         files = {name: InPlace(temporary / f"{name}.npy", new=True) for name in specs}
         try:
             for name, file in files.items():
@@ -89,11 +91,13 @@ def export_arrays(folder: Path, out: Path) -> None:
         write_json(temporary / "meta.json", {"store_digest": store.digest(), "provenance": store.meta.provenance})
 
 
+def _refuse_others(mine: bool, folder: Path) -> None:
+    if not mine:
+        raise InputError(f"another process is making {folder}")
+
+
 def _open(file: Path) -> Array:
-    try:
-        array: Array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as e:
-        raise InputError(f"{file} is no .npy file that can be read: {e}") from e
+    array = open_npy(file)
     if array.ndim != 2 or 0 in array.shape:
         raise InputError(f"{file} has shape {array.shape}, and must have two dimensions, none of them empty")
     return array

@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 import io
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from datamodels.durable import InPlace, Lock, read_json, remove_file, sync_folder, write_file, write_json
 from datamodels.errors import InputError
+from datamodels.progress import say
+from datamodels.reading import Each, Unreadable, read_npz, require, whole_number
+from datamodels.seals import write_sealed
 from datamodels.store.layout import (
     DONE,
     FAILED,
@@ -31,12 +36,14 @@ from datamodels.store.layout import (
     read_failures,
     read_meta,
     write_meta,
-    write_sealed,
 )
 from datamodels.store.precision import BeyondError, rounded
 from datamodels.subsets import BoolArray, ByteArray, IndexArray, pack
 
 Failures = Mapping[int, str]
+T = TypeVar("T")
+REFUSED = "refused"
+"""Folder of the inbox for files that cannot be taken in."""
 # Rows that are merged with one round of syncs.
 MERGE_BYTES = 64 * 2**20
 
@@ -81,9 +88,20 @@ class Rows:
 
     @classmethod
     def read(cls, path: Path, meta: Meta) -> Rows:
-        """The rows of an .npz file."""
-        with np.load(path, allow_pickle=False) as content:
-            return cls(content["ids"], content["masks"], {name: content[name] for name in meta.arrays})
+        """The rows of an .npz file. Raises Unreadable when they are not such as this store has, for models that it has."""
+        content = read_npz(path, ["ids", "masks", *meta.arrays])
+        ids, k = content["ids"], len(content["ids"]) if content["ids"].ndim else 0
+        specs = {"ids": ArraySpec("int64", ()), "masks": ArraySpec("uint8", (meta.mask_bytes,)), **meta.arrays}
+        for name, spec in specs.items():
+            found = content[name]
+            if found.dtype != _little(spec.dtype) or found.shape != (k, *spec.shape):
+                wanted = f"{spec.dtype} of shape {(k, *spec.shape)}"
+                raise Unreadable(path, f"has {name} of {found.dtype} and shape {found.shape}, not {wanted}")
+        if not k or (np.diff(ids) <= 0).any() or ids[0] < 0 or ids[-1] >= meta.num_models:
+            raise Unreadable(path, f"does not hold rows of models from 0 to {meta.num_models - 1} in ascending order")
+        if meta.num_train % 8 and (content["masks"][:, -1] >> meta.num_train % 8).any():
+            raise Unreadable(path, f"has masks with more than {meta.num_train} images")
+        return cls(ids, content["masks"], {name: content[name] for name in meta.arrays})
 
     def missing_in(self, marks: Array) -> Rows:
         """Those of the rows that are neither done nor given up."""
@@ -97,8 +115,52 @@ class Rows:
 
 def claim(folder: Path, block: int) -> Lock | None:
     """The lock on one block of models, or None where another worker has it. To be released with `remove`."""
-    lock = Lock(folder / "claims" / f"block-{block:08d}")
-    return lock if lock.take() else None
+    claims = folder / "claims"
+    lock = Lock(claims / f"block-{block:08d}")
+    try:
+        taken = lock.take()
+    except FileNotFoundError:
+        _made_again(claims)
+        taken = lock.take()
+    return lock if taken else None
+
+
+def forget_claims(folder: Path) -> None:
+    """Remove the claims of workers that are gone."""
+    for file in (folder / "claims").glob("block-*"):
+        lock = Lock(file)
+        if lock.take():
+            lock.release(remove=True)
+
+
+def delivered(folder: Path, ids: range) -> IndexArray:
+    """Those of a block's models that lie in the inbox, done or given up, and are not to be trained again.
+
+    To be asked before the marks in done.npy: a file leaves the inbox after its rows are marked. Only files that begin within
+    the block are looked at, as those of every worker with the same blocks do.
+    """
+    found: list[int] = []
+    for file in _made_again(folder / "inbox").glob("[0-9]*"):
+        number = file.name.partition("-")[0]
+        if number.isdigit() and int(number) in ids:
+            # One that has been taken in meanwhile is in the marks, and a damaged one is nothing.
+            with suppress(OSError, ValueError, KeyError, AttributeError, EOFError, BadZipFile):
+                found.extend(_ids_in(file))
+    return np.array(found, np.int64)
+
+
+def _ids_in(file: Path) -> list[int]:
+    if file.suffix == ".json":
+        return [int(i) for i in read_json(file)]
+    with np.load(file, allow_pickle=False) as content:
+        ids: list[int] = content["ids"].tolist()
+        return ids
+
+
+def _made_again(folder: Path) -> Path:
+    """One of the store's own folders, made where it is not there: an empty one is lost by some tools that copy."""
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def deliver(
@@ -124,11 +186,12 @@ def hand_over(
 ) -> None:
     """Put finished rows into the store's inbox, as `deliver` does where another process is writing."""
     rows = Rows.of(read_meta(folder), ids, masks, arrays)
+    inbox = _made_again(folder / "inbox")
     if len(rows.ids):
-        write_file(folder / "inbox" / f"{rows.ids[0]:010d}-{uuid.uuid4().hex}.npz", rows.to_bytes())
+        write_file(inbox / f"{rows.ids[0]:010d}-{uuid.uuid4().hex}.npz", rows.to_bytes())
     if failures:
         name = f"{min(failures):010d}-{uuid.uuid4().hex}.json"
-        write_json(folder / "inbox" / name, {str(i): why for i, why in failures.items()})
+        write_json(inbox / name, {str(i): why for i, why in failures.items()})
 
 
 class Writer:
@@ -187,26 +250,52 @@ class Writer:
     def merge(self) -> int:
         """Take every file of the inbox into the arrays; the number of rows taken. Merging a file twice is harmless."""
         taken, lot, size = 0, list[Path](), 0
-        for file in sorted((self.folder / "inbox").glob("[0-9]*.npz")):
+        inbox = _made_again(self.folder / "inbox")
+        for file in sorted(inbox.glob("[0-9]*.npz")):
             lot.append(file)
-            size += file.stat().st_size
+            size += file.lstat().st_size
             if size >= MERGE_BYTES:
                 taken += self._merge_lot(lot)
                 lot, size = [], 0
         taken += self._merge_lot(lot)
-        for file in sorted((self.folder / "inbox").glob("[0-9]*.json")):
-            taken += self.give_up({int(i): why for i, why in read_json(file).items()})
-            remove_file(file)
+        for file in sorted(inbox.glob("[0-9]*.json")):
+            failures = self._readable(file, self._failures_in)
+            if failures is not None:
+                taken += self.give_up(failures)
+                remove_file(file)
         return taken
 
     def _merge_lot(self, files: list[Path]) -> int:
-        if not files:
+        found = {file: self._readable(file, lambda file: Rows.read(file, self.meta)) for file in files}
+        lots = {file: rows for file, rows in found.items() if rows is not None}
+        if not lots:
             return 0
-        taken = self.append(Rows.joined([Rows.read(file, self.meta) for file in files]))
-        for file in files:
+        taken = self.append(Rows.joined(list(lots.values())))
+        for file in lots:
             remove_file(file)
         sync_folder(self.folder / "inbox")
         return taken
+
+    def _readable(self, file: Path, read: Callable[[Path], T]) -> T | None:
+        """What a file of the inbox holds; None for one that cannot be used, which is set aside, and said so."""
+        try:
+            return read(file)
+        except Unreadable as e:
+            refused = file.parent / REFUSED
+            refused.mkdir(exist_ok=True)
+            file.rename(refused / file.name)
+            say(f"store: {e}; it is set aside in {refused}, and its models are trained again")
+            return None
+
+    def _failures_in(self, file: Path) -> Failures:
+        """Why models were given up, by id. Raises Unreadable when the file does not say so of models of this store."""
+        content = read_json(file)
+        require(content, Each(str), file)
+        failures = {whole_number(i): why for i, why in content.items()}
+        ids = [i for i in failures if i is not None and i < self.meta.num_models]
+        if len(ids) < len(content):
+            raise Unreadable(file, f"gives reasons for other models than 0 to {self.meta.num_models - 1}")
+        return {i: failures[i] for i in ids}
 
     def _write(self, name: str, rows: Array, ids: IndexArray) -> None:
         """Write rows of one of the store's arrays, ids ascending, and sync it."""

@@ -26,7 +26,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from datamodels.errors import InputError
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray
-from datamodels.training.devices import made_current
 from datamodels.training.draws import Key
 from datamodels.training.models import Trainer
 from datamodels.training.resnet9 import BatchNormStatistics, ResNet9
@@ -80,12 +79,13 @@ def attribute(trainer: Trainer, method: str, masks: BoolArray, keys: Sequence[Ke
     Raises InputError where dattri is not installed.
     """
     require_dattri()
-    with made_current(trainer.device):
+    with trainer.at_work():
         found = checkpoints(trainer, masks, keys, CHECKPOINTS if method == TRACIN else 1)
-    images, device = trainer.images, str(trainer.device)
-    of_train = DataLoader(TensorDataset(images.train, images.labels), BATCH)
+    images, device, dtype = trainer.images, str(trainer.device), found[0].parameters.dtype
+    # In the parameters' format whatever the activations' was in training: batch norm under vmap does not take two.
+    of_train = DataLoader(TensorDataset(images.train.to(dtype), images.labels), BATCH)
     which = torch.as_tensor(targets, device=trainer.device)
-    of_targets = DataLoader(TensorDataset(images.test[which], images.test_labels[which]), BATCH)
+    of_targets = DataLoader(TensorDataset(images.test[which].to(dtype), images.test_labels[which]), BATCH)
     module = _Module(trainer.network, found[0])
 
     def logits(parameters: dict[str, Tensor], data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -18,22 +18,26 @@ class Images:
     """A run's images and labels, resident on one device.
 
     Images are normalised by the mean and standard deviation of each channel over S; a pixel outside an image is then 0, the
-    channel's mean. `pixels` (N·padded area, C) are those of S with a margin of `padding` pixels around each image.
+    channel's mean. `pixels` (N·padded area, C) are those of S with a margin of `padding` pixels around each image. With
+    `channels` there are so many, C, of which those beyond the images' own are 0.
     """
 
-    def __init__(self, data: Dataset, padding: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, data: Dataset, padding: int, device: torch.device, dtype: torch.dtype, channels: int | None = None
+    ) -> None:
         self.n, self.height, self.width, self.channels = data.train.images.shape
         pixels = data.train.images.to(torch.float64)
         mean, std = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2), correction=0)
 
         def normalised(images: Tensor) -> Tensor:
-            return ((images.to(torch.float64) - mean) / std).to(dtype).to(device)
+            found = ((images.to(torch.float64) - mean) / std).to(dtype)
+            return F.pad(found, (0, 0 if channels is None else channels - found.shape[-1])).to(device)
 
         padded = F.pad(normalised(data.train.images), (0, 0, padding, padding, padding, padding))
         self.padded_width = self.width + 2 * padding
         self.padded_area = self.padded_width * (self.height + 2 * padding)
         self.train = padded[:, padding : padding + self.height, padding : padding + self.width].permute(0, 3, 1, 2)
-        self.pixels = padded.reshape(-1, self.channels).contiguous()
+        self.pixels = padded.reshape(-1, padded.shape[-1]).contiguous()
         self.labels = data.train.labels.to(device)
         self.test = normalised(data.test.images).permute(0, 3, 1, 2)
         self.test_labels = data.test.labels.to(device)

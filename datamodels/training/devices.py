@@ -6,65 +6,86 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import TypeVar
 
 import torch
 
 from datamodels.errors import InputError
-from datamodels.machine import cores, free_host_memory
+from datamodels.machine import cores
 
 Item = TypeVar("Item")
 
 # More streams hold more activations in memory; a ResNet-9 of the paper's width nearly fills a GPU by itself.
 STREAMS = 4
+GROUPS_IN_HAND = 2
+"""On a GPU: while one group trains, the batches of the next are drawn and the rows of the last are written."""
 
 
-def device_named(gpu: str) -> torch.device:
-    """The device for `--gpu`: 'cpu', or the number of a GPU.
+def device_named(gpu: str | None) -> torch.device:
+    """The device for `--gpu`: 'cpu', or the number of a GPU; without it GPU 0 where PyTorch finds one, else the processor.
 
     Raises InputError when there is no such GPU here.
     """
+    if gpu is None:
+        gpu = "0" if torch.cuda.is_available() else "cpu"
     if gpu == "cpu":
         return torch.device("cpu")
-    if not gpu.isdigit():
-        raise InputError(f"--gpu must be cpu or the number of a GPU, not {gpu!r}")
+    number = gpu_number(gpu)
     if not torch.cuda.is_available():
         raise InputError(f"PyTorch finds no GPU here, so GPU {gpu} cannot be used; GPU=cpu trains on the processor")
-    if int(gpu) >= torch.cuda.device_count():
+    if number >= torch.cuda.device_count():
         raise InputError(f"there is no GPU {gpu} here: PyTorch finds {torch.cuda.device_count()}")
     # The same bits from the same block, every time. cuBLAS reads the variable when it is first used.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.deterministic = True
-    return torch.device("cuda", int(gpu))
+    # float32 is meant where it is asked for: cuDNN would convolve in TF32, with 10 bits of precision.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device("cuda", number)
 
 
-def default_gpu() -> str:
-    """GPU 0 where PyTorch finds one, the processor otherwise."""
-    return "0" if torch.cuda.is_available() else "cpu"
+def gpu_number(gpu: str) -> int:
+    """The number that `--gpu` gives. Raises InputError for anything else than a small whole number."""
+    if not (gpu.isascii() and gpu.isdigit() and len(gpu) < 4):
+        raise InputError(f"--gpu must be cpu or the number of a GPU, not {gpu!r}")
+    return int(gpu)
+
+
+def on_gpu(device: torch.device) -> bool:
+    """Whether a device is a GPU, with streams, graphs and a memory of its own."""
+    return device.type == "cuda"
+
+
+def require_bfloat16(device: torch.device) -> None:
+    """Raise InputError where a GPU does not compute in bfloat16 by itself; emulated it would crawl."""
+    if on_gpu(device) and torch.cuda.get_device_capability(device) < (8, 0):
+        name = describe_device(device)
+        raise InputError(f"training.precision is bfloat16, which {name} does not have; set --training.precision float32")
 
 
 def describe_device(device: torch.device) -> str:
     """The device's name, for figures."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return torch.cuda.get_device_name(device) if on_gpu(device) else "cpu"
 
 
 def groups_at_once(device: torch.device) -> int:
-    """How many groups of models run side by side: one for each core of a processor, one on a GPU.
+    """How many groups of models train side by side: one for each core of a processor, one on a GPU.
 
     A group on a core of its own, with no threads inside its operations, beats one group over all cores: the operations of
     small networks are too short to share. It also makes a group's result independent of the number of cores.
     """
-    return cores() if device.type == "cpu" else 1
+    return 1 if on_gpu(device) else cores()
 
 
 def for_each_group(items: Iterable[Item], work: Callable[[Item], None], device: torch.device) -> None:
     """Call `work` with each item, as many at once as the device takes; the first error ends it and is raised.
 
-    On Ctrl-C the items at work are finished, the others are left.
+    On a GPU these are two, of which `Trainer.at_work` lets one at a time onto the device. On Ctrl-C the items at work are
+    finished, the others are left.
     """
-    threads_before, workers = torch.get_num_threads(), groups_at_once(device)
-    if device.type == "cpu":
+    threads_before, workers = torch.get_num_threads(), GROUPS_IN_HAND if on_gpu(device) else groups_at_once(device)
+    if not on_gpu(device):
         torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(workers) as pool:
@@ -82,28 +103,57 @@ def for_each_group(items: Iterable[Item], work: Callable[[Item], None], device: 
 
 @contextmanager
 def made_current(device: torch.device) -> Iterator[None]:
-    """Make a GPU and a stream of its own current in this thread, as the capture of a CUDA graph wants it; else nothing."""
-    if device.type == "cpu":
+    """Make a GPU and a stream of this package's own current in this thread, as a capture wants it; on a processor nothing.
+
+    The stream comes after what was given to the device before, and before what is given to it next.
+    """
+    if not on_gpu(device):
         yield
         return
     with torch.cuda.device(device):
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.default_stream())
-        with torch.cuda.stream(stream):
-            yield
+        before, stream = torch.cuda.current_stream(), _working_stream(device)
+        stream.wait_stream(before)
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            before.wait_stream(stream)
+
+
+@cache
+def _working_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all groups: PyTorch keeps freed memory for the stream that had it."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+@cache
+def _side_streams(device: torch.device) -> list[torch.cuda.Stream]:
+    return [torch.cuda.Stream(device) for _ in range(STREAMS)]  # type: ignore[no-untyped-call]
+
+
+def fastest_convolutions(device: torch.device) -> AbstractContextManager[None]:
+    """Within it cuDNN times its algorithms for each new convolution and remembers the fastest; on a processor nothing.
+
+    The choice stands for as long as the process runs. In another one it may differ, and so may the last bits of a model.
+    """
+    if not on_gpu(device):
+        return nullcontext()
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=True, deterministic=True, allow_tf32=False
+    )
+    return flags
 
 
 def side_streams(device: torch.device, items: int) -> list[torch.cuda.Stream]:
     """Streams for so many items to go side by side: none on a processor, and none for a single item."""
-    if device.type == "cpu" or items == 1:
-        return []
-    return [torch.cuda.Stream(device) for _ in range(min(items, STREAMS))]  # type: ignore[no-untyped-call]
+    return _side_streams(device)[: min(items, STREAMS)] if on_gpu(device) and items > 1 else []
 
 
 def for_each_on_streams(items: Sequence[Item], work: Callable[[Item], None], streams: Sequence[torch.cuda.Stream]) -> None:
     """Call `work` with each item, spread over the CUDA streams, or in turn where there are none.
 
-    On the device all of it comes after what the current stream was given before, and before what it is given next.
+    On the device all of it comes after what the current stream was given before, and before what it is given next, also when
+    it ends in an error: a capture that is left with streams not joined hides that error behind its own.
     """
     if not streams:
         for item in items:
@@ -112,22 +162,16 @@ def for_each_on_streams(items: Sequence[Item], work: Callable[[Item], None], str
     current = torch.cuda.current_stream()
     for stream in streams:
         stream.wait_stream(current)
-    for item, stream in zip(items, itertools.cycle(streams), strict=False):
-        with torch.cuda.stream(stream):
-            work(item)
-    for stream in streams:
-        current.wait_stream(stream)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that could be allocated now: on the GPU, or in the machine without swapping."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
-    return free_host_memory()
+    try:
+        for item, stream in zip(items, itertools.cycle(streams), strict=False):
+            with torch.cuda.stream(stream):
+                work(item)
+    finally:
+        for stream in streams:
+            current.wait_stream(stream)
 
 
 def wait_for(device: torch.device) -> None:
     """Wait until the device has done all that it was given."""
-    if device.type == "cuda":
+    if on_gpu(device):
         torch.cuda.synchronize(device)

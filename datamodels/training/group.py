@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -10,14 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datamodels.settings import TrainingSettings
-from datamodels.subsets import BoolArray, IndexArray
+from datamodels.subsets import IndexArray
 from datamodels.training.batches import Batches, Images
-from datamodels.training.devices import for_each_on_streams, side_streams, wait_for
-from datamodels.training.draws import INITIALISATION, Augmentation, Key, draw, generator
+from datamodels.training.devices import fastest_convolutions, for_each_on_streams, on_gpu, side_streams, wait_for
+from datamodels.training.draws import INITIALISATION, Augmentation, Draws, Key, generator
 from datamodels.training.resnet9 import BatchNormStatistics, ResNet9
 
 # Steps before the capture: they let the libraries underneath allocate what they keep, which a capture may not.
 STEPS_BEFORE_CAPTURE = 3
+
+
+Loss = Callable[[ResNet9, Tensor, BatchNormStatistics, Tensor, Tensor, float], Tensor]
 
 
 class Group:
@@ -26,7 +30,7 @@ class Group:
     All state lies in tensors that stay where they are, the number of the step among them. A step is therefore the same list of
     kernels every time: on a GPU it is captured once as a CUDA graph and replayed, one call of the host a step and no
     synchronisation. `per_kernel` models share each grouped convolution; where that is less than K, the parts of the group go
-    side by side on CUDA streams, or in turn on a processor.
+    side by side on CUDA streams, or in turn on a processor. `loss` computes what `loss_of` does.
     """
 
     def __init__(
@@ -34,30 +38,26 @@ class Group:
         network: ResNet9,
         recipe: TrainingSettings,
         images: Images,
-        masks: BoolArray,
+        draws: Sequence[Draws],
         keys: Sequence[Key],
         per_kernel: int,
         labels: IndexArray | None = None,
+        loss: Loss | None = None,
     ) -> None:
-        k, device = len(keys), images.labels.device
+        k, self.device = len(keys), images.labels.device
         # All but float64, which is for tests, keeps float32 master weights, whatever the images and activations are.
         dtype = torch.promote_types(images.pixels.dtype, torch.float32)
-        self.network, self.recipe = network, recipe
-        augmentation = Augmentation(recipe.max_shift, recipe.flip, recipe.cutout)
-        draws = [
-            draw(key, mask, recipe.batch_size, recipe.epochs, augmentation, images.height, images.width)
-            for key, mask in zip(keys, masks, strict=True)
-        ]
-        self.batches = Batches(draws, images, augmentation, labels)
+        self.network, self.recipe, self.loss = network, recipe, loss or loss_of
+        self.batches = Batches(draws, images, augmentation_of(recipe), labels)
         self.num_steps = [len(d.image) for d in draws]
-        self.lr = learning_rates(recipe, torch.tensor(self.num_steps, dtype=dtype)).to(device)
+        self.lr = learning_rates(recipe, self.num_steps, dtype).to(self.device)
         start = np.stack([network.initial_parameters(generator(key, INITIALISATION)) for key in keys])
-        self.parameters = torch.from_numpy(start).to(device, dtype)
+        self.parameters = torch.from_numpy(start).to(self.device, dtype)
         self.velocity, self.gradient = torch.zeros_like(self.parameters), torch.zeros_like(self.parameters)
-        self.statistics = network.initial_statistics(k, device, dtype)
-        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.statistics = network.initial_statistics(k, self.device, dtype)
+        self.step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.parts = [slice(first, min(first + per_kernel, k)) for first in range(0, k, per_kernel)]
-        self.streams = side_streams(device, len(self.parts))
+        self.streams = side_streams(self.device, len(self.parts))
 
     def train(self) -> tuple[Tensor, BatchNormStatistics]:
         """Take all steps; parameters (K, P) and running statistics of each model after its own last step.
@@ -70,13 +70,22 @@ class Group:
         for done in range(1, max(self.num_steps) + 1):
             if done == STEPS_BEFORE_CAPTURE + 1:
                 advance = self.captured()
-            advance()
+            # The first steps time the convolutions, and the capture takes those that were fastest.
+            with fastest_convolutions(self.device) if done <= STEPS_BEFORE_CAPTURE else nullcontext():
+                advance()
             if done in self.num_steps:
                 ended = torch.tensor([steps == done for steps in self.num_steps]).to(final.device)
                 torch.where(ended[:, None], self.parameters, final, out=final)
                 final_statistics.keep(self.statistics, ended)
         wait_for(final.device)  # a graph must not go while its replays are under way
         return final, final_statistics
+
+    def warmed_up(self) -> Callable[[], None]:
+        """Take the steps that come before a capture, and give `captured`."""
+        with fastest_convolutions(self.device):
+            for _ in range(STEPS_BEFORE_CAPTURE):
+                self.advance()
+        return self.captured()
 
     def advance(self) -> None:
         """One step of all models: nothing but operations on the group's tensors, for the host knows no number in them."""
@@ -89,10 +98,10 @@ class Group:
 
         The capture runs nothing; a replay runs the step's kernels on the tensors as they then are.
         """
-        if not self.parameters.is_cuda:
+        if not on_gpu(self.device):
             return self.advance
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        with fastest_convolutions(self.device), torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             self.advance()
         return graph.replay
 
@@ -100,7 +109,8 @@ class Group:
         x, labels = self.batches.at(self.step, models)
         parameters = self.parameters[models].requires_grad_()
         statistics = self.statistics.of(models, len(self.parameters))
-        self.gradient[models] = gradient(self.network, parameters, statistics, x, labels, self.recipe.label_smoothing)
+        loss = self.loss(self.network, parameters, statistics, x, labels, self.recipe.label_smoothing)
+        (self.gradient[models],) = torch.autograd.grad(loss, parameters)
 
     @torch.no_grad()
     def _update(self) -> None:
@@ -112,19 +122,26 @@ class Group:
         self.parameters.addcmul_(lr, update, value=-1)
 
 
-def gradient(
+def loss_of(
     network: ResNet9, parameters: Tensor, statistics: BatchNormStatistics, x: Tensor, labels: Tensor, label_smoothing: float
 ) -> Tensor:
-    """Gradient (K, P) of each model's mean loss over its batch: x (B, K·C, H, W), labels (K, B)."""
+    """The sum over K models of each one's mean loss over its batch: parameters (K, P), x (B, K·C, H, W), labels (K, B).
+
+    Its gradient by the parameters, (K, P), is that of each model's own loss. `statistics` are moved on.
+    """
     logits = network.forward(parameters, statistics, x, training=True)
     loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=label_smoothing)
-    (result,) = torch.autograd.grad(loss / labels.shape[1], parameters)
-    return result
+    return loss / labels.shape[1]
 
 
-def learning_rates(recipe: TrainingSettings, num_steps: Tensor) -> Tensor:
+def augmentation_of(recipe: TrainingSettings) -> Augmentation:
+    """What the recipe does to a training image."""
+    return Augmentation(recipe.max_shift, recipe.flip, recipe.cutout)
+
+
+def learning_rates(recipe: TrainingSettings, num_steps: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
     """Learning rate (max steps, K, 1) of K models: linear from 0 to the peak, then linear to 0 after the last step."""
-    step = torch.arange(int(num_steps.max()), dtype=num_steps.dtype)[:, None] + 1
-    peak = num_steps * (recipe.peak_epoch / recipe.epochs)
-    shape = torch.minimum(step / peak, (num_steps + 1 - step) / (num_steps + 1 - peak)).clamp(min=0)
+    step, of_each = torch.arange(max(num_steps), dtype=dtype)[:, None] + 1, torch.tensor(num_steps, dtype=dtype)
+    peak = of_each * (recipe.peak_epoch / recipe.epochs)
+    shape = torch.minimum(step / peak, (of_each + 1 - step) / (of_each + 1 - peak)).clamp(min=0)
     return (recipe.peak_lr * shape)[..., None]

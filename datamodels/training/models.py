@@ -7,7 +7,11 @@ training itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,27 +22,34 @@ from torch import Tensor
 from datamodels.data import Dataset
 from datamodels.errors import InputError
 from datamodels.progress import say
-from datamodels.settings import TrainingSettings
+from datamodels.settings import COMPILED, COMPILED_PADDED, PADDED, PLAIN, TrainingSettings
 from datamodels.subsets import BoolArray, IndexArray
 from datamodels.training.batches import Images
-from datamodels.training.devices import made_current
-from datamodels.training.draws import Key, second_key
-from datamodels.training.group import Group
+from datamodels.training.devices import made_current, on_gpu, require_bfloat16
+from datamodels.training.draws import Draws, Key, draw, second_key
+from datamodels.training.group import Group, Loss, augmentation_of, loss_of
+from datamodels.training.memory import unless_out_of_memory
 from datamodels.training.resnet9 import BatchNormStatistics, ResNet9
 
 FloatArray = npt.NDArray[np.float32]
 Outputs = dict[str, FloatArray]
+Result = TypeVar("Result")
 
 EVALUATION_BATCH = 500
 # The largest margin that a float16 store can hold; a trained network's are below a hundred.
 LARGEST_MARGIN = float(np.finfo(np.float16).max)
+PADDED_CHANNELS = 8
+"""Tensor cores take channels by eights."""
+MOST_ELEMENTS = 2**31 - 1
+"""Of one tensor: kernels count them in 32 bits."""
 
 
 class Trainer:
     """The data of one run, resident on one device, and the recipe that all models on it are trained by.
 
-    `per_kernel` models of a group share each grouped convolution, all of them when it is None. `dtype` float64 is for tests of
-    what must not change; otherwise parameters are float32 and activations of the recipe's `precision`.
+    `per_kernel` models of a group share each grouped convolution, all of them when it is None. `program` is one of
+    `settings.PROGRAMS`. `dtype` float64 is for tests of what must not change; otherwise parameters are float32 and activations
+    of the recipe's `precision`. Raises InputError where the device does not have that.
     """
 
     def __init__(
@@ -48,13 +59,22 @@ class Trainer:
         device: torch.device,
         per_kernel: int | None = None,
         dtype: torch.dtype = torch.float32,
+        program: str = PLAIN,
     ) -> None:
         self.recipe, self.device, self.per_kernel = recipe, device, per_kernel
         self.at_once: int | None = None
         activations = torch.bfloat16 if recipe.precision == "bfloat16" and dtype == torch.float32 else dtype
-        self.images = Images(data, recipe.max_shift, device, activations)
+        if activations == torch.bfloat16:
+            require_bfloat16(device)
+        channels = PADDED_CHANNELS if program in (PADDED, COMPILED_PADDED) else 0
+        self.images = Images(data, recipe.max_shift, device, activations, max(channels, data.train.images.shape[-1]))
+        side = min(self.images.height, self.images.width)
+        if recipe.cutout > side:
+            raise InputError(f"training.cutout is {recipe.cutout}, and images of {side} pixels have no room for such a square")
         self.n, self.classes = self.images.n, len(data.class_names)
         self.network = ResNet9(self.images.channels, self.classes, recipe.width, recipe.last_padding)
+        self.loss: Loss = compiled_loss() if program in (COMPILED, COMPILED_PADDED) else loss_of
+        self.turn = threading.Lock() if on_gpu(device) else nullcontext()
 
     def margins(self, masks: BoolArray, keys: Sequence[Key]) -> FloatArray:
         """Margins on all targets, float32 (K, T), of K models trained on `masks`, bool (K, N), with `keys`; see `outputs`."""
@@ -88,20 +108,66 @@ class Trainer:
 
     def group(self, masks: BoolArray, keys: Sequence[Key], labels: IndexArray | None = None) -> Group:
         """K models before their first step."""
-        return Group(self.network, self.recipe, self.images, masks, keys, self.per_kernel or len(keys), labels)
+        return self.group_of(self.draws(masks, keys), keys, labels)
+
+    def draws(self, masks: BoolArray, keys: Sequence[Key]) -> list[Draws]:
+        """What is random about K models: reckoned on the host, while another group may be on the device."""
+        recipe, augmentation = self.recipe, augmentation_of(self.recipe)
+        size = (self.images.height, self.images.width)
+        pairs = zip(keys, masks, strict=True)
+        return [draw(key, mask, recipe.batch_size, recipe.epochs, augmentation, *size) for key, mask in pairs]
+
+    def group_of(self, draws: Sequence[Draws], keys: Sequence[Key], labels: IndexArray | None = None) -> Group:
+        """As `group`, of what was drawn before."""
+        shared = min(self.per_kernel or len(keys), self.most_per_kernel)
+        return Group(self.network, self.recipe, self.images, draws, keys, shared, labels, self.loss)
+
+    @property
+    def most_per_kernel(self) -> int:
+        """How many models can share a grouped convolution before a tensor has more elements than kernels can count."""
+        images = max(self.recipe.batch_size, EVALUATION_BATCH)
+        largest = images * self.network.largest_map(self.images.height, self.images.width)
+        return max(1, MOST_ELEMENTS // largest)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """The device, current and for this thread alone; on a processor threads work side by side."""
+        with self.turn, made_current(self.device):
+            yield
 
     def similarity(self, masks: BoolArray, keys: Sequence[Key], targets: Sequence[int]) -> Outputs:
         """Of K models trained on `masks` with `keys`: similarity (len(targets), N) and logits (T, classes), means over models.
 
         Similarity is the cosine of what the last layer sees of a target and of a training image.
         """
-        with made_current(self.device):
-            trained = self.train(masks, keys)
-            logits = self.test_logits(*trained).mean(0)
-            of_targets = self.images.test[torch.as_tensor(targets, device=self.device)]
-            ours, theirs = (self.features(*trained, images) for images in (of_targets, self.images.train))
-            similarity = torch.bmm(ours, theirs.transpose(1, 2)).mean(0)
-        return {"similarity": similarity.float().cpu().numpy(), "logits": logits.float().cpu().numpy()}
+        which = torch.as_tensor(targets, device=self.device)
+
+        def of_part(part: slice) -> Outputs:
+            trained = self.train(masks[part], keys[part])
+            logits = self.test_logits(*trained).sum(0)
+            ours, theirs = (self.features(*trained, images) for images in (self.images.test[which], self.images.train))
+            similarity = torch.bmm(ours, theirs.transpose(1, 2)).sum(0)
+            return {"similarity": similarity.float().cpu().numpy(), "logits": logits.float().cpu().numpy()}
+
+        parts = self.in_parts(of_part, len(keys))
+        return {name: np.sum([part[name] for part in parts], 0) / len(keys) for name in parts[0]}
+
+    def in_parts(self, work: Callable[[slice], Result], models: int) -> list[Result]:
+        """What `work` gives for K models, in as few parts as the device has had memory for so far.
+
+        Out of memory, half as many models are worked on at once from then on. Raises InputError when even one does not fit.
+        """
+        found, done = list[Result](), 0
+        while done < models:
+            part = slice(done, min(done + (self.at_once or models), models))
+            with self.at_work():
+                result = unless_out_of_memory(functools.partial(work, part), self.device)
+            if result is None:
+                self._halve(part.stop - part.start)
+            else:
+                found.append(result)
+                done = part.stop
+        return found
 
     @torch.no_grad()
     def features(self, parameters: Tensor, statistics: BatchNormStatistics, images: Tensor) -> Tensor:
@@ -115,7 +181,7 @@ class Trainer:
     @torch.no_grad()
     def test_logits(self, parameters: Tensor, statistics: BatchNormStatistics) -> Tensor:
         """Logits (K, T, classes) on all targets, averaged over an image and its mirror image where the recipe flips."""
-        k, size = len(parameters), self.per_kernel or len(parameters)
+        k, size = len(parameters), min(self.per_kernel or len(parameters), self.most_per_kernel)
         parts = [slice(first, min(first + size, k)) for first in range(0, k, size)]
         return torch.cat([self._part_logits(parameters[part], statistics.of(part, k)) for part in parts])
 
@@ -136,37 +202,30 @@ class Trainer:
         return torch.cat(logits, 1)
 
     def _outputs(self, masks: BoolArray, keys: Sequence[Key], labels: IndexArray | None) -> Outputs:
-        """As `outputs`, of one training each, with as many models at once as the device has taken so far."""
-        parts: list[Outputs] = []
-        done = 0
-        while done < len(keys):
-            part = slice(done, done + (self.at_once or len(keys)))
-            rows = self._group_outputs(masks[part], keys[part], None if labels is None else labels[part])
-            if rows is None:
-                self._halve(len(keys[part]))
-                continue
-            parts.append(rows)
-            done += len(rows["margins"])
+        """As `outputs`, of one training each."""
+        draws = self.draws(masks, keys)
+
+        def of_part(part: slice) -> Outputs:
+            group = self.group_of(draws[part], keys[part], None if labels is None else labels[part])
+            logits = self.test_logits(*group.train())
+            margins = margin(logits, self.images.test_labels)
+            return {"margins": margins.float().cpu().numpy(), "logits": logits.float().cpu().numpy()}
+
+        parts = self.in_parts(of_part, len(keys))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _group_outputs(self, masks: BoolArray, keys: Sequence[Key], labels: IndexArray | None) -> Outputs | None:
-        """Outputs of one group, or None where the device has not the memory for it."""
-        try:
-            with made_current(self.device):
-                logits = self.test_logits(*self.train(masks, keys, labels))
-                margins = margin(logits, self.images.test_labels)
-                return {"margins": margins.float().cpu().numpy(), "logits": logits.float().cpu().numpy()}
-        except torch.OutOfMemoryError:
-            return None
-
     def _halve(self, at_once: int) -> None:
-        """Go on with half as many models. The failed group is gone by now; what it held is given back first."""
+        """Go on with half as many models. The failed group is gone by now, and what it held is given back."""
         if at_once == 1:
             raise self.no_room()
         self.at_once = at_once // 2
         say(f"out of memory on {self.device} with {at_once} models at once: going on with {self.at_once}")
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+
+
+@functools.cache
+def compiled_loss() -> Loss:
+    """`loss_of` by Inductor, which makes one pass of batch normalisation, ReLU and addition. Compiled at its first call."""
+    return torch.compile(loss_of, fullgraph=True, dynamic=False)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

@@ -38,6 +38,14 @@ class Conv(NamedTuple):
     padding: int
 
 
+class Seen(NamedTuple):
+    """One convolution of a forward pass: what came in, what it gave, and what that was after normalisation and ReLU."""
+
+    input: Tensor
+    convolved: Tensor
+    output: Tensor
+
+
 @dataclass(frozen=True)
 class ResNet9:
     """The architecture of one model; its methods run K of them at once.
@@ -81,6 +89,17 @@ class ResNet9:
         """P, the parameters of one model."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
+    def largest_map(self, height: int, width: int) -> int:
+        """Elements of the largest activation of one image of so many pixels, before a convolution or after it."""
+        largest = 0
+        for name, conv in self.convs.items():
+            largest = max(largest, conv.in_channels * height * width)
+            height, width = ((side + 2 * conv.padding - conv.kernel) // conv.stride + 1 for side in (height, width))
+            largest = max(largest, conv.out_channels * height * width)
+            if name == "conv3":
+                height, width = height // 2, width // 2
+        return largest
+
     def initial_parameters(self, rng: np.random.Generator) -> npt.NDArray[np.float32]:
         """One model's parameters before training, float32 (P,): PyTorch's own defaults, drawn from `rng`.
 
@@ -105,27 +124,44 @@ class ResNet9:
 
     def forward(self, parameters: Tensor, statistics: BatchNormStatistics, x: Tensor, training: bool) -> Tensor:
         """Logits (K, B, classes) of K models; arguments as for `features`."""
-        features = self.features(parameters, statistics, x, training)
-        return torch.bmm(features, self._by_name(parameters)["linear.weight"]) * LOGIT_SCALE
+        return self.logits(parameters, self.features(parameters, statistics, x, training))
 
-    def features(self, parameters: Tensor, statistics: BatchNormStatistics, x: Tensor, training: bool) -> Tensor:
+    def logits(self, parameters: Tensor, features: Tensor) -> Tensor:
+        """Logits (K, B, classes) of what the last layer sees, (K, B, 2·width)."""
+        return torch.bmm(features, self.by_name(parameters)["linear.weight"]) * LOGIT_SCALE
+
+    def features(
+        self,
+        parameters: Tensor,
+        statistics: BatchNormStatistics,
+        x: Tensor,
+        training: bool,
+        seen: dict[str, Seen] | None = None,
+    ) -> Tensor:
         """What the last, linear layer of K models sees: (K, B, 2·width).
 
-        `parameters` is (K, P); `x` is (B, K·channels, H, W), model by model, best in channels_last; `training` normalises by
-        the batch and updates `statistics`, otherwise `statistics` normalise.
+        `parameters` is (K, P); `x` is (B, K·C, H, W), model by model, best in channels_last, of C = `channels` or more: those
+        beyond them have no weights. `training` normalises by the batch and updates `statistics`, otherwise `statistics`
+        normalise. `seen` is given what each convolution did.
 
         Convolutions and activations are computed in x's number format (bfloat16, say), batch statistics and logits in that of
         the parameters, which stay float32.
         """
         k = len(parameters)
-        p, cast = self._by_name(parameters), self._by_name(parameters.to(x.dtype))
+        p, cast = self.by_name(parameters), self.by_name(parameters.to(x.dtype))
 
         def conv(name: str, x: Tensor) -> Tensor:
             spec = self.convs[name]
-            x = F.conv2d(x, cast[f"{name}.weight"].flatten(0, 1), None, spec.stride, spec.padding, 1, k)
+            weight, beyond = cast[f"{name}.weight"].flatten(0, 1), x.shape[1] // k - spec.in_channels
+            weight = F.pad(weight, (0, 0, 0, 0, 0, beyond)) if beyond else weight
+            convolved = F.conv2d(x, weight, None, spec.stride, spec.padding, 1, k)
             mean, variance = statistics.mean[name], statistics.variance[name]
             gain, shift = p[f"{name}.gain"].flatten(), p[f"{name}.shift"].flatten()
-            return F.relu_(F.batch_norm(x, mean, variance, gain, shift, training, BATCH_NORM_MOMENTUM, BATCH_NORM_EPS))
+            normalised = F.batch_norm(convolved, mean, variance, gain, shift, training, BATCH_NORM_MOMENTUM, BATCH_NORM_EPS)
+            output = F.relu_(normalised)
+            if seen is not None:
+                seen[name] = Seen(x, convolved, output)
+            return output
 
         x = conv("conv2", conv("conv1", x))
         x = x + conv("residual1b", conv("residual1a", x))
@@ -134,7 +170,7 @@ class ResNet9:
         x = conv("conv4", x).amax((2, 3))
         return x.view(len(x), k, -1).transpose(0, 1).to(parameters.dtype)
 
-    def _by_name(self, parameters: Tensor) -> dict[str, Tensor]:
+    def by_name(self, parameters: Tensor) -> dict[str, Tensor]:
         """Parameters (K, P) as views (K, …) of their shapes."""
         sizes = [math.prod(shape) for shape in self.shapes.values()]
         rows = zip(self.shapes.items(), torch.split(parameters, sizes, dim=1), strict=True)

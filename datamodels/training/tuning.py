@@ -1,19 +1,23 @@
-"""How many models at once? Measured on the device at hand, with the recipe at hand, in a few steps each."""
+"""How many models at once, by which program? Measured on the device at hand, with the recipe at hand, in a few steps each."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from datamodels.data import Dataset
-from datamodels.settings import GroupSettings, TrainingSettings
-from datamodels.training.devices import STREAMS, for_each_group, free_memory, groups_at_once, made_current, wait_for
+from datamodels.errors import InputError
+from datamodels.progress import say
+from datamodels.settings import COMPILED, COMPILED_PADDED, MEASURED, PADDED, PLAIN, PROGRAMS, GroupSettings, TrainingSettings
+from datamodels.training.devices import STREAMS, for_each_group, groups_at_once, on_gpu, wait_for
 from datamodels.training.group import STEPS_BEFORE_CAPTURE, Group
-from datamodels.training.models import Trainer
+from datamodels.training.memory import free_memory, give_back, unless_out_of_memory
+from datamodels.training.models import PADDED_CHANNELS, Trainer
 
 MOST_AT_ONCE = 64
 MEASURE_S = 0.5
@@ -29,35 +33,69 @@ def choose_groups(
 ) -> tuple[GroupSettings, Speeds]:
     """The groups to train in, and the speeds measured for it: steps per second, summed over the models of the whole device.
 
-    What `wanted` gives stays. What it leaves at 0 is measured: K = 1, 2, 4, … models at once, until twice nothing was gained or
-    the memory ends, and on a GPU for each K one grouped convolution for all as well as one program for each. Of those within
-    5 % of the fastest the smallest group is chosen. Where nothing is left open, nothing is measured.
+    What `wanted` gives stays. What it leaves open is measured: K = 1, 2, 4, … models at once, until twice nothing was gained or
+    the memory ends, and on a GPU for each K one grouped convolution for all as well as one program for each, plain, with padded
+    images, and compiled. Of those within 5 % of the fastest the smallest group is chosen. What does not work has speed 0.
+    Where nothing is left open, nothing is measured.
+
+    Raises InputError where no way works, or `wanted` asks for what does not go together.
     """
-    candidates = _candidates(wanted, device)
+    candidates = _candidates(wanted, device, data.train.images.shape[-1])
     if sum(map(len, candidates)) == 1:
         return candidates[0][0], {}
-    trainer, speeds, misses = Trainer(data, dataclasses.replace(recipe, epochs=1), device), Speeds(), 0
-    activations = activation_bytes(trainer)
-    for of_one_size in candidates:
-        best = max(speeds.values(), default=0.0)
-        fitting = [groups for groups in of_one_size if not speeds or fits(groups, activations, device)]
-        speeds.update({groups: speed(trainer, groups) for groups in fitting})
-        misses += max(speeds.values()) <= best
-        if misses == 2 or not fitting:
-            break
-    enough = GOOD_ENOUGH * max(speeds.values())
-    return next(groups for groups in sorted(speeds, key=lambda g: g.models_at_once) if speeds[groups] >= enough), speeds
+    speeds = _measure(Ways(data, recipe, device), candidates)
+    give_back(device)
+    fastest = max(speeds.values())
+    if not fastest:
+        raise InputError(f"no way to train works on {device}; what each of them said stands above")
+    enough = [groups for groups in speeds if speeds[groups] >= GOOD_ENOUGH * fastest]
+    fewest = min(groups.models_at_once for groups in enough)
+    return max((groups for groups in enough if groups.models_at_once == fewest), key=lambda groups: speeds[groups]), speeds
 
 
-def speed(trainer: Trainer, groups: GroupSettings) -> float:
-    """Steps per second, summed over all models that the device trains side by side; 0 where a GPU has not the memory."""
-    trainer.per_kernel = groups.models_per_kernel
-    rates: list[float] = []
-    try:
-        for_each_group(range(groups_at_once(trainer.device)), lambda i: rates.append(_rate(trainer, groups, i)), trainer.device)
-        return sum(rates)
-    except torch.OutOfMemoryError:
-        return 0.0
+def describe_groups(groups: GroupSettings, device: torch.device) -> str:
+    """Groups in a few words."""
+    shared = f", {groups.models_per_kernel} a kernel, {groups.program}" if on_gpu(device) else ""
+    return f"K = {groups.models_at_once} at once{shared}"
+
+
+class Ways:
+    """The ways to train one recipe on one device: a trainer for each program, made when it is asked for."""
+
+    def __init__(self, data: Dataset, recipe: TrainingSettings, device: torch.device) -> None:
+        self.data, self.device = data, device
+        self.recipe = for_a_few_steps(recipe, len(data.train.labels))
+        self.trainer: Trainer | None = None
+        self.program = ""
+
+    def trainer_for(self, groups: GroupSettings) -> Trainer:
+        """The trainer of such groups; it holds the only copy of the images on the device."""
+        if self.trainer is None or self.program != groups.program:
+            self.trainer = None
+            self.trainer = Trainer(self.data, self.recipe, self.device, program=groups.program)
+            self.program = groups.program
+        self.trainer.per_kernel = groups.models_per_kernel
+        return self.trainer
+
+    def speed(self, groups: GroupSettings) -> float:
+        """Steps per second, summed over all models that the device trains side by side; 0, and a line, where it fails."""
+        rates: list[float | None] = []
+
+        def rate(number: int) -> None:
+            rates.append(unless_out_of_memory(lambda: _rate(self.trainer_for(groups), groups, number), self.device))
+
+        try:
+            self.trainer_for(groups)
+            for_each_group(range(groups_at_once(self.device)), rate, self.device)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a compiler or a driver says: another way may work
+            say(f"{describe_groups(groups, self.device)} does not work: {_first_line(error)}")
+            rates = [None]
+        if None in rates:
+            give_back(self.device)
+            return 0.0
+        return sum(rate for rate in rates if rate is not None)
 
 
 def fits(groups: GroupSettings, activations: int, device: torch.device) -> bool:
@@ -68,41 +106,89 @@ def fits(groups: GroupSettings, activations: int, device: torch.device) -> bool:
 
 def activation_bytes(trainer: Trainer) -> int:
     """Bytes that one step of one model keeps for its backward pass. Raises InputError where a GPU has not the memory."""
-    seen: dict[int, int] = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+    def measured() -> int:
+        seen: dict[int, int] = {}
 
-    try:
-        with made_current(trainer.device), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            _group(trainer, 1).advance()
-    except torch.OutOfMemoryError as e:
-        raise trainer.no_room() from e
-    return sum(seen.values())
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            few_steps(trainer, 1).advance()
+        return sum(seen.values())
+
+    with trainer.at_work():
+        found = unless_out_of_memory(measured, trainer.device)
+    if found is None:
+        raise trainer.no_room()
+    return found
 
 
-def _candidates(wanted: GroupSettings, device: torch.device) -> list[list[GroupSettings]]:
-    """What is to be tried, one list for each K."""
+def for_a_few_steps(recipe: TrainingSettings, n: int) -> TrainingSettings:
+    """The recipe with epochs enough for the steps before a capture and the captured one, on the few images of `few_steps`."""
+    return dataclasses.replace(recipe, epochs=-(-(STEPS_BEFORE_CAPTURE + 1) * recipe.batch_size // _few(recipe, n)))
+
+
+def few_steps(trainer: Trainer, k: int, number: int = 0) -> Group:
+    """K models for a few steps: on so few images that nothing is spent on drawing their order."""
+    mask = np.arange(trainer.n) < _few(trainer.recipe, trainer.n)
+    return trainer.group(np.tile(mask, (k, 1)), [(number, i) for i in range(k)])
+
+
+def _few(recipe: TrainingSettings, n: int) -> int:
+    return min(n, max(recipe.batch_size, 2))
+
+
+def _measure(ways: Ways, candidates: Sequence[Sequence[GroupSettings]]) -> Speeds:
+    """The speed of each candidate, size by size, as long as it pays and there is room."""
+    speeds, misses = Speeds(), 0
+    activations = activation_bytes(ways.trainer_for(GroupSettings(1, 1, PLAIN)))
+    for of_one_size in candidates:
+        best = max(speeds.values(), default=0.0)
+        fitting = [groups for groups in of_one_size if not speeds or fits(groups, activations, ways.device)]
+        speeds.update({groups: ways.speed(groups) for groups in fitting})
+        misses += max(speeds.values(), default=0.0) <= best
+        if misses == 2 or not fitting:
+            break
+    return speeds
+
+
+def _candidates(wanted: GroupSettings, device: torch.device, channels: int) -> list[list[GroupSettings]]:
+    """What is to be tried, one list for each K. Raises InputError for several models a compiled kernel."""
+    if wanted.program in (COMPILED, COMPILED_PADDED) and wanted.models_per_kernel > 1:
+        raise InputError(
+            f"groups.program {wanted.program} is of one model a kernel; set groups.models_per_kernel 1, or another program"
+        )
     doubling = itertools.takewhile(lambda k: k <= MOST_AT_ONCE, (2**i for i in itertools.count()))
     sizes = [wanted.models_at_once] if wanted.models_at_once else list(doubling)
 
-    def of_size(k: int) -> list[GroupSettings]:
-        shared = sorted({k, 1}) if device.type == "cuda" else [k]
-        return [GroupSettings(k, g) for g in ([min(wanted.models_per_kernel, k)] if wanted.models_per_kernel else shared)]
+    def allowed(groups: GroupSettings) -> bool:
+        given = (min(wanted.models_per_kernel, groups.models_at_once), wanted.program)
+        return given[0] in (0, groups.models_per_kernel) and given[1] in (MEASURED, groups.program)
 
-    return [of_size(k) for k in sizes]
+    return [[groups for groups in _ways_of(k, wanted, device, channels) if allowed(groups)] for k in sizes]
+
+
+def _ways_of(k: int, wanted: GroupSettings, device: torch.device, channels: int) -> list[GroupSettings]:
+    """All ways to train K models at once that there are on a device, the given ones among them."""
+    if not on_gpu(device):
+        shared = 1 if wanted.program in (COMPILED, COMPILED_PADDED) else min(wanted.models_per_kernel or k, k)
+        return [GroupSettings(k, shared, PLAIN if wanted.program == MEASURED else wanted.program)]
+    programs = [program for program in PROGRAMS if channels % PADDED_CHANNELS or program not in (PADDED, COMPILED_PADDED)]
+    apart = [GroupSettings(k, 1, program) for program in programs]
+    shared = min(wanted.models_per_kernel or k, k)
+    together = [GroupSettings(k, shared, program) for program in (PLAIN, PADDED) if program in (PLAIN, wanted.program)]
+    return [*apart, *(groups for groups in together if shared > 1)]
 
 
 def _rate(trainer: Trainer, groups: GroupSettings, number: int) -> float:
     """Steps per second, summed over the models of one group."""
     k = groups.models_at_once
-    with made_current(trainer.device):
-        group = _group(trainer, k, number)
-        for _ in range(STEPS_BEFORE_CAPTURE if trainer.device.type == "cuda" else 1):
-            group.advance()
-        advance = group.captured()
+    with trainer.at_work():
+        group = few_steps(trainer, k, number)
+        advance = group.warmed_up()
 
         def seconds(steps: int) -> float:
             wait_for(trainer.device)
@@ -118,7 +204,6 @@ def _rate(trainer: Trainer, groups: GroupSettings, number: int) -> float:
         return k * more / seconds(more) if more > 1 else k / first
 
 
-def _group(trainer: Trainer, k: int, number: int = 0) -> Group:
-    """K models for a step or two: on so few images that nothing is spent on drawing their order."""
-    mask = np.arange(trainer.n) < max(trainer.recipe.batch_size, 2)
-    return trainer.group(np.tile(mask, (k, 1)), [(number, i) for i in range(k)])
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

@@ -7,7 +7,6 @@ from datamodels.errors import InputError, run_command
 from datamodels.regress import Datamodels
 from datamodels.runs import stage_folder
 from datamodels.settings import argument_parser, parse
-from datamodels.training import default_gpu
 from datamodels.verify import recheck, subject_of, targets_named, verify
 
 
@@ -16,7 +15,7 @@ def main() -> None:
     parser = argument_parser("python -m datamodels.verify", "Retrain without the images that matter most, and judge.")
     parser.add_argument("--targets", metavar="WHICH", help="file with a test index a line, or 7,13, or random:300")
     parser.add_argument("--recheck", type=Path, metavar="verify.json", help="retrain what it calls flipped, with fresh models")
-    parser.add_argument("--gpu", default=default_gpu(), help="number of the GPU to train on, or cpu (default: what is there)")
+    parser.add_argument("--gpu", help="number of the GPU to train on, or cpu (default: what is there)")
     settings, args = parse(sys.argv[1:], parser)
     if (args.targets is None) == (args.recheck is None):
         raise InputError(

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from datamodels.data import load
-from datamodels.durable import read_json
 from datamodels.regress import Datamodels
 from datamodels.runs import stage_folder
+from datamodels.seals import read_sealed
 from datamodels.settings import BUILT_IN, Settings, parse
-from datamodels.training import default_gpu, device_named
+from datamodels.training import device_named
 from datamodels.verify.run import verify
 from datamodels.verify.subject import Subject, built_in_subject, own_subject
-from datamodels.verify.targets import targets_named
+from datamodels.verify.targets import targets_given, targets_named
 from datamodels.worker import use_gpu_of_own
 
 
-def verify_run(config: Path | str, targets: str | Sequence[int], gpu: str | None = None, **changed: Any) -> dict[str, Any]:
+def verify_run(config: Path | str, targets: str | Iterable[int], gpu: str | None = None, **changed: Any) -> dict[str, Any]:
     """Verify targets of the run that a config file describes; what verify.json holds then, as a dictionary.
 
     `targets` are test indices, or what `--targets` takes. Settings are changed by name, with two underscores for the dot:
@@ -30,16 +30,15 @@ def verify_run(config: Path | str, targets: str | Sequence[int], gpu: str | None
     """
     flags = [part for name, value in changed.items() for part in (f"--{name.replace('__', '.')}", str(value))]
     settings, _ = parse(["-C", str(config), *flags])
-    wanted = targets if isinstance(targets, str) else ",".join(map(str, targets))
-    chosen = targets_named(wanted, settings.data.test_images, settings.verify.seed)
+    t = settings.data.test_images
+    chosen = targets_named(targets, t, settings.verify.seed) if isinstance(targets, str) else targets_given(targets, t)
     models = Datamodels.load(stage_folder(settings, "regress"))
-    verify(settings, subject_of(settings, default_gpu() if gpu is None else gpu), models, chosen)
-    result: dict[str, Any] = read_json(stage_folder(settings, "verify") / "verify.json")
-    return result
+    verify(settings, subject_of(settings, gpu), models, chosen)
+    return read_sealed(stage_folder(settings, "verify") / "verify.json")
 
 
-def subject_of(settings: Settings, gpu: str) -> Subject:
-    """What a run's models are, trained on the GPU of that number or on 'cpu'."""
+def subject_of(settings: Settings, gpu: str | None) -> Subject:
+    """What a run's models are, trained on the GPU of that number, on 'cpu', or on what is there."""
     if settings.worker.main == BUILT_IN:
         return built_in_subject(settings, load(settings), device_named(gpu))
     use_gpu_of_own(gpu)

@@ -11,6 +11,7 @@ from datamodels.brittleness import at_random, by_similarity, by_weight, cosine, 
 from datamodels.durable import read_arrays, write_arrays
 from datamodels.errors import InputError
 from datamodels.progress import say
+from datamodels.reading import Unreadable, open_npy, whole_number
 from datamodels.regress import Datamodels
 from datamodels.regress.prior import GRADIENTS, covariates_named
 from datamodels.runs import stage_folder, stage_seconds
@@ -58,7 +59,7 @@ def sizes_named(setting: str, sizes: str, n: int) -> list[int]:
     """The sizes in a setting of that name. Raises InputError for a word that is no size from 1 to N-1."""
     words = [] if sizes == NONE else [word.strip() for word in sizes.split(",")]
     for word in words:
-        if not (word.isascii() and word.isdigit() and 0 < int(word) < n):
+        if not 0 < (whole_number(word) or 0) < n:
             raise InputError(f"{setting} takes sizes from 1 to {n - 1} with commas between, or {NONE}, not {word!r}")
     return list(dict.fromkeys(map(int, words)))
 
@@ -130,13 +131,28 @@ def describe(file: Path, settings: Settings, subject: Subject, targets: list[int
     assert subject.describe is not None
     requests = base_requests(settings.verify, len(subject.train_labels))
     of = json.dumps([subject.provenance, targets, len(requests)], sort_keys=True)
-    kept = read_arrays(file)
-    if kept is not None and str(kept.pop("of", None)) == of:
+    shapes: dict[str, tuple[int | None, ...]]
+    shapes = {"logits": (len(subject.test_labels), None), "similarity": (len(targets), len(subject.train_labels))}
+    kept = _kept(file, of, shapes)
+    if kept is not None:
         return kept
     with stage_seconds(settings, "verify"):
         found = subject.describe(requests, targets)
     write_arrays(file, {**found, "of": np.array(of)})
     return found
+
+
+def _kept(file: Path, of: str, shapes: dict[str, tuple[int | None, ...]]) -> dict[str, Array] | None:
+    """The arrays of a file that was made of just this, finite and of these shapes; None where there is no such file."""
+    found = read_arrays(file) or {}
+    if str(found.pop("of", None)) != of or found.keys() != shapes.keys():
+        return None
+
+    def fits(array: Array, shape: tuple[int | None, ...]) -> bool:
+        sizes = array.ndim == len(shape) and all(want in (None, have) for have, want in zip(array.shape, shape, strict=True))
+        return sizes and array.dtype.kind == "f" and bool(np.isfinite(array).all())
+
+    return found if all(fits(found[name], shape) for name, shape in shapes.items()) else None
 
 
 def base_requests(settings: VerifySettings, n: int) -> list[Request]:
@@ -149,9 +165,9 @@ def embedding_named(settings: VerifySettings, subject: Subject, methods: list[st
     if EMBEDDING not in methods:
         return None
     try:
-        found: Array = np.load(settings.embedding, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        raise InputError(f"cannot read {settings.embedding} as an .npy file") from e
+        found = open_npy(Path(settings.embedding))
+    except Unreadable as e:
+        raise InputError(f"cannot read {settings.embedding} as an .npy file: it {e.why}") from e
     rows = len(subject.train_labels) + len(subject.test_labels)
     if found.ndim != 2 or len(found) != rows or found.dtype.kind != "f" or not np.isfinite(found).all():
         raise InputError(f"{settings.embedding} must hold finite floating-point numbers, a row for each of the {rows} images")
@@ -178,8 +194,8 @@ def _by_library(file: Path, settings: Settings, subject: Subject, method: str, t
     assert subject.attribute is not None
     requests = base_requests(settings.verify, len(subject.train_labels))[:LIBRARY_MODELS]
     of = json.dumps([subject.provenance, targets, len(requests)], sort_keys=True)
-    kept = read_arrays(file)
-    if kept is not None and str(kept["of"]) == of:
+    kept = _kept(file, of, {"scores": (len(subject.train_labels), len(targets))})
+    if kept is not None:
         return kept["scores"]
     file.parent.mkdir(parents=True, exist_ok=True)
     say(f"verify: {method}, by dattri, from {len(requests)} models")

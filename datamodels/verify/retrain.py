@@ -7,19 +7,21 @@ one training answers for every target.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from datamodels.durable import Lock
+from datamodels.durable import is_there, only_maker, sweep, tidy
 from datamodels.errors import InputError
 from datamodels.progress import progress
 from datamodels.provenance import refuse_difference
-from datamodels.runs import stage_seconds
+from datamodels.runs import stage_folder, stage_seconds
 from datamodels.settings import Settings
 from datamodels.store import ArraySpec, Meta, Store, Writer, create, deliver, grow, read_meta
+from datamodels.store.check import refuse_damaged
 from datamodels.store.layout import Array
 from datamodels.subsets import unpack
 from datamodels.verify.subject import Request, Subject
@@ -39,34 +41,46 @@ class Retrained:
         return margins.astype(np.float64), confidences.astype(np.float64)
 
 
+@contextmanager
+def alone(settings: Settings) -> Iterator[Path]:
+    """The run's folder of verification, for one process at a time, from its first model to its verdicts.
+
+    Raises InputError where another one is at work on it.
+    """
+    folder = stage_folder(settings, "verify")
+    with only_maker(folder) as mine:
+        if not mine:
+            raise InputError(f"another verification is at work on {folder}; wait for it, or use another run.dir")
+        folder.mkdir(exist_ok=True)
+        for each in (folder, folder / "store", folder / "store" / "inbox"):
+            sweep(each)
+        yield folder
+
+
 def retrain(
     folder: Path, settings: Settings, subject: Subject, requests: Sequence[Request], label: str = "verify"
 ) -> Retrained:
     """The models asked for; those that the folder's store lacks are trained first, under a bar with that label.
 
-    A model that diverged has NaN for margins. Raises InputError when the store was made under other settings, or another
-    process is retraining into it.
+    A model that diverged has NaN for margins. To be called within `alone`. Raises InputError when the store was made under
+    other settings.
     """
     n, targets = len(subject.train_labels), len(subject.test_labels)
     arrays = {"margins": ("float32", (targets,)), "confidence": ("float16", (targets,))}
     numbers = {name: ArraySpec("int32", ()) for name in ("repetition", "relabelled")}
-    if not folder.exists():
+    tidy(folder)
+    if not is_there(folder):
         specs = {name: ArraySpec(*spec) for name, spec in arrays.items()}
         create(folder, Meta(0, n, targets, {**specs, **numbers}, subject.provenance))
     refuse_difference(folder, read_meta(folder).provenance, subject.provenance)
-    lock = Lock(folder / "verify.lock")
-    if not lock.take():
-        raise InputError(f"another process is retraining models into {folder}")
-    try:
-        with Writer(folder) as writer:
-            writer.merge()
-        rows = _rows(Store(folder))
-        missing = [request for request in dict.fromkeys(requests) if request not in rows]
-        if missing:
-            with stage_seconds(settings, "verify"):
-                _train(folder, subject, missing, label)
-    finally:
-        lock.release()
+    with Writer(folder) as writer:
+        writer.merge()
+    refuse_damaged(Store(folder))
+    rows = _rows(Store(folder))
+    missing = [request for request in dict.fromkeys(requests) if request not in rows]
+    if missing:
+        with stage_seconds(settings, "verify"):
+            _train(folder, subject, missing, label)
     store = Store(folder)
     return Retrained(store, _rows(store))
 

@@ -21,10 +21,12 @@ import numpy as np
 
 from datamodels import __version__
 from datamodels.brittleness import Search, Support, largest_weights, smallest_support, support_of
-from datamodels.durable import read_json, write_arrays, write_file, write_json
+from datamodels.durable import write_arrays, write_file, write_json
 from datamodels.errors import InputError
+from datamodels.machine import refuse_tight_limits
 from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder
+from datamodels.seals import write_sealed
 from datamodels.settings import Settings, VerifySettings
 from datamodels.store.layout import Array
 from datamodels.subsets import IndexArray, mask_without
@@ -44,11 +46,11 @@ from datamodels.verify.methods import (
     scores_of,
     sizes_named,
 )
-from datamodels.verify.retrain import Retrained, retrain
+from datamodels.verify.record import FORMAT_VERSION, SUPPORT, read_checked
+from datamodels.verify.retrain import Retrained, alone, retrain
 from datamodels.verify.subject import Request, Subject
 
-FORMAT_VERSION = 4
-SUPPORT, FRESH = "support", "fresh.npz"
+FRESH = "fresh.npz"
 RECHECK_FROM = 10**6
 """Repetitions of a recheck count from here: models that no search has seen."""
 COLUMNS = ("target", "label", "method", "verdict", "size", "threshold", "models", "mean_margin", "low", "high", "correct")
@@ -72,18 +74,23 @@ class Removal:
 def verify(settings: Settings, subject: Subject, models: Datamodels, targets: list[int]) -> str:
     """Verify the given targets and write verify.json and verify.csv; say in one line what came out.
 
-    Raises InputError when the weights were not made from the run's store as it is, or a method or size makes no sense.
+    Raises InputError when the weights were not made from the run's store as it is, a method or size makes no sense, or another
+    process verifies the same run.
     """
     _check_provenance(settings, models)
+    refuse_tight_limits()
+    with alone(settings) as folder:
+        return _verify(settings, subject, models, targets, folder)
+
+
+def _verify(settings: Settings, subject: Subject, models: Datamodels, targets: list[int], folder: Path) -> str:
     chosen, n = settings.verify, len(subject.train_labels)
     methods, steps = methods_named(chosen, subject), looks(chosen.models, chosen.most_models)
     sizes = sizes_named("verify.sizes", chosen.sizes, n)
     tested = sizes_named("verify.counterfactuals", chosen.counterfactuals, n)
     check_subsets(chosen)
     embedding = embedding_named(chosen, subject, methods)
-    folder = stage_folder(settings, "verify")
     scores = scores_of(folder, settings, subject, methods, targets)
-    folder.mkdir(parents=True, exist_ok=True)
 
     def train(requests: Any, label: str) -> Retrained:
         return retrain(folder / "store", settings, subject, requests, label)
@@ -124,7 +131,7 @@ def verify(settings: Settings, subject: Subject, models: Datamodels, targets: li
         "removals": [_verdict(removal, base[removal.target], found) for removal in removals],
         "counterfactuals": [removal.measured(base[removal.target], found) for removal in removed],
     }
-    write_json(folder / "verify.json", result)
+    write_sealed(folder / "verify.json", result)
     write_file(folder / "verify.csv", _csv(result).encode())
     return f"verify: {'; '.join(_summary(result, methods, len(targets)))}, in {folder}"
 
@@ -233,6 +240,7 @@ def _check_provenance(settings: Settings, models: Datamodels) -> None:
     store, weights = read_store(settings), stage_folder(settings, "regress")
     if models.meta["store_digest"] != store.digest():
         raise InputError(f"the weights in {weights} are not from the store as it is now; run python -m datamodels.regress")
+    models.refuse_other(store)
 
 
 def _csv(result: Record) -> str:
@@ -300,17 +308,14 @@ def recheck(settings: Settings, subject: Subject, file: Path) -> str:
     A verdict holds when the mean margin of the fresh models, as many as of a last look, is at most 0 again. Raises InputError
     when the file is none, or has no such verdict.
     """
-    try:
-        told: Record = read_json(file)
-        flipped = [s for s in told["searches"] if s["verdict"] == FLIPPED]
-        digest = told["store_digest"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"cannot read {file} as the verify.json of a verification") from e
+    n, t = len(subject.train_labels), len(subject.test_labels)
+    told = read_checked(file, n, t, int(subject.train_labels.max()) + 1)
+    flipped, digest = [s for s in told["searches"] if s["verdict"] == FLIPPED and s["size"] is not None], told["store_digest"]
     if digest != read_store(settings).digest():
         raise InputError(f"{file} was made from another store than that of this run")
     if not flipped:
         raise InputError(f"{file} has no prediction that was flipped; there is nothing to check again")
-    folder, n = stage_folder(settings, "verify"), len(subject.train_labels)
+    n = len(subject.train_labels)
     number = looks(settings.verify.models, settings.verify.most_models)[-1]
 
     def requests(search: Record) -> list[Request]:
@@ -318,14 +323,14 @@ def recheck(settings: Settings, subject: Subject, file: Path) -> str:
         to = -1 if search["relabelled"] is None else search["relabelled"]
         return [Request.of(mask, repetition, to) for repetition in range(RECHECK_FROM, RECHECK_FROM + number)]
 
-    folder.mkdir(parents=True, exist_ok=True)
     wanted = [request for search in flipped for request in requests(search)]
-    found = retrain(folder / "store", settings, subject, wanted, "recheck")
-    verdicts = []
-    for search in flipped:
-        fresh = judge(*found.of(requests(search), search["target"]))
-        about = {name: search[name] for name in ("target", "method", "size")}
-        verdicts.append({**about, "holds": fresh.mean_margin <= 0, "fresh": dataclasses.asdict(fresh)})
-    holds = sum(verdict["holds"] for verdict in verdicts)
-    write_json(folder / "recheck.json", {"checked": str(file), "models": number, "holds": holds, "verdicts": verdicts})
-    return f"recheck: {holds} of {len(verdicts)} flipped verdicts hold with {number} fresh models each, in {folder}"
+    with alone(settings) as folder:
+        found = retrain(folder / "store", settings, subject, wanted, "recheck")
+        verdicts = []
+        for search in flipped:
+            fresh = judge(*found.of(requests(search), search["target"]))
+            about = {name: search[name] for name in ("target", "method", "size")}
+            verdicts.append({**about, "holds": fresh.mean_margin <= 0, "fresh": dataclasses.asdict(fresh)})
+        holds = sum(verdict["holds"] for verdict in verdicts)
+        write_json(folder / "recheck.json", {"checked": str(file), "models": number, "holds": holds, "verdicts": verdicts})
+        return f"recheck: {holds} of {len(verdicts)} flipped verdicts hold with {number} fresh models each, in {folder}"

@@ -8,6 +8,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -17,14 +18,15 @@ from scipy.special import softmax
 
 from datamodels.data import Dataset
 from datamodels.errors import InputError
+from datamodels.progress import say
 from datamodels.runs import groups_of, read_store, stage_folder
 from datamodels.settings import Settings
-from datamodels.store import ArraySpec
+from datamodels.store import ArraySpec, Store
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray, IndexArray, pack
 from datamodels.training import Trainer, attribute, for_each_group
 from datamodels.worker.blocks import SideBySide, in_turn
-from datamodels.worker.own import call, own_function
+from datamodels.worker.own import FunctionError, as_array, call, own_function
 
 # Retrained models of one's own get numbers from here on; those of a store are below.
 FIRST_RETRAINED = 2**31
@@ -97,7 +99,7 @@ def built_in_subject(settings: Settings, data: Dataset, device: torch.device) ->
 
     @functools.cache
     def trainer() -> Trainer:
-        return Trainer(data, settings.training, device, groups.models_per_kernel)
+        return Trainer(data, settings.training, device, groups.models_per_kernel, program=groups.program)
 
     own_labels = data.train.labels.numpy()
 
@@ -153,24 +155,49 @@ def own_subject(settings: Settings) -> Subject:
     n, targets = meta.num_train, meta.num_targets
     specs = {**meta.arrays, "margins": ArraySpec("float32", (targets,))}
 
+    def one(request: Request, mask: BoolArray) -> Array:
+        try:
+            margins = call(main, request.number(seed), mask, specs)["margins"]
+        except FunctionError as e:
+            # The first models are on all of S: where not even these can be trained, it is not the subset.
+            if not (done or any_finite(stage_folder(settings, "verify") / "store")):
+                raise InputError(f"the first model of the verification could not be trained: {e}") from e
+            if not failed:
+                say(f"verify: a model could not be trained, and does not count, nor do others of its kind: {e}")
+            failed.append(request)
+            return np.full(targets, np.nan, np.float32)
+        done.append(request)
+        return margins
+
+    done: list[Request] = []
+    failed: list[Request] = []
+
     def train(masks: BoolArray, requests: Sequence[Request]) -> dict[str, Array]:
-        rows = [call(main, request.number(seed), mask, specs) for request, mask in zip(requests, masks, strict=True)]
-        margins = np.stack([row["margins"] for row in rows])
+        margins = np.stack([one(request, mask) for request, mask in zip(requests, masks, strict=True)])
         return {"margins": margins, "confidence": np.full(margins.shape, np.nan, np.float16)}
 
     module = sys.modules[settings.worker.main.partition(":")[0]]
     train_labels, test_labels = _labels(module, "train_labels", n), _labels(module, "test_labels", targets)
+    if (train_labels is None) != (test_labels is None):
+        there, lacking = ("train", "test") if test_labels is None else ("test", "train")
+        raise InputError(f"{module.__name__} has {there}_labels and no {lacking}_labels; give both, or neither")
     if train_labels is None or test_labels is None:
         train_labels, test_labels = np.full(n, -1), np.full(targets, -1)
     provenance = {"worker": {"main": settings.worker.main}, "seed": seed, "format": FORMAT}
     return Subject(train_labels, test_labels, provenance, 1, train, in_turn)
 
 
+def any_finite(folder: Path) -> bool:
+    """Whether a store of retrained models has one that could be trained."""
+    store = Store(folder)
+    return any(np.isfinite(store.margins([i])).all() for i in store.done)
+
+
 def _labels(module: ModuleType, name: str, n: int) -> IndexArray | None:
     found = getattr(module, name, None)
     if found is None:
         return None
-    labels = np.asarray(found)
+    labels = as_array(found, f"{module.__name__} has {name}")
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise InputError(f"{name} in {module.__name__} must be {n} whole numbers, not {labels.dtype} of shape {labels.shape}")
     return labels.astype(np.int64)

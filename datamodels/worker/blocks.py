@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from types import FrameType
 
 import numpy as np
 
+from datamodels.durable import sweep
+from datamodels.errors import InputError
 from datamodels.progress import Advance, progress, say
-from datamodels.store import Store, Writer, claim, deliver, merge_if_free
-from datamodels.store.layout import Array
+from datamodels.store import Store, Writer, claim, deliver, delivered, forget_claims, merge_if_free
+from datamodels.store.layout import MISSING, Array
 from datamodels.subsets import BoolArray
 
 POLL_S = 1.0
+WORD_AFTER_S = 10.0
 STOPPING = "stopping after the blocks that are being trained; once more drops them"
 
 
@@ -33,7 +37,8 @@ class Trained:
     failures: Mapping[int, str]
 
 
-Train = Callable[[range], Trained]
+Train = Callable[[range], Trained | None]
+"""Trains a block; None where its models are to be left as they are for now."""
 SideBySide = Callable[[Sequence[int], Callable[[int], None]], None]
 
 
@@ -49,66 +54,94 @@ def train_blocks(folder: Path, total: int, size: int, train: Train, side_by_side
     A block that another worker has is waited for: it comes, or its worker ends and it is free. SIGINT and SIGTERM end the work
     after the blocks in training, by KeyboardInterrupt; a second one ends the process at once, and loses those blocks only.
     """
-    start = _there(folder, total)
-    with progress("worker", "models", total, start) as advance, _attending(folder, total, advance), _stoppable() as stop:
+    _forget_the_dead(folder)
+    store = Store(folder)
+    start = _there(store, total)
+    with progress("worker", "models", total, start) as advance, _attending(store, total, advance), _stoppable() as stop:
 
         def work(block: int) -> None:
-            if not stop.is_set():
-                _train_block(folder, block, range(block * size, min((block + 1) * size, total)), train)
-                advance.to(_there(folder, total))
+            if not stop.is_set() and _train_block(store, block, range(block * size, min((block + 1) * size, total)), train):
+                advance.to(_there(store, total))
 
+        idle_since, told = time.monotonic(), False
         while not stop.is_set():
-            missing = Store(folder).missing
-            blocks = np.unique(missing[missing < total] // size).tolist()
+            missing = np.flatnonzero(store.array("done", np.arange(total)) == MISSING)
+            blocks = np.unique(missing // size).tolist()
             if not blocks:
                 break
-            before = _there(folder, total)
+            before = _there(store, total)
             side_by_side(blocks, work)
-            with Writer(folder) as writer:
-                writer.merge()
-            if _there(folder, total) == before:
-                stop.wait(POLL_S)
+            _merge(folder, stop)
+            if _there(store, total) > before:
+                idle_since = time.monotonic()
+            elif not stop.wait(POLL_S) and not told and time.monotonic() - idle_since > WORD_AFTER_S:
+                told = True
+                say(f"worker: waiting for {len(missing)} models that other workers have claimed; if one is stopped, end it")
         if stop.is_set():
             raise KeyboardInterrupt
+    _forget_the_dead(folder)
 
 
-def _train_block(folder: Path, block: int, ids: range, train: Train) -> None:
-    """Train one block of models, unless it is done or another worker has claimed it."""
-    lock = claim(folder, block)
+def _train_block(store: Store, block: int, ids: range, train: Train) -> bool:
+    """Train one block of models, unless it is done, or delivered, or another worker has claimed it; whether it was trained."""
+    if not (store.array("done", ids) == MISSING).any():
+        return False
+    lock = claim(store.folder, block)
     if lock is None:
-        return
+        return False
     try:
-        missing = np.intersect1d(Store(folder).missing, ids)
+        # The inbox first: what is neither there nor marked afterwards was never delivered, for a claim ends after delivery.
+        there = delivered(store.folder, ids)
+        missing = np.setdiff1d(ids.start + np.flatnonzero(store.array("done", ids) == MISSING), there)
         if not len(missing):
-            return
+            return False
         # The whole block, also where a part of it is done: rounding differs with the group, and a row must not depend on
         # what was done before.
         trained = train(ids)
+        if trained is None:
+            return False
         failures = {i: why for i, why in trained.failures.items() if i in missing}
         rows = np.setdiff1d(missing, list(failures)).astype(np.int64)
         keep = rows - ids.start
-        deliver(folder, rows, trained.masks[keep], {name: array[keep] for name, array in trained.arrays.items()}, failures)
+        arrays = {name: array[keep] for name, array in trained.arrays.items()}
+        deliver(store.folder, rows, trained.masks[keep], arrays, failures)
+        return True
     finally:
         lock.release(remove=True)
 
 
-def _there(folder: Path, total: int) -> int:
-    """How many of the first `total` models are done or given up."""
-    return total - int((Store(folder).missing < total).sum())
+def _merge(folder: Path, stop: threading.Event) -> None:
+    """Take the inbox in, after whoever is writing."""
+    writer = Writer(folder)
+    if writer.lock.take(wait=True, stop=stop.is_set):
+        with writer:
+            writer.merge()
+
+
+def _there(store: Store, total: int) -> int:
+    """How many of the first `total` models are done or given up by now."""
+    return int((store.array("done", np.arange(total)) != MISSING).sum())
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """Remove what workers that were killed have left: claims, and files half written."""
+    for each in (folder, folder / "inbox"):
+        sweep(each)
+    forget_claims(folder)
 
 
 @contextmanager
-def _attending(folder: Path, total: int, advance: Advance) -> Iterator[None]:
+def _attending(store: Store, total: int, advance: Advance) -> Iterator[None]:
     """Meanwhile show how far the whole store is, and take its inbox in when the process that should have done so is gone."""
     ended = threading.Event()
 
     def attend() -> None:
         while not ended.wait(POLL_S):
             # A full disk, say, is for the worker itself to find out and to say.
-            with suppress(OSError):
-                if any((folder / "inbox").glob("[0-9]*")):
-                    merge_if_free(folder)
-                advance.to(_there(folder, total))
+            with suppress(OSError, InputError):
+                if any((store.folder / "inbox").glob("[0-9]*")):
+                    merge_if_free(store.folder)
+                advance.to(_there(store, total))
 
     thread = threading.Thread(target=attend, daemon=True)
     thread.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,14 +11,16 @@ import numpy as np
 import torch
 
 from datamodels.data import Dataset
+from datamodels.durable import is_there, only_maker, tidy
 from datamodels.errors import InputError
+from datamodels.machine import refuse_tight_limits
 from datamodels.progress import say
 from datamodels.provenance import refuse_difference
 from datamodels.runs import deciding_settings, groups_of, stage_folder, stage_seconds
-from datamodels.settings import GroupSettings, Settings
+from datamodels.settings import MEASURED, GroupSettings, Settings
 from datamodels.store import ArraySpec, Meta, Store, create, grow, read_meta
 from datamodels.subsets import draw_masks
-from datamodels.training import Trainer, choose_groups, for_each_group
+from datamodels.training import Trainer, choose_groups, describe_groups, for_each_group, give_back
 from datamodels.worker.arrays import declared_arrays
 from datamodels.worker.blocks import Train, Trained, train_blocks
 from datamodels.worker.prior import make_prior
@@ -27,21 +30,24 @@ DIVERGED = "diverged: its margins were not finite, or beyond 65,504, in two trai
 
 def train_missing(settings: Settings, data: Dataset, device: torch.device) -> str:
     """Train every model of the run's store that is not there, with the other workers, if any; say what is there then."""
+    refuse_tight_limits()
     folder = open_store(settings, data, device)
     make_prior(settings, data, device)
-    meta, total = read_meta(folder), settings.store.num_models
-    groups = groups_of(meta)
-    if (Store(folder).missing < total).any():
-        trainer = Trainer(data, settings.training, device, groups.models_per_kernel)
+    if (Store(folder).missing < settings.store.num_models).any():
         with stage_seconds(settings, "worker"):
-            train_blocks(
-                folder,
-                total,
-                groups.models_at_once,
-                built_in(settings, trainer, meta),
-                lambda blocks, work: for_each_group(blocks, work, device),
-            )
-    return state(Store(folder), total)
+            _train_all(settings, data, device, read_meta(folder), folder)
+    # Another worker may have been at it, and may have ended since.
+    make_prior(settings, data, device, wait=True)
+    give_back(device)  # the regression, in this process or in another, is the next to want it
+    return state(Store(folder), settings.store.num_models)
+
+
+def _train_all(settings: Settings, data: Dataset, device: torch.device, meta: Meta, folder: Path) -> None:
+    groups = groups_of(meta)
+    trainer = Trainer(data, settings.training, device, groups.models_per_kernel, program=groups.program)
+    train = built_in(settings, trainer, meta)
+    side_by_side = functools.partial(for_each_group, device=device)
+    train_blocks(folder, settings.store.num_models, groups.models_at_once, train, side_by_side)
 
 
 def open_store(settings: Settings, data: Dataset, device: torch.device) -> Path:
@@ -70,18 +76,22 @@ def open_or_create(
 ) -> Path:
     """As `open_store`, for the meta.json that belongs to the groups that are there already, or else to those chosen now."""
     folder = stage_folder(settings, "store")
-    if not folder.exists():
-        wanted = meta(choose_groups())
-        try:
-            create(folder, wanted)
-        except InputError:
-            if not folder.exists():  # another worker may have been first, and then all is well
-                raise
+    if is_there(folder):
+        tidy(folder)
+    else:
+        with only_maker(folder, f"worker: waiting for another worker that is making {folder}"):
+            if not is_there(folder):
+                create(folder, meta(choose_groups()))
     found = read_meta(folder)
-    wanted = meta(_given_groups(settings.groups, groups_of(found)))
-    refuse_difference(folder, found.provenance, wanted.provenance)
+    groups = groups_of(found)
+    wanted = meta(_given_groups(settings.groups, groups))
+    refuse_difference(folder, {**found.provenance, "groups": dataclasses.asdict(groups)}, wanted.provenance)
     if wanted.num_models > found.num_models:
-        grow(folder, wanted.num_models)
+        try:
+            grow(folder, wanted.num_models)
+        except InputError:
+            if read_meta(folder).num_models < wanted.num_models:  # else another worker has let it grow further meanwhile
+                raise
     return folder
 
 
@@ -110,8 +120,8 @@ def state(store: Store, total: int) -> str:
 def _choose_groups(settings: Settings, data: Dataset, device: torch.device) -> GroupSettings:
     groups, speeds = choose_groups(data, settings.training, settings.groups, device)
     for tried, speed in speeds.items():
-        shared = f", {tried.models_per_kernel} a kernel" if device.type == "cuda" else ""
-        say(f"worker: K = {tried.models_at_once} at once{shared}: {speed:.0f} steps/s{' (chosen)' * (tried == groups)}")
+        found = f"{speed:.0f} steps/s{' (chosen)' * (tried == groups)}" if speed else "did not work"
+        say(f"worker: {describe_groups(tried, device)}: {found}")
     return groups
 
 
@@ -120,4 +130,5 @@ def _given_groups(wanted: GroupSettings, found: GroupSettings) -> GroupSettings:
     return GroupSettings(
         wanted.models_at_once or found.models_at_once,
         min(wanted.models_per_kernel, found.models_at_once) or found.models_per_kernel,
+        found.program if wanted.program == MEASURED else wanted.program,
     )

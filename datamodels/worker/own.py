@@ -14,31 +14,50 @@ import dataclasses
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datamodels.errors import InputError
+from datamodels.errors import InputError, in_a_sentence, one_line, shown
 from datamodels.progress import say
-from datamodels.runs import deciding_settings, stage_seconds
-from datamodels.settings import GroupSettings, Settings
+from datamodels.runs import deciding_settings, no_prior_of_own, stage_seconds
+from datamodels.settings import PLAIN, GroupSettings, Settings
 from datamodels.store import ArraySpec, Meta, Store, read_meta
 from datamodels.store.layout import Array
 from datamodels.store.precision import FEWEST, BeyondError, coarse, rounded
 from datamodels.subsets import BoolArray, draw_masks
+from datamodels.training.devices import gpu_number
 from datamodels.worker.arrays import declared_arrays
-from datamodels.worker.blocks import Trained, train_blocks
+from datamodels.worker.blocks import Train, Trained, train_blocks
 from datamodels.worker.loop import open_or_create, state
 
 Main = Callable[[int, BoolArray], Mapping[str, Any]]
+HANDED_OUT = os.environ.get("CUDA_VISIBLE_DEVICES")
+"""The GPUs that this process was given, before any was chosen of them."""
+ENOUGH = 16
+"""After so many models, or a block where that is more, of which not one could be trained, the function is held to be broken."""
 NOT_FINITE = "its training function gave margins that are not finite"
 
 
-def use_gpu_of_own(gpu: str) -> None:
-    """Let one's own function see the one GPU that it is to use, or none, whatever it trains with."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = "" if gpu == "cpu" else gpu
+def use_gpu_of_own(gpu: str | None) -> None:
+    """Let one's own function see the one GPU that it is to use, or none, whatever it trains with; None changes nothing.
+
+    Where a scheduler has handed out some GPUs, the number counts these. CUDA reads the variable when it is first asked, so that
+    nothing may have asked before. Raises InputError for what is no number, or none of these.
+    """
+    if gpu is None:
+        return
+    chosen = ""
+    if gpu != "cpu":
+        there = None if HANDED_OUT is None else [name for name in HANDED_OUT.split(",") if name]
+        number = gpu_number(gpu)
+        if there is not None and number >= len(there):
+            raise InputError(f"there is no GPU {gpu} here: CUDA_VISIBLE_DEVICES was {HANDED_OUT!r}")
+        chosen = str(number) if there is None else there[number]
+    os.environ["CUDA_VISIBLE_DEVICES"] = chosen
 
 
 def own_function(name: str) -> Main:
@@ -63,8 +82,12 @@ def own_function(name: str) -> Main:
 def train_missing_by(main: Main, settings: Settings) -> str:
     """Train every model of the run's store that is not there with one's own function; say what is there then.
 
-    Raises InputError when the function gives anything else than what the store wants.
+    A model at which the function fails is given up, with its words. Raises InputError when it fails at every one (`with_hope`),
+    or gives anything else than what the store wants.
     """
+    missing_prior = no_prior_of_own(settings)
+    if missing_prior is not None:
+        say(f"worker: {missing_prior}")
     n, targets, total = settings.data.train_images, settings.data.test_images, settings.store.num_models
 
     def meta(groups: GroupSettings) -> Meta:
@@ -73,7 +96,7 @@ def train_missing_by(main: Main, settings: Settings) -> str:
         return Meta(total, n, targets, {"margins": margins, **declared_arrays(settings.store.arrays)}, provenance)
 
     size = settings.groups.models_at_once or 1
-    groups = GroupSettings(size, min(settings.groups.models_per_kernel, size) or size)
+    groups = GroupSettings(size, min(settings.groups.models_per_kernel, size) or size, PLAIN)
     folder = open_or_create(settings, meta, lambda: groups)
     specs = read_meta(folder).arrays
 
@@ -82,47 +105,92 @@ def train_missing_by(main: Main, settings: Settings) -> str:
     def train(ids: range) -> Trained:
         look()
         masks = draw_masks(settings.store.seed, ids, n, settings.store.alpha)
-        rows, beyond = list[dict[str, Array]](), dict[int, str]()
+        failures, rows = dict[int, str](), list[dict[str, Array]]()
         for i, mask in zip(ids, masks, strict=True):
-            row = _row(main, i, mask, specs)
-            if isinstance(row, BeyondError):
-                # Among models whose numbers fit, one whose do not has diverged. If the first does not fit, none will.
-                if len(rows) == len(beyond) and not len(Store(folder).done):
-                    raise row
-                beyond[i] = str(row)
-                row = {name: np.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
-            rows.append(row)
+            others_fit = len(rows) > len(failures) or len(Store(folder).done) > 0
+            rows.append(_called(main, i, mask, specs, failures, others_fit))
         arrays = {name: np.stack([row[name] for row in rows]) for name in specs}
-        failed = np.flatnonzero(~np.isfinite(arrays["margins"]).all(1))
-        return Trained(masks, arrays, {**{ids[k]: NOT_FINITE for k in failed}, **beyond})
+        not_finite = np.flatnonzero(~np.isfinite(arrays["margins"]).all(1))
+        return Trained(masks, arrays, {**dict.fromkeys((ids[k] for k in not_finite.tolist()), NOT_FINITE), **failures})
 
     if (Store(folder).missing < total).any():
         with stage_seconds(settings, "worker"):
-            train_blocks(folder, total, size, train)
+            train_blocks(folder, total, size, with_hope(train, Store(folder), total))
         look()
     return state(Store(folder), total)
 
 
-def _row(main: Main, index: int, mask: BoolArray, specs: Mapping[str, ArraySpec]) -> dict[str, Array] | BeyondError:
+def _called(
+    main: Main, index: int, mask: BoolArray, specs: Mapping[str, ArraySpec], failures: dict[int, str], others_fit: bool
+) -> dict[str, Array]:
+    """As `call`, but a failure is noted, and zeros stand for what it would have given.
+
+    Among models whose numbers fit the store's format, one whose do not has failed. Where no other's did, none will: that is
+    raised.
+    """
     try:
         return call(main, index, mask, specs)
-    except BeyondError as e:
-        return e
+    except (FunctionError, BeyondError) as e:
+        if isinstance(e, BeyondError) and not others_fit:
+            raise
+        failures[index] = str(e)
+        return {name: np.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
+
+
+class FunctionError(Exception):
+    """One's own training function failed on a subset; in one line, with its words."""
+
+
+def with_hope(train: Callable[[range], Trained], store: Store, total: int) -> Train:
+    """`train`, but models of which none could be trained are not given up until one of the store, or of this process, could be.
+
+    Such blocks are held back. Raises InputError, and gives up none, when the first ENOUGH models have failed, or a block where
+    that is more, or all that are missing: then it is not their subsets.
+    """
+    held: dict[int, Trained] = {}
+    wanted = min(ENOUGH, int((store.missing < total).sum()))
+    hopeful = False
+
+    def hopeful_train(ids: range) -> Trained | None:
+        nonlocal hopeful
+        hopeful = hopeful or len(Store(store.folder).done) > 0
+        trained = held.pop(ids.start, None) or train(ids)
+        hopeful = hopeful or len(trained.failures) < len(ids)
+        if hopeful:
+            return trained
+        held[ids.start] = trained
+        failures = {i: why for each in held.values() for i, why in each.failures.items()}
+        if len(failures) >= wanted:
+            first = min(failures)
+            told = f"{len(failures)} models were tried, and not one could be trained; model {first}: {failures[first]}"
+            raise InputError(f"{told}; none was given up, so mend the function and run the same command again")
+        return None
+
+    return hopeful_train
 
 
 def call(main: Main, index: int, mask: BoolArray, specs: Mapping[str, ArraySpec]) -> dict[str, Array]:
     """What the function gives for one model, in the store's types.
 
-    Raises InputError when it is not what the store wants, BeyondError when a number is beyond its type.
+    Raises FunctionError when it fails, InputError when it gives what the store does not want, and BeyondError when a number is
+    beyond its type. What the machine is to blame for, such as memory that does not suffice, comes through: the subset is not
+    given up for it.
     """
-    result = main(index, mask.copy())
+    try:
+        result = main(index, mask.copy())
+    except Exception as e:
+        if in_a_sentence(e) is not None:
+            raise
+        raise FunctionError(f"its training function raised {one_line(e)}{_where(e)}") from e
     if not isinstance(result, Mapping) or set(result) != set(specs):
         given = sorted(result) if isinstance(result, Mapping) else type(result).__name__
         raise InputError(f"the training function gave {given} for model {index}; the store wants {sorted(specs)}")
     arrays = {}
     for name, spec in specs.items():
-        array = np.asarray(result[name])
-        if array.shape != spec.shape or array.dtype.kind not in "biuf":
+        array = as_array(result[name], f"the training function gave {name} for model {index}")
+        if array.dtype.kind not in "biuf":
+            raise InputError(f"the training function gave {name} for model {index} of type {array.dtype}, not real numbers")
+        if array.shape != spec.shape:
             raise InputError(f"the training function gave {name} of shape {array.shape} for model {index}, not {spec.shape}")
         arrays[name] = rounded(array, spec.dtype, f"{name} of model {index}")
     return arrays
@@ -140,3 +208,22 @@ class _Look:
             found = coarse(store)
             if found is not None:
                 say(f"worker: {found}")
+
+
+def _where(e: Exception) -> str:
+    """The file and the line that raised an exception."""
+    frames = traceback.extract_tb(e.__traceback__)[1:]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
+def as_array(value: Any, what: str) -> Array:
+    """A NumPy array of what a person's code gives: numbers, lists, arrays, or tensors, also on a GPU or with a gradient.
+
+    Raises InputError, which begins with `what`, for anything else.
+    """
+    for step in ("detach", "cpu"):
+        value = getattr(value, step)() if callable(getattr(value, step, None)) else value
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise InputError(f"{what} as no array: {shown(str(e), 200)}") from e

@@ -3,7 +3,7 @@
 gradients.npy    (2, N, T) float16  first-order attribution by gradients, see training/gradients.py, one for each ridge
 features_train.npy, features_test.npy   (K, N, d) and (K, T, d) float16  each network's last features, of length 1
 train_labels.npy, test_labels.npy       classes (N,) and (T,)
-meta.json        what decided them
+meta.json        what decided them, and the SHA-256 of each file
 
 The networks are trained as those of the store are, on masks of their own: they are none of its models, so that what is held
 out there has no part in them. Gradients' scores are means over the networks, scaled to a mean square of 1.
@@ -21,43 +21,40 @@ import torch
 
 from datamodels import __version__
 from datamodels.data import Dataset
-from datamodels.durable import Lock, new_folder, read_json, write_json
+from datamodels.durable import new_folder, only_maker, save_array, tidy
 from datamodels.errors import InputError
 from datamodels.progress import progress, say
-from datamodels.runs import stage_folder, stage_seconds
+from datamodels.runs import OF_NETWORKS, stage_folder, stage_seconds
+from datamodels.seals import read_sealed_folder, seal_folder
 from datamodels.settings import Settings
 from datamodels.store.layout import Array
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, first_order, for_each_group
 
 GRADIENTS, FEATURES = "gradients", ("features_train", "features_test")
-NAMED = (GRADIENTS, "similarity")
-"""Values of `regress.prior` that need the folder."""
 FIRST_MODEL = 2**31
 """Numbers from here on are no model of a store."""
 AT_ONCE = 4
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
-def make_prior(settings: Settings, data: Dataset, device: torch.device) -> None:
+def make_prior(settings: Settings, data: Dataset, device: torch.device, wait: bool = False) -> None:
     """Write the folder, where `regress.prior` asks for it and it is not there, or of other settings.
 
-    Another worker that is at it is left to it. Raises InputError when all networks diverged.
+    Another worker that is at it is left to it, or with `wait` waited for. Raises InputError when all networks diverged.
     """
-    if settings.regress.prior not in NAMED:
+    if settings.regress.prior not in OF_NETWORKS:
         return
     folder, decided = stage_folder(settings, "prior"), _provenance(settings, data)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = Lock(folder.with_name(".prior.lock"))
-    if not lock.take():
-        say(f"prior: another worker is making {folder}")
+    if _is_made(folder, decided):
+        tidy(folder)
         return
-    try:
-        if not _is_made(folder, decided):
+    with only_maker(folder, f"prior: waiting for another worker that is making {folder}" if wait else "") as mine:
+        if not mine:
+            say(f"prior: another worker is making {folder}")
+        elif not _is_made(folder, decided):
             with stage_seconds(settings, "prior"):
                 _write(folder, _found(settings, data, device), data, decided)
-    finally:
-        lock.release(remove=True)
 
 
 def _provenance(settings: Settings, data: Dataset) -> dict[str, Any]:
@@ -68,8 +65,8 @@ def _provenance(settings: Settings, data: Dataset) -> dict[str, Any]:
 
 def _is_made(folder: Path, decided: dict[str, Any]) -> bool:
     try:
-        return bool(read_json(folder / "meta.json") == decided)
-    except (OSError, ValueError):
+        return read_sealed_folder(folder) == decided
+    except InputError:
         return False
 
 
@@ -93,7 +90,8 @@ def _found(settings: Settings, data: Dataset, device: torch.device) -> dict[str,
     models = len(features[FEATURES[0]])
     if not models:
         raise InputError(f"all {total} networks of the prior diverged; lower training.peak_lr in a new run")
-    return {GRADIENTS: sums.scores / models, **features}
+    sums.scores /= models
+    return {GRADIENTS: sums.scores, **features}
 
 
 class _InOrder:
@@ -108,20 +106,30 @@ class _InOrder:
         """Take in what one group gave."""
         self.waiting[number] = found
         while (part := self.waiting.pop(len(self.features), None)) is not None:
-            self.scores = self.scores + part[GRADIENTS]
+            if not self.features:
+                self.scores = np.zeros_like(part[GRADIENTS])
+            self.scores += part[GRADIENTS]
             self.features.append({name: part[name] for name in FEATURES})
 
 
 def _write(folder: Path, found: dict[str, Array], data: Dataset, decided: dict[str, Any]) -> None:
-    scores = found[GRADIENTS]
-    scale = np.sqrt(np.mean(np.square(scores, dtype=np.float64), axis=(1, 2), keepdims=True))
     arrays = {
-        GRADIENTS: (scores / np.maximum(scale, 1e-30)).astype(np.float16),
+        GRADIENTS: _scaled(found[GRADIENTS]),
         **{name: found[name].astype(np.float16) for name in FEATURES},
         "train_labels": data.train.labels.numpy(),
         "test_labels": data.test.labels.numpy(),
     }
     with new_folder(folder, replace=True) as temporary:
         for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array)
-        write_json(temporary / "meta.json", decided)
+            save_array(temporary / f"{name}.npy", array)
+        seal_folder(temporary, decided)
+
+
+def _scaled(scores: Array) -> Array:
+    """Scores (2, N, T) as float16 with a mean square of 1 for each ridge, a row at a time: they may be gigabytes."""
+    result = np.empty(scores.shape, np.float16)
+    for its, scaled in zip(scores, result, strict=True):
+        square = sum(float(np.square(row, dtype=np.float64).sum()) for row in its) / its.size
+        for row, out in zip(its, scaled, strict=True):
+            out[:] = row / max(square**0.5, 1e-30)
+    return result

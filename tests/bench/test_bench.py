@@ -6,6 +6,7 @@ import io
 import json
 import runpy
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ import torch
 from scipy.stats import spearmanr
 
 from datamodels.bench import fit as fit_bench
+from datamodels.bench import prior as prior_bench
 from datamodels.bench import regress as regress_bench
 from datamodels.bench import samples, train
 from datamodels.bench import store as store_bench
 from datamodels.bench.accuracy import bench_accuracy
 from datamodels.bench.one_at_a_time import Loop, ffcv_batches, resident_batches
+from datamodels.bench.prior import bench_prior
 from datamodels.bench.samples import bench_samples, samples_figure
 from datamodels.bench.store import bench_store
 from datamodels.bench.train import bench_train, flops_per_image, matmul_peak
@@ -29,7 +32,7 @@ from datamodels.regress.split import Parts
 from datamodels.runs import read_store, stage_folder
 from datamodels.settings import TrainingSettings
 from datamodels.subsets import draw_masks
-from datamodels.training import Trainer, tuning
+from datamodels.training import Trainer, attribution, tuning
 from datamodels.training.draws import INITIALISATION, generator
 from datamodels.training.group import STEPS_BEFORE_CAPTURE
 from datamodels.worker import make_prior, train_missing
@@ -115,10 +118,10 @@ def test_figures_of_the_training_bench_fit_together(settings, monkeypatch):
 def test_a_partial_trial_reckons_the_rest_of_the_training_from_its_steps(monkeypatch):
     monkeypatch.setattr(train, "TRIAL_S", 0.0)
     taken: list[int] = []
-    _, step_s = train._steps(taken.append, 9, CPU)
+    _, step_s = train.timed_steps(taken.append, 9, CPU)
     assert taken == []
     monkeypatch.setattr(train, "TRIAL_S", 10.0)
-    _, step_s = train._steps(taken.append, 9, CPU)
+    _, step_s = train.timed_steps(taken.append, 9, CPU)
     assert taken == list(range(9))
     trial = train.Trial(4, 1.0, 10, 0.5, 2.0)
     assert trial.models_per_s == 4 / 8
@@ -144,6 +147,34 @@ def test_accuracy_is_that_of_the_margins(settings):
     torch.set_num_threads(threads)
     assert part["accuracies"] == pytest.approx((margins > 0).mean(1).tolist(), abs=1e-4)
     assert f"{part['mean']:.2%}" in table
+
+
+def test_the_prior_bench_times_training_and_what_comes_after_it_apart(settings, monkeypatch):
+    chosen, networks = settings(prior__dimensions=77), []
+
+    def slow(trainer, parameters, statistics, dimensions):
+        networks.append((parameters, dimensions))
+        end = time.process_time() + 0.5
+        while time.process_time() < end:
+            pass
+        return attribution(trainer, parameters, statistics, dimensions)
+
+    prepare(chosen, use_ffcv=False)
+    data = load(chosen)
+    monkeypatch.setattr(prior_bench, "attribution", slow)
+    record, table = bench_prior(chosen, data, CPU, 5)
+    assert [(len(parameters), dimensions) for parameters, dimensions in networks] == [(4, 77), (1, 77)]
+    ids = [2**31 + k for k in range(4)]
+    trained, _ = Trainer(data, chosen.training, CPU).train(draw_masks(0, ids, 60, 0.5), [(0, i) for i in ids])
+    # The very networks of the worker's prior.
+    assert np.corrcoef(networks[0][0].ravel(), trained.ravel())[0, 1] > 0.99
+    assert record["rest_s"] > 2 * 0.5 / 5
+    assert record["training_s"] > 0
+    assert record["ratio"] == pytest.approx(record["rest_s"] / record["training_s"], rel=0.2)
+    assert "N = 60, T = 20, a network of n = 5: training" in table
+    json.dumps(record, allow_nan=False)
+    with pytest.raises(InputError, match="1 or more, not 0"):
+        bench_prior(chosen, data, CPU, 0)
 
 
 def test_nonsense_is_refused_in_a_sentence(settings, tmp_path, monkeypatch):
@@ -215,7 +246,7 @@ def test_without_a_name_the_command_asks_for_a_bench(command):
     asked = command("bench")
     assert (asked.returncode, asked.stderr) == (
         2,
-        "error: which bench? There are train, accuracy, store, regress, samples, fit\n",
+        "error: which bench? There are train, accuracy, prior, store, workers, regress, samples, fit, gpu-check\n",
     )
 
 

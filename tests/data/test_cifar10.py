@@ -3,6 +3,7 @@
 With CIFAR10_DIR set to a folder that holds cifar-10-batches-bin and cifar-10-batches-py the images are those, otherwise noise.
 """
 
+import gzip
 import hashlib
 import http.server
 import os
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from datamodels.data import prepare
-from datamodels.data.cifar10 import CLASSES
+from datamodels.data.cifar10 import CLASSES, _pickled_batch
 from datamodels.data.download import download
 from datamodels.data.sources import average_pool, read_source
 from datamodels.errors import InputError
@@ -164,14 +165,15 @@ class Bomb:
 def test_a_pickle_that_calls_anything_is_refused_before_it_does(cifar, tmp_path):
     good = (cifar / "cifar-10-batches-py" / "data_batch_1").read_bytes()
     marker = tmp_path / "called"
-    floats, bytes_ = (np.zeros((10_000, 3072), kind) for kind in (np.float32, np.uint8))
+    floats, bytes_ = np.zeros((10, 3072), np.float32), np.zeros((10_000, 3072), np.uint8)
     for bad, named in (
         (pickle.dumps(Bomb(marker)), "is refused: its pickle asks for pathlib"),
         (pickle.dumps({b"data": Bomb(marker)}), "is refused"),
         (good[:1000], "cut short or not a CIFAR-10 batch"),
         (b"", "cut short or not a CIFAR-10 batch"),
         (pickle.dumps([1, 2]), "cut short or not a CIFAR-10 batch"),
-        (pickle.dumps({b"data": floats, b"labels": [0] * 10_000}), "does not hold 10000 images"),
+        (pickle.dumps({b"data": floats, b"labels": [0] * 10_000}), "is refused: its pickle has an array of 'f4'"),
+        (pickle.dumps({b"data": bytes_[:9], b"labels": [0] * 10_000}), "does not hold 10000 images"),
         (pickle.dumps({b"data": bytes_, b"labels": ["0"] * 10_000}), "does not hold"),
     ):
         (tmp_path / "data_batch_1").write_bytes(bad)
@@ -271,3 +273,37 @@ def test_without_a_source_the_archive_is_fetched_or_the_lack_is_said(cifar, raw,
     assert len(Server.requests) == 1
     assert same(read_source(fetched), raw)
     assert len(Server.requests) == 1
+
+
+def test_where_an_archive_lies_beside_what_it_unpacks_to_the_archive_is_checked_and_read(cifar, tmp_path):
+    """The folder that torchvision leaves."""
+    (tmp_path / "cifar-10-batches-py").symlink_to(cifar / "cifar-10-batches-py")
+    (tmp_path / "empty").write_bytes(b"")
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "empty", "cifar-10-batches-py/data_batch_1")
+    known = {"md5_python": hashlib.md5(archive.read_bytes()).hexdigest()}
+    with pytest.raises(InputError, match=r"data_batch_1 in .* is cut short or not a CIFAR-10 batch"):
+        read_source(wanted(tmp_path, verify_md5=True, **known))
+    with pytest.raises(InputError, match="not one of the official archives"):
+        read_source(wanted(tmp_path, verify_md5=True))
+
+
+def test_a_batch_pickled_by_protocol_5_is_read(cifar):
+    pixels, labels = np.random.default_rng(0).integers(0, 256, (10_000, 3072), np.uint8), np.arange(10_000) % 10
+    for given in (pixels, np.asfortranarray(pixels)):
+        content = pickle.dumps({b"data": given, b"labels": labels}, protocol=5)
+        images, found = _pickled_batch(content, "here")
+        assert np.array_equal(images, pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        assert np.array_equal(found, labels)
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused_in_time(tmp_path):
+    with gzip.open(tmp_path / "bomb.tar.gz", "wb", compresslevel=1) as bomb:
+        info = tarfile.TarInfo("data_batch_1")
+        info.size = 2**33
+        bomb.write(info.tobuf())
+        for _ in range(300):
+            bomb.write(bytes(2**20))
+    with pytest.raises(InputError, match="unpacks to more than"):
+        read_source(wanted(tmp_path / "bomb.tar.gz"))

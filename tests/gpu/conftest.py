@@ -1,13 +1,23 @@
-"""On what tests/gpu runs: on a GPU where there is one, and always on what stands in for it."""
+"""What tests/gpu runs on: always the processor and what stands in for CuPy, and a GPU where there is one."""
 
 import sys
 
 import pytest
+import torch
 
+from datamodels.training import device_named
 from tests.standins.cuda_cpp import have_compiler
 from tests.standins.strict_cupy import StrictCupy
 
 CUPY, STAND_IN = "CuPy", "stand-in for CuPy"
+
+
+@pytest.fixture(params=["processor", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request):
+    """The device that a test of the training runs on."""
+    if request.param == "gpu" and not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no GPU here")
+    return device_named("cpu" if request.param == "processor" else "0")
 
 
 def cupy_on_a_gpu():
@@ -19,7 +29,7 @@ def cupy_on_a_gpu():
     return cupy if cupy.cuda.is_available() else None
 
 
-@pytest.fixture(params=[STAND_IN, CUPY])
+@pytest.fixture(params=[STAND_IN, pytest.param(CUPY, marks=pytest.mark.gpu)])
 def xp_gpu(request, monkeypatch):
     """The array module that `regress.device` gpu computes with: the strict stand-in, and CuPy itself where it finds a GPU."""
     if request.param == CUPY:

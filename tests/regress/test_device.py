@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from datamodels.errors import InputError
+from datamodels.errors import InputError, of_memory
 from datamodels.regress import fit_datamodels, provenance
 from datamodels.regress import path as path_module
-from datamodels.regress.arrays import computing, free_memory, is_out_of_memory, refuse_contradiction
+from datamodels.regress.arrays import computing, free_memory, refuse_contradiction
 from datamodels.regress.path import _Run
 from datamodels.regress.unfinished import Unfinished
 from datamodels.settings import RegressSettings
@@ -106,10 +106,8 @@ def test_all_guises_of_full_memory():
         RuntimeError("cudaErrorMemoryAllocation: out of memory"),
         RuntimeError("CUDA_ERROR_OUT_OF_MEMORY: out of memory"),
     ]
-    assert all(map(is_out_of_memory, full))
-    assert not any(
-        map(is_out_of_memory, [RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"), ValueError("out of memory"), OSError()])
-    )
+    assert all(map(of_memory, full))
+    assert not any(map(of_memory, [RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"), ValueError("out of memory"), OSError()]))
 
 
 GUISES = [OutOfMemoryError("Out of memory allocating 512 bytes"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED"), MemoryError()]

@@ -152,7 +152,7 @@ def test_published_arrays_become_a_store_and_its_datamodels_by_two_commands(tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["margins.npy", "masks.npy", "out", "store"]
     assert command(*line).stdout == done.stdout
     digest = Store(tmp_path / "store").digest()
-    over = [(*line[:4], folder) for folder in (tmp_path / "store", tmp_path / "store" / "inbox", tmp_path)]
+    over = [(*line[:4], folder) for folder in (tmp_path / "store", tmp_path)]
     for wrong, named in [(line[:3], "go together"), *((each, "something else than datamodels") for each in over)]:
         refused = command(*wrong)
         assert refused.returncode == 2
@@ -197,3 +197,12 @@ def test_what_is_constant_is_named_and_has_zero_weights(tmp_path, command):
     weights = Datamodels.load(tmp_path / "out").weights
     assert not weights[3:5].any()
     assert not weights[:, 0].any()
+
+
+@pytest.mark.parametrize("solver", ["gram", "saga"])
+@pytest.mark.parametrize("value", [False, True])
+def test_masks_from_which_nothing_can_be_learnt_are_named(tmp_path, solver, value):
+    _, margins, _ = planted()
+    store = store_of(tmp_path / "store", np.full((len(margins), N), value), margins)
+    with pytest.raises(InputError, match="nothing can be learnt"):
+        fit_datamodels(store, dataclasses.replace(SETTINGS, solver=solver))

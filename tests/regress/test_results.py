@@ -2,17 +2,19 @@
 
 import dataclasses
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import load_npz
+from scipy.sparse import csc_matrix, load_npz
 
 from datamodels.durable import Lock
 from datamodels.errors import InputError
-from datamodels.regress import Datamodels, fit_datamodels, provenance, save
+from datamodels.regress import Datamodels, fit_datamodels, provenance, results, save
 from datamodels.regress.run import regress_store
 from datamodels.regress.unfinished import Unfinished
+from datamodels.seals import seal_folder
 from tests.regress.test_path import SETTINGS, N, T, planted, store_of
 
 BLOCKS_OF_2 = dataclasses.replace(SETTINGS, block=2)
@@ -163,7 +165,118 @@ def test_a_file_that_is_not_of_that_layout_is_refused_and_nothing_is_left(tmp_pa
     (tmp_path / "wrong.pt").write_bytes(b"no tensors")
     with pytest.raises(InputError, match="is not a file of tensors"):
         import_weights(tmp_path / "wrong.pt", tmp_path / "out")
-    with pytest.raises(InputError, match=r"cannot read .*nowhere\.pt"):
+    with pytest.raises(InputError, match=r"nowhere\.pt is missing"):
         import_weights(tmp_path / "nowhere.pt", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["wrong.pt"]
     shutil.rmtree(tmp_path)
+
+
+@pytest.fixture(params=[0.1, 1.0], ids=["sparse", "dense"])
+def weights_folder(store, tmp_path, request):
+    """Weights in either form, as the regression leaves them."""
+    fit, rng = fit_datamodels(store, SETTINGS), np.random.default_rng(0)
+    weights = (rng.normal(size=(N, T)) * (rng.random((N, T)) < request.param)).astype(np.float32)
+    save(tmp_path / "out", dataclasses.replace(fit, columns=type(fit.columns)(weights)), provenance(store, SETTINGS))
+    return tmp_path / "out"
+
+
+def test_one_bit_of_any_file_of_the_weights_is_found(weights_folder):
+    for file in sorted(weights_folder.iterdir()):
+        content = file.read_bytes()
+        for where in range(0, len(content), max(1, len(content) // 7)):
+            bad = bytearray(content)
+            bad[where] ^= 1
+            file.write_bytes(bad)
+            with pytest.raises(InputError, match=r"damaged|is not|are no|format version"):
+                Datamodels.load(weights_folder)
+        file.write_bytes(content)
+    Datamodels.load(weights_folder)
+
+
+def test_weights_that_stand_in_the_place_of_others_are_refused_and_made_again(store, tmp_path):
+    regress_store(store.folder, tmp_path / "out", SETTINGS)
+    whole = np.array(Datamodels.load(tmp_path / "out").weights)
+    for other in (-whole, whole[:-1], np.roll(whole, 1, axis=1)):
+        for file in (tmp_path / "out").glob("weights.*"):
+            file.unlink()
+        np.save(tmp_path / "out" / "weights.npy", other)
+        with pytest.raises(InputError, match="damaged"):
+            Datamodels.load(tmp_path / "out")
+        regress_store(store.folder, tmp_path / "out", SETTINGS)
+        assert np.array_equal(Datamodels.load(tmp_path / "out").weights, whole)
+
+
+def test_sealed_weights_of_another_store_are_refused_by_it(store, tmp_path):
+    masks, margins, _ = planted()
+    regress_store(store.folder, tmp_path / "out", SETTINGS)
+    models = Datamodels.load(tmp_path / "out")
+    models.refuse_other(store)
+    others = {
+        "fewer images": store_of(tmp_path / "images", masks[:, :-1], margins),
+        "fewer targets": store_of(tmp_path / "targets", masks, margins[:, :-1]),
+        "fewer models": store_of(tmp_path / "models", masks[:-1], margins[:-1]),
+    }
+    with pytest.raises(InputError, match=f"weights are of {N} images"):
+        models.refuse_other(others["fewer images"])
+    with pytest.raises(InputError, match=f"targets up to {T}"):
+        models.refuse_other(others["fewer targets"])
+    without = dataclasses.replace(models, heldout=np.append(models.heldout, len(masks) - 1))
+    with pytest.raises(InputError, match="held-out models"):
+        without.refuse_other(others["fewer models"])
+
+
+def sparse_parts():
+    """Three images, four targets: the parts of a CSR matrix."""
+    return {
+        "indices": np.array([1, 3, 0], np.int32),
+        "indptr": np.array([0, 2, 2, 3], np.int32),
+        "format": np.array(b"csr"),
+        "shape": np.array([3, 4]),
+        "data": np.array([1.0, 2.0, 3.0], np.float32),
+    }
+
+
+HOSTILE_CSR = {
+    "column beyond": {"indices": np.array([1, 4, 0], np.int32)},
+    "column far beyond": {"indices": np.array([1, 2**31 - 1, 0], np.int32)},
+    "negative column": {"indices": np.array([-1, 3, 0], np.int32)},
+    "twice": {"indices": np.array([1, 1, 0], np.int32)},
+    "unsorted": {"indices": np.array([3, 1, 0], np.int32)},
+    "floats": {"indices": np.array([1.0, 3.0, 0.0])},
+    "unsigned": {"indices": np.array([1, 3, 0], np.uint64)},
+    "short": {"indices": np.array([1, 3], np.int32)},
+    "falling": {"indptr": np.array([0, 3, 2, 3], np.int32)},
+    "negative start": {"indptr": np.array([-1, 2, 2, 3], np.int32)},
+    "end beyond": {"indptr": np.array([0, 2, 2, 2**31 - 1], np.int32)},
+    "end before": {"indptr": np.array([0, 1, 1, 1], np.int32)},
+    "fewer rows": {"indptr": np.array([0, 2, 3], np.int32)},
+    "no rows": {"indptr": np.zeros(0, np.int32)},
+    "wide": {"shape": np.array([3, 2**40])},
+    "tall": {"shape": np.array([2**40, 4])},
+    "one shape": {"shape": np.array(3)},
+    "other format": {"format": np.array(b"csc")},
+    "complex": {"data": np.array([1j, 2, 3])},
+    "nan": {"data": np.array([1, np.nan, 3], np.float32)},
+    "scalar": {"data": np.array(1, np.float32)},
+    "wide data": {"data": np.ones((3, 2), np.float32)},
+}
+
+
+@pytest.mark.parametrize("damage", HOSTILE_CSR)
+def test_a_sealed_sparse_matrix_that_points_out_of_itself_is_refused_before_scipy_sees_it(tmp_path, monkeypatch, damage):
+    good = csc_matrix(np.ones((3, 4), np.float32))
+    about: dict[str, Any] = {"format_version": results.FORMAT_VERSION, "store_digest": None, "targets": [0, 4], "regress": {}}
+    empty = np.zeros(0, np.int64)
+    results.write(tmp_path / "out", good, np.zeros(4, np.float32), np.ones(4), empty, {}, about)
+    (tmp_path / "out" / "weights.npy").unlink()
+
+    def sealed(**changed):
+        np.savez(tmp_path / "out" / "weights.npz", **{**sparse_parts(), **changed})
+        seal_folder(tmp_path / "out", about)
+        return Datamodels.load(tmp_path / "out")
+
+    assert sealed().weights.tolist() == [[0, 1, 0, 2], [0, 0, 0, 0], [3, 0, 0, 0]]
+    if damage not in ("complex", "nan"):
+        monkeypatch.setattr(results, "csr_matrix", None)
+    with pytest.raises(InputError):
+        sealed(**HOSTILE_CSR[damage])

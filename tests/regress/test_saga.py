@@ -125,10 +125,11 @@ def test_the_solver_is_chosen_by_what_fits_into_memory(tmp_path, monkeypatch):
 
     def planned(room, of=large, **changed):
         monkeypatch.setattr(solvers, "free_memory", lambda xp: int(room))
-        for name in ("Gram", "Saga"):
-            monkeypatch.setattr(solvers, name, lambda *_, name=name: name)
+        for name, shown in (("gram", "Gram"), ("saga", "Saga")):
+            monkeypatch.setitem(solvers.SOLVERS, name, lambda *_, shown=shown: shown)
         settings = RegressSettings(**changed)
-        return plan(of, settings, needs(of.n, of.t, (216_000, 54_000, 30_000), settings, on_host=True), np)[:2]
+        found = plan(of, settings, needs(of.n, of.t, (216_000, 54_000, 30_000), settings, on_host=True), np)
+        return cast(object, found.solver), found.block
 
     assert planned(80e9) == ("Gram", 256)
     assert planned(80e9, block=1000) == ("Gram", 1000)

@@ -17,7 +17,7 @@ from datamodels.data import prepare
 from datamodels.regress import Datamodels
 from datamodels.settings import parse
 from datamodels.store import Store
-from datamodels.verify.run import FORMAT_VERSION
+from datamodels.verify.record import FORMAT_VERSION
 from tests.conftest import flags
 
 MORE = {

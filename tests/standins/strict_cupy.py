@@ -11,7 +11,7 @@
 A module object, to be put in the place of CuPy in `sys.modules`.
 """
 
-# ruff: noqa: ARG002, N802 (names and signatures are CuPy's)
+# ruff: noqa: N802 (names and signatures are CuPy's)
 
 import collections
 import inspect

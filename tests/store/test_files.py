@@ -123,7 +123,7 @@ def test_creating_over_anything_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="exists already"):
         create(folder, META)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="is a file, where a folder is needed"):
         create(tmp_path / "file", META)
     assert Store(folder).digest() == digest
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "store"]

@@ -150,7 +150,7 @@ def test_import_works_in_bounded_pieces(tmp_path, monkeypatch):
         (np.full((3, 4), np.nan), np.ones((3, 5), np.float16), "holds nan, and masks that are not bool must be 0 and 1"),
         (np.ones(3, bool), np.ones((3, 5), np.float16), "must have two dimensions"),
         (np.array([["a"]]), np.ones((1, 5), np.float16), "and masks must be bool"),
-        (np.array([[None]]), np.ones((1, 5), np.float16), "no .npy file that can be read"),
+        (np.array([[None]]), np.ones((1, 5), np.float16), "another type than plain numbers"),
     ],
 )
 def test_arrays_that_are_no_masks_and_margins_are_refused_and_leave_nothing(tmp_path, masks, margins, named):
@@ -162,7 +162,7 @@ def test_arrays_that_are_no_masks_and_margins_are_refused_and_leave_nothing(tmp_
 
 
 def test_nothing_is_imported_or_exported_over_something(full, tmp_path):
-    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "within").mkdir(parents=True)
     with pytest.raises(InputError, match="exists already"):
         export_arrays(full, tmp_path / "there")
     np.save(tmp_path / "masks.npy", np.ones((1, 2), bool))

@@ -66,6 +66,20 @@ def test_scores_are_high_where_an_image_helps(trainer, digits, method, monkeypat
     assert found[same].mean() > found[~same].mean()
 
 
+@pytest.mark.parametrize("method", LIBRARY_METHODS)
+def test_in_bfloat16_scores_are_about_those_of_float32(digits, recipe, method, monkeypatch):
+    monkeypatch.setattr(attributed, "PROJECTED", 512)
+    its = Trainer(digits, dataclasses.replace(recipe, precision="bfloat16"), CPU)
+    masks, keys = np.ones((2, 60), bool), [(0, 0), (0, 1)]
+    # Of the same networks: training amplifies the rounding until they are others.
+    trained = checkpoints(its, masks, keys, CHECKPOINTS if method == "tracin" else 1)
+    monkeypatch.setattr(attributed, "checkpoints", lambda *_: trained)
+    mine = attribute(its, method, masks, keys, TARGETS)
+    oracle = attribute(Trainer(digits, recipe, CPU), method, masks, keys, TARGETS)
+    assert not np.array_equal(mine, oracle)
+    assert np.corrcoef(mine.ravel(), oracle.ravel())[0, 1] > 0.98
+
+
 def test_without_dattri_it_is_said(trainer, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="pip install dattri"):

@@ -14,7 +14,7 @@ from datamodels.subsets import draw_masks
 from datamodels.training import Trainer
 from datamodels.training.batches import Batches
 from datamodels.training.draws import Augmentation, draw
-from datamodels.training.group import learning_rates
+from datamodels.training.group import Group, learning_rates
 from datamodels.training.models import margin
 from tests.conftest import dataset
 
@@ -122,35 +122,40 @@ def test_bfloat16_keeps_float32_weights_and_finds_nearly_the_same_gradient():
 def test_out_of_memory_halves_the_group_and_says_so(digits, recipe, monkeypatch, capsys):
     masks, keys = draw_masks(0, range(7), 60, 0.5), [(0, i) for i in range(7)]
     trainer = Trainer(digits, recipe, CPU, dtype=torch.float64)
-    whole, train, sizes = trainer.margins(masks, keys), Trainer.train, []
+    whole, train, sizes = trainer.margins(masks, keys), Group.train, []
 
-    def little_memory(self, masks, keys, labels=None):
-        sizes.append(len(keys))
-        if len(keys) > 2:
+    def little_memory(self):
+        sizes.append(len(self.num_steps))
+        if sizes[-1] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return train(self, masks, keys)
+        return train(self)
 
-    monkeypatch.setattr(Trainer, "train", little_memory)
+    monkeypatch.setattr(Group, "train", little_memory)
     np.testing.assert_allclose(trainer.margins(masks, keys), whole, rtol=0, atol=1e-6)
     assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
     assert "out of memory on cpu with 7 models at once: going on with 3" in capsys.readouterr().err
 
 
 def test_too_little_memory_for_one_model_is_said_in_a_sentence(digits, recipe, monkeypatch):
-    def no_memory(self, masks, keys, labels=None):
+    def no_memory(self):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Trainer, "train", no_memory)
+    monkeypatch.setattr(Group, "train", no_memory)
     with pytest.raises(InputError, match="too little memory for one model of width 4"):
         rows(Trainer(digits, recipe, CPU), range(3))
 
 
 def test_a_model_that_diverges_is_trained_once_more_from_another_key_and_then_given_up(digits, recipe, monkeypatch):
-    train, seen = Trainer.train, []
+    group_of, seen = Trainer.group_of, []
 
-    def fragile(self, masks, keys, labels=None):
+    def fragile(self, draws, keys, labels=None):
         seen.append(list(keys))
-        parameters, statistics = train(self, masks, keys)
+        group = group_of(self, draws, keys, labels)
+        trained = group.train()
+        monkeypatch.setattr(group, "train", lambda: spoilt(*trained, keys))
+        return group
+
+    def spoilt(parameters, statistics, keys):
         for k, key in enumerate(keys):
             if key[:2] == (0, 1) or key == (0, 2):
                 parameters[k] = float("inf")
@@ -158,7 +163,7 @@ def test_a_model_that_diverges_is_trained_once_more_from_another_key_and_then_gi
 
     trainer = Trainer(digits, recipe, CPU)
     healthy = rows(trainer, range(4))
-    monkeypatch.setattr(Trainer, "train", fragile)
+    monkeypatch.setattr(Trainer, "group_of", fragile)
     margins = rows(trainer, range(4))
     assert seen == [[(0, 0), (0, 1), (0, 2), (0, 3)], [(0, 1, 4), (0, 2, 4)]]
     assert np.array_equal(margins[[0, 3]], healthy[[0, 3]])
@@ -224,7 +229,7 @@ def test_evaluation_averages_an_image_and_its_mirror_image_along_the_width(digit
 
 
 def test_learning_rate_rises_to_its_peak_and_falls_to_nothing_after_the_last_step(recipe):
-    lr = learning_rates(recipe, torch.tensor([30, 15], dtype=torch.float64))[..., 0]
+    lr = learning_rates(recipe, [30, 15])[..., 0]
     expected = [min(s / 10, (31 - s) / 21) * 0.3 for s in range(1, 31)]
     torch.testing.assert_close(lr[:, 0], torch.tensor(expected, dtype=torch.float64))
     assert lr[4, 1] == pytest.approx(0.3)
@@ -269,7 +274,7 @@ def test_similarity_is_the_cosine_of_what_the_last_layer_sees(digits, recipe):
     found = trainer.similarity(masks, keys, [3, 8])
     assert found["similarity"].shape == (2, 60)
     parameters, statistics = trainer.train(masks, keys)
-    linear = trainer.network._by_name(parameters)["linear.weight"]
+    linear = trainer.network.by_name(parameters)["linear.weight"]
     with torch.no_grad():
         views = torch.cat([trainer.images.test[[3, 8]], trainer.images.train])
         stacked = torch.cat([views, views], 1)  # both models see the same images
@@ -278,3 +283,9 @@ def test_similarity_is_the_cosine_of_what_the_last_layer_sees(digits, recipe):
     oracle = torch.nn.functional.cosine_similarity(features[:, :2, None], features[:, None, 2:], dim=3).mean(0)
     np.testing.assert_allclose(found["similarity"], oracle, atol=1e-5)
     np.testing.assert_allclose(torch.bmm(features, linear) * (logits / torch.bmm(features, linear)).mean(), logits, atol=1e-6)
+
+
+def test_a_square_that_is_larger_than_the_image_cannot_be_cut_out(digits, recipe):
+    Trainer(digits, dataclasses.replace(recipe, cutout=8), CPU)
+    with pytest.raises(InputError, match=r"training\.cutout is 9, and images of 8 pixels"):
+        Trainer(digits, dataclasses.replace(recipe, cutout=9), CPU)

@@ -14,9 +14,10 @@ import datamodels
 from datamodels.data import load, prepare
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
-from datamodels.regress.results import write
+from datamodels.regress.results import FORMAT_VERSION, write
 from datamodels.resources import CONFIGS
 from datamodels.runs import read_store, stage_folder
+from datamodels.seals import read_sealed
 from datamodels.store import Store
 from datamodels.training import Trainer
 from datamodels.verify import built_in_subject, methods, recheck, verify
@@ -81,7 +82,7 @@ def run(settings, monkeypatch):
 
 
 def result_of(settings):
-    return json.loads((stage_folder(settings, "verify") / "verify.json").read_text())
+    return read_sealed(stage_folder(settings, "verify") / "verify.json")
 
 
 def test_the_smallest_sets_are_found_for_every_method(run):
@@ -202,6 +203,7 @@ def test_verdicts_are_checked_again_with_fresh_models(run, tmp_path):
     assert line.startswith(f"recheck: {told['holds']} of {len(flipped)} flipped verdicts hold with 64 fresh models each")
     # A verdict that was false does not hold.
     lying = json.loads(file.read_text())
+    assert lying.pop("sha256")
     for search in lying["searches"]:
         search.update(size=1, verdict="flipped")
     (tmp_path / "lying.json").write_text(json.dumps(lying))
@@ -371,7 +373,7 @@ def test_the_package_is_a_function_for_notebooks(run):
         models.lam,
         models.heldout,
         {},
-        models.meta | {"format_version": 2},
+        models.meta | {"format_version": FORMAT_VERSION},
     )
     found = datamodels.verify(CONFIGS / "digits.yaml", [3, 7], gpu="cpu", **small)
     assert set(found["base"]) == {"3", "7"}

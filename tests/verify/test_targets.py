@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 
 from datamodels.errors import InputError
 from datamodels.verify import draw_targets, read_targets, write_targets
+from datamodels.verify.targets import targets_given, targets_named
 
 
 def write(tmp_path, text):
@@ -39,7 +41,7 @@ def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot read the targets file"):
         read_targets(tmp_path / "nowhere.txt", 20)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="not text"):
+    with pytest.raises(InputError, match="not text in UTF-8"):
         read_targets(tmp_path / "binary", 20)
 
 
@@ -49,3 +51,32 @@ def test_drawn_targets_come_back_from_their_file(tmp_path):
     assert targets == draw_targets(7, 50, 3) != draw_targets(7, 50, 4)
     write_targets(tmp_path / "t.txt", targets)
     assert read_targets(tmp_path / "t.txt", 50) == targets
+
+
+def test_a_mark_before_the_text_and_windows_line_ends_are_no_part_of_it(tmp_path):
+    (tmp_path / "targets.txt").write_bytes(b"\xef\xbb\xbf3\r\n7 # seven\r\n")
+    assert read_targets(tmp_path / "targets.txt", 20) == [3, 7]
+
+
+def test_more_indices_than_a_file_name_has_room_for():
+    assert targets_named(",".join(map(str, range(100))), 100, 0) == list(range(100))
+    for wanted in ("9" * 5000, "1," + "x" * 300, "random:" + "9" * 5000, "random:٣", "\0", ""):
+        with pytest.raises(InputError):
+            targets_named(wanted, 100, 0)
+
+
+def test_a_call_takes_indices_in_any_iterable():
+    for given in (
+        range(3, 100),
+        (i for i in range(3, 100)),
+        np.arange(3, 100),
+        map(np.int32, range(3, 100)),
+        [*range(3, 100), 3],
+    ):
+        assert targets_given(given, 100) == list(range(3, 100))
+
+
+@pytest.mark.parametrize("given", [[-1], [100], [True], np.ones(100, bool), [3.0], ["3"], [None], [], 3, None, [2**70], [[3]]])
+def test_a_call_refuses_what_is_no_index(given):
+    with pytest.raises(InputError, match="targets"):
+        targets_given(given, 100)

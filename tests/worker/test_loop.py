@@ -1,5 +1,6 @@
 """The worker: rows are those of the seed, blocks are trained once, crashes cost a block, settings are guarded."""
 
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from datamodels.errors import InputError
 from datamodels.machine import cores
 from datamodels.regress.run import regress
 from datamodels.runs import groups_of, read_store
-from datamodels.settings import GroupSettings
-from datamodels.store import claim
+from datamodels.settings import PLAIN, GroupSettings
+from datamodels.store import claim, read_meta
+from datamodels.store.layout import write_meta
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer
 from datamodels.training.devices import device_named, for_each_group
@@ -122,11 +124,12 @@ def test_a_recipe_by_which_every_model_diverges_leaves_nothing_to_regress(settin
 
 def test_the_measured_group_stays_with_the_store(settings, data, monkeypatch):
     measured = settings(groups__models_at_once=0)
-    monkeypatch.setattr(loop, "choose_groups", lambda *_: (GroupSettings(3, 3), {GroupSettings(3, 3): 7.0}))
+    groups = GroupSettings(3, 3, PLAIN)
+    monkeypatch.setattr(loop, "choose_groups", lambda *_: (groups, {groups: 7.0}))
     assert "10 of 10" in train_missing(measured, data, CPU)
     store = store_of(measured)
-    assert groups_of(store.meta) == GroupSettings(3, 3)
-    assert store.meta.provenance["groups"] == {"models_at_once": 3, "models_per_kernel": 3}
+    assert groups_of(store.meta) == groups
+    assert store.meta.provenance["groups"] == {"models_at_once": 3, "models_per_kernel": 3, "program": PLAIN}
     monkeypatch.setattr(loop, "choose_groups", lambda *_: pytest.fail("measured again"))
     assert "12 of 12" in train_missing(settings(groups__models_at_once=0, store__num_models=12), data, CPU)
     with pytest.raises(InputError, match=r"groups.models_at_once: 3 → 4"):
@@ -191,3 +194,14 @@ def test_logits_are_kept_beside_the_margins_where_they_are_asked_for(settings, d
     for wrong in ("features:float32:20x10", "logits:float32:10x20"):
         with pytest.raises(InputError, match="only logits of shape 20x10 can be kept"):
             open_store(settings(store__arrays=wrong), data, CPU)
+
+
+def test_a_store_whose_groups_name_no_program_was_trained_by_the_plain_one_and_goes_on(settings, data):
+    train_missing(settings(), data, CPU)
+    folder = store_of(settings()).folder
+    meta = read_meta(folder)
+    older = {name: value for name, value in meta.provenance["groups"].items() if name != "program"}
+    write_meta(folder, dataclasses.replace(meta, provenance={**meta.provenance, "groups": older}))
+    assert "12 of 12" in train_missing(settings(store__num_models=12), data, CPU)
+    with pytest.raises(InputError, match=r"groups.program: plain → compiled"):
+        open_store(settings(groups__program="compiled"), data, CPU)

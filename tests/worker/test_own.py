@@ -7,11 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
 
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
-from datamodels.regress.run import regress_store
+from datamodels.regress.run import regress, regress_store
 from datamodels.resources import CONFIGS
 from datamodels.runs import read_store, stage_folder
 from datamodels.settings import RegressSettings, parse
@@ -21,7 +22,7 @@ from datamodels.verify import own_subject, verify
 from datamodels.verify.subject import Request
 from datamodels.worker import own_function, train_missing_by
 from datamodels.worker.arrays import declared_arrays
-from datamodels.worker.own import NOT_FINITE
+from datamodels.worker.own import ENOUGH, NOT_FINITE
 
 README = CONFIGS.parent / "README.md"
 
@@ -172,7 +173,11 @@ def test_a_coarse_float16_is_said_once_and_float32_never_is(tmp_path, capsys, ar
         (np.ones(6), "gave ndarray for model 0"),
         ({"margin": np.ones(6)}, r"gave \['margin'\] for model 0; the store wants \['margins'\]"),
         ({"margins": np.ones(5)}, r"margins of shape \(5,\) for model 0, not \(6,\)"),
-        ({"margins": ["a"] * 6}, "margins of shape"),
+        ({"margins": ["a"] * 6}, "margins for model 0 of type <U1"),
+        ({"margins": np.ones(6) + 1j}, "margins for model 0 of type complex128, not real numbers"),
+        ({"margins": torch.ones(6, dtype=torch.complex64)}, "of type complex64, not real numbers"),
+        ({"margins": [1, [2, 3]]}, "gave margins for model 0 as no array"),
+        ({"margins": torch.ones(6).to_sparse()}, "as no array"),
     ],
 )
 def test_what_is_no_result_is_refused_and_nothing_is_done(tmp_path, result, named):
@@ -182,15 +187,116 @@ def test_what_is_no_result_is_refused_and_nothing_is_done(tmp_path, result, name
     assert not len(read_store(settings).done)
 
 
-def test_an_error_of_the_function_itself_comes_through_and_no_model_is_given_up(tmp_path):
-    def broken(index, mask):
-        raise ZeroDivisionError("mine")
-
+def test_a_tensor_that_carries_a_gradient_is_a_result(tmp_path):
     settings = own(tmp_path)
-    with pytest.raises(ZeroDivisionError, match="mine"):
+    train_missing_by(lambda index, mask: {"margins": torch.full((6,), index + 0.5, requires_grad=True)}, settings)
+    assert read_store(settings).margins(range(12))[:, 3].tolist() == [i + 0.5 for i in range(12)]
+
+
+@pytest.mark.parametrize("there", ["train", "test"])
+def test_labels_of_one_side_alone_are_not_left_out_without_a_word(tmp_path, monkeypatch, there):
+    labels = [0] * (30 if there == "train" else 6)
+    text = f"{there}_labels = {labels}\ndef train(index, mask):\n    return {{'margins': mask[:6] * 1.0}}\n"
+    (tmp_path / f"mine_with_{there}_labels.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = own(tmp_path, **{"worker.main": f"mine_with_{there}_labels:train"})
+    train_missing_by(own_function(settings.worker.main), settings)
+    with pytest.raises(InputError, match=f"has {there}_labels and no"):
+        own_subject(settings)
+
+
+@pytest.mark.parametrize(("models", "at_once", "tried"), [(12, 1, 12), (90, 1, ENOUGH), (90, 4, ENOUGH), (90, 40, 40)])
+def test_a_function_that_fails_on_every_model_is_stopped_soon_and_quoted_and_no_model_is_given_up(
+    tmp_path, models, at_once, tried
+):
+    seen = []
+
+    def broken(index, mask):
+        seen.append(index)
+        raise ZeroDivisionError("mine\nand yours")
+
+    settings = own(tmp_path, **{"store.num_models": models, "groups.models_at_once": at_once})
+    words = rf"{tried} models were tried, and not one could be trained; model 0: .*ZeroDivisionError: mine and yours \(test_own"
+    with pytest.raises(InputError, match=words):
         train_missing_by(broken, settings)
+    assert seen == list(range(tried))
     store = read_store(settings)
     assert (len(store.done), store.failures) == (0, {})
+    assert list((store.folder / "claims").iterdir()) == []
+    assert f"{models} of {models}" in train_missing_by(lambda index, mask: {"margins": np.ones(6)}, settings)
+
+
+def test_subsets_on_which_the_function_fails_are_given_up_with_its_words_and_the_rest_go_on(tmp_path):
+    seen = []
+
+    def one_class_only(index, mask):
+        seen.append(index)
+        if index < 5 or index == 9:  # the first ones as well: they wait until another one is there
+            raise ValueError("needs samples of at least 2 classes")
+        return {"margins": np.ones(6)}
+
+    settings = own(tmp_path)
+    line = train_missing_by(one_class_only, settings)
+    assert "6 of 12 models are done" in line
+    assert "ValueError: needs samples of at least 2 classes (test_own.py, line" in line
+    assert sorted(read_store(settings).failures) == [0, 1, 2, 3, 4, 9]
+    assert seen == list(range(12))
+    train_missing_by(one_class_only, settings)
+    assert seen == list(range(12))
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no room"), OSError(5, "Input/output error", "mine"), RuntimeError("CUDA out of memory")]
+)
+def test_what_the_machine_is_to_blame_for_gives_up_no_model(tmp_path, error):
+    def unlucky(index, mask):
+        if index == 3:
+            raise error
+        return {"margins": np.ones(6)}
+
+    settings = own(tmp_path)
+    with pytest.raises(type(error)):
+        train_missing_by(unlucky, settings)
+    assert read_store(settings).failures == {}
+    assert "12 of 12" in train_missing_by(lambda index, mask: {"margins": np.ones(6)}, settings)
+
+
+def test_verification_leaves_a_set_out_on_which_the_function_fails_and_stops_where_it_fails_on_all_of_s(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "mine_fragile.py").write_text(
+        "import os\n"
+        "def train(index, mask):\n"
+        "    few = mask.sum() < int(os.environ['LEAST'])\n"
+        "    if few and (mask.all() or index % 3 == 0):\n        raise ValueError('one class only')\n"
+        "    return {'margins': mask.reshape(6, 5).sum(1) - 2.2}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    few = {"verify.subsets": 0, "verify.models": 8, "verify.base_models": 8, "verify.methods": "none", "verify.sizes": "5"}
+    settings = own(tmp_path, **{"worker.main": "mine_fragile:train", **few})
+    monkeypatch.setenv("LEAST", "0")
+    train_missing_by(own_function(settings.worker.main), settings)
+    weights = np.kron(np.eye(6), np.ones((5, 1))).astype(np.float32)
+    meta = {"store_digest": read_store(settings).digest(), "regress": {}, "targets": [0, 6]}
+    models = Datamodels(weights, np.full(6, -2.2), np.ones(6), np.arange(2), {}, meta)
+    monkeypatch.setenv("LEAST", "31")
+    with pytest.raises(InputError, match=r"first model of the verification could not be trained: .*ValueError: one class only"):
+        verify(settings, own_subject(settings), models, [2])
+    assert not len(Store(stage_folder(settings, "verify") / "store").done)
+    monkeypatch.setenv("LEAST", "26")
+    verify(settings, own_subject(settings), models, [2])
+    (removal,) = json.loads((stage_folder(settings, "verify") / "verify.json").read_text())["removals"]
+    assert removal["before"]["models"] == 8
+    assert 2 <= removal["after"]["models"] < 16
+    assert "verify: a model could not be trained, and does not count" in capsys.readouterr().err
+
+
+def test_a_prior_of_networks_is_no_circle_for_models_of_ones_own(tmp_path, capsys):
+    settings = own(tmp_path, **{"regress.prior": "gradients", "store.num_models": 40})
+    assert "40 of 40" in train_missing_by(lambda index, mask: {"margins": np.ones(6)}, settings)
+    assert "with worker.main take none, flat, or an .npy file" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"with worker.main take none, flat, or an .npy file"):
+        regress(settings)
 
 
 @pytest.mark.parametrize(
@@ -247,8 +353,11 @@ def test_without_labels_controls_come_from_all_examples(tmp_path, monkeypatch):
     assert all(2**31 <= number < 2**32 for number in numbers)
 
 
+TOO_LONG = [f"{'a' * 65}:int8:1", f"a:int8:{'9' * 5000}", "a:int8:" + "x".join("1" * 17)]
+
+
 @pytest.mark.parametrize(
-    "text", ["logits", "logits:float16", "logits:object:3", "logits:float99:3", "a:float16:0", "Ä:float16:3"]
+    "text", ["logits", "logits:float16", "logits:object:3", "logits:float99:3", "a:float16:0", "Ä:float16:3", *TOO_LONG]
 )
 def test_declarations_that_are_none_are_refused(text):
     with pytest.raises(InputError, match="takes name:dtype:shape"):
@@ -277,3 +386,8 @@ def test_another_function_is_another_run(tmp_path):
     other = dataclasses.replace(settings, worker=dataclasses.replace(settings.worker, main="another:one"))
     with pytest.raises(InputError, match=r"worker\.main: unused:here → another:one"):
         train_missing_by(lambda index, mask: {"margins": np.ones(6)}, other)
+
+
+def test_a_row_that_no_disk_has_is_refused():
+    with pytest.raises(InputError, match="a row of a would have more than"):
+        declared_arrays("a:int64:9999999999x9999999999")

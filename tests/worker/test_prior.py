@@ -104,6 +104,19 @@ def test_regression_wants_it_and_does_its_work_again_when_it_has_changed(setting
     assert not np.array_equal(first.weights, second.weights)
 
 
+def test_it_is_made_in_bfloat16_and_of_projected_gradients(settings, data, monkeypatch):
+    monkeypatch.setattr("datamodels.training.gradients.MOST_PRODUCTS", 0)
+    found = []
+    for precision in ("float32", "bfloat16"):
+        chosen = settings(regress__prior="gradients", prior__dimensions=256, training__precision=precision, training__epochs=8)
+        make_prior(chosen, data, CPU)
+        found.append(np.load(stage_folder(chosen, "prior") / "gradients.npy").astype(float))
+        assert np.isfinite(found[-1]).all()
+        np.testing.assert_allclose((found[-1] ** 2).mean((1, 2)), 1, rtol=1e-2)
+    # Of other networks, for training amplifies the rounding, but such as do the same.
+    assert np.corrcoef(found[0].ravel(), found[1].ravel())[0, 1] > 0.5
+
+
 def test_a_worker_makes_it_but_not_for_a_store_of_other_settings(settings, data):
     chosen = settings(regress__prior="gradients", prior__models=2)
     train_missing(chosen, data, CPU)

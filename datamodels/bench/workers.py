@@ -1,0 +1,106 @@
+"""How many trainings several workers on one store spend on each model that is wanted: 1 where none is trained twice.
+
+The hardest case: models that cost next to nothing, a block each, so that claims, deliveries and merges are all that there is.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodels import __version__
+from datamodels.bench.record import Record, describe
+from datamodels.errors import InputError
+from datamodels.machine import describe_machine
+from datamodels.runs import stage_folder
+from datamodels.settings import Settings
+from datamodels.store import ArraySpec, Meta, Store, create
+from datamodels.subsets import draw_masks
+from datamodels.worker.blocks import Trained, train_blocks
+
+N, T, SEED, ALPHA = 1000, 100, 3, 0.5
+WORKERS = (1, 2, 4, 16)
+BLOCKS = (1, 16)
+
+
+def bench_workers(settings: Settings, models: int = 2000) -> tuple[Record, str]:
+    """The bench as a record for JSON and as a table; it works in a folder of the run's, which it removes.
+
+    Raises InputError for no models, and where a bench's folder is left from before.
+    """
+    if models < 1:
+        raise InputError(f"the bench takes a model or more, not {models}")
+    folder = stage_folder(settings, "bench")
+    if folder.exists():
+        raise InputError(f"{folder} is there already; another bench is at work, or was cut off: delete it")
+    folder.mkdir(parents=True)
+    try:
+        rows = [_measured(folder / f"store-{size}-{workers}", workers, size, models) for size in BLOCKS for workers in WORKERS]
+    finally:
+        shutil.rmtree(folder)
+    record = {
+        "bench": "workers",
+        "version": __version__,
+        "device": "disk",
+        "machine": describe_machine(),
+        "num_train": N,
+        "num_targets": T,
+        "models": models,
+        "rows": rows,
+    }
+    return record, _table(record)
+
+
+def _measured(folder: Path, workers: int, size: int, models: int) -> Record:
+    create(folder, Meta(models, N, T, {"margins": ArraySpec("float32", (T,))}, {"of": "a bench"}))
+    # Forked: a process that imports everything again would be at work long after the quick models are trained.
+    context: Any = multiprocessing.get_context("fork")
+    trainings, together = context.Value("q", 0), context.Barrier(workers + 1, timeout=60)
+    processes = [context.Process(target=_work, args=(folder, models, size, trainings, together)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    together.wait()
+    start = time.perf_counter()
+    for process in processes:
+        process.join()
+    seconds = time.perf_counter() - start
+    if any(process.exitcode for process in processes) or len(Store(folder).done) != models:
+        raise RuntimeError(f"of {workers} workers some have failed, or not all {models} models are there")
+    return {
+        "workers": workers,
+        "block": size,
+        "trainings_per_model": round(trainings.value / models, 4),
+        "models_per_s": round(models / seconds, 1),
+    }
+
+
+def _work(folder: Path, models: int, size: int, trainings: Any, together: Any) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # their bars are not for the bench's terminal
+    together.wait()
+
+    def train(ids: range) -> Trained:
+        with trainings.get_lock():
+            trainings.value += len(ids)
+        margins = np.random.default_rng([SEED, ids.start]).normal(size=(len(ids), T)).astype(np.float32)
+        return Trained(draw_masks(SEED, ids, N, ALPHA), {"margins": margins}, {})
+
+    train_blocks(folder, models, size, train)
+
+
+def _table(record: Record) -> str:
+    lines = [
+        describe({**record, "device": "cpu"}),
+        f"{record['models']} models that cost nothing, N = {N}, T = {T}",
+        f"{'workers':>8} {'block':>6} {'trainings a model':>18} {'models/s':>9}",
+    ]
+    lines += [
+        f"{row['workers']:>8} {row['block']:>6} {row['trainings_per_model']:>18.4f} {row['models_per_s']:>9.0f}"
+        for row in record["rows"]
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,29 @@
+"""Reading files that others wrote, or that the disk has damaged: everything is checked before it is believed.
+
+A file is opened without waiting (a pipe in its place is refused, not waited for), its size is known before it is read, and what
+it declares (shapes, lengths, members) is compared with what is there before memory is taken. No reader here can be made to run
+what a file says. Every refusal is `Unreadable`, an InputError of one sentence that names the file.
+"""
+
+from datamodels.reading.arrays import check_zip, open_npy, read_npy, read_npz
+from datamodels.reading.content import Between, Each, read_json, require, whole_number
+from datamodels.reading.files import Unreadable, checked_size, digest, is_there, open_file, read_bytes, read_text
+
+__all__ = [
+    "Between",
+    "Each",
+    "Unreadable",
+    "check_zip",
+    "checked_size",
+    "digest",
+    "is_there",
+    "open_file",
+    "open_npy",
+    "read_bytes",
+    "read_json",
+    "read_npy",
+    "read_npz",
+    "read_text",
+    "require",
+    "whole_number",
+]
