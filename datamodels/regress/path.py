@@ -120,8 +120,6 @@ def _fit(
     solver = planned.solver
     run = _Run(source, settings, solver, planned.block, unfinished, bar, xp, subsets)
     run.take_in(parts.fit)
-    if len(solver.constants()[0]) == source.n:
-        raise InputError(f"each image is in all of the masks of {store.folder}, or in none of them; nothing can be learnt")
     if covariates is not None and not settings.sparse:
         run.take_in(parts.choice)
     if covariates is not None:

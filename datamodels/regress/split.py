@@ -72,8 +72,12 @@ class Subsets:
 def split_models(subsets: Subsets, settings: RegressSettings) -> Parts:
     """Split models by the settings' seed and shares, the models on one mask together.
 
-    Raises InputError when one part would have fewer than 10 subsets.
+    Raises InputError when one part would have fewer than 10 subsets, or all were trained on one.
     """
+    if len(subsets.ids) > 1 and len(subsets) == 1:
+        raise InputError(
+            f"all {len(subsets.ids)} finished models have one and the same mask; nothing can be learnt of its images"
+        )
     groups = subsets.shuffled(np.random.default_rng(settings.seed))
     heldout = round(settings.heldout * len(groups))
     choice = round(settings.choice * (len(groups) - heldout))
