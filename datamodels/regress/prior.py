@@ -35,6 +35,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -232,22 +233,56 @@ def estimate(covariates: Covariates, problem_of: Callable[[slice], Problem], t: 
     `problem_of` gives the problem of some targets, few at a time, `repeats` how often the models' masks come again.
     """
     marginal = _Marginal(covariates, problem_of, t, m, repeats)
-    normal, right = np.zeros(()), np.zeros(())
+    normal, right, total, pairs = np.zeros(()), np.zeros(()), 0.0, 0
     for _, basis, u in marginal.parts():
         normal, right = normal + basis @ basis.T, right + basis @ u
-    size = np.sqrt(np.maximum(np.diag(normal), 1e-300))
-    mean = np.linalg.lstsq(normal / np.outer(size, size), right / size, rcond=1e-9)[0] / size
+        total, pairs = total + float(u @ u), pairs + len(u)
+    # The estimates of a target are sums over its models: with fewer of these than images they are no more numbers than these.
+    numbers = min(pairs, t * (m - 1))
+    mean, taken = shrunk_mean(normal, right, total, numbers, len(covariates.names))
     normal, right, squares = np.zeros(()), np.zeros(()), 0.0
     for noise, basis, u in marginal.parts():
         found = mean @ basis
         terms = np.stack([np.ones_like(found), np.abs(found), found**2])
-        rest = (u - found) ** 2 - noise
+        rest = (u - found) ** 2 * (numbers / (numbers - taken)) - noise
         normal, right, squares = normal + terms @ terms.T, right + terms @ rest, squares + float(found @ found)
     size = np.sqrt(np.maximum(np.diag(normal), 1e-300))
     spread = nnls(normal / np.outer(size, size), right / size)[0] / size
     # What weights under the prior leave unexplained of the variance of a margin, as a share, mean over targets.
     left = 1 - float(marginal.spread.mean()) * (float(normal[0] @ spread) + squares) / t
     return Prior(covariates, mean, spread, max(left, LEAST_NOISE), marginal.inside)
+
+
+def shrunk_mean(normal: Array, right: Array, total: float, numbers: int, f: int) -> tuple[Array, float]:
+    """β of the basis from BᵀB, Bᵀu and uᵀu over all pairs, so many `numbers`, and how many of these it has taken up.
+
+    The basis comes in three steps: 1, the F covariates, their products. Least squares explain u better with each, also where
+    they know nothing of it: k terms then explain k times the mean square that is left, give or take √(2/k) of that. So what a
+    step adds is shrunk by three times beyond that (James & Stein 1961, for a block of terms), so that noise costs nothing:
+
+        β += max(0, 1 − (1 + 3 √(2/k)) k s²/(what it explains)) · (what it adds to β).
+
+    A step after which there are fewer than eight numbers for each term is not taken.
+    """
+    size = np.sqrt(np.maximum(np.diag(normal), 1e-300))
+    scaled, of_u = normal / np.outer(size, size), right / size
+    steps = list[tuple[Array, int, float]]()
+    for end in (1, 1 + f, len(right)):
+        among = scaled[:end, :end]
+        rank = int(np.linalg.matrix_rank(among, hermitian=True, tol=1e-9 * end))
+        if steps and (rank == steps[-1][1] or 8 * rank > numbers):
+            continue
+        beta = np.zeros(len(right))
+        beta[:end] = np.linalg.lstsq(among, of_u[:end], rcond=1e-9)[0]
+        steps.append((beta, rank, max(total - float(of_u @ beta), 0.0)))
+    _, most, rest = steps[-1]
+    square = rest / max(numbers - most, 1)
+    found, taken = steps[0][0], float(steps[0][1])
+    for (last, rank, before), (beta, more, after) in pairwise(steps):
+        k = more - rank
+        kept = max(0.0, 1 - (1 + 3 * (2 / k) ** 0.5) * k * square / max(before - after, 1e-300))
+        found, taken = found + kept * (beta - last), taken + kept * k
+    return found / size, taken
 
 
 class _Marginal:

@@ -12,7 +12,8 @@ from sklearn.linear_model import Lasso, Ridge
 from datamodels.errors import InputError
 from datamodels.regress import fit_datamodels
 from datamodels.regress.moments import Moments
-from datamodels.regress.prior import FLAT, Covariates, covariates_named, estimate, posterior_mean, ranks
+from datamodels.regress.path import score
+from datamodels.regress.prior import FLAT, Covariates, covariates_named, estimate, posterior_mean, ranks, shrunk_mean
 from datamodels.regress.repeats import Repeats
 from datamodels.regress.split import Subsets, split_models
 from datamodels.settings import RegressSettings
@@ -231,3 +232,41 @@ def test_what_makes_no_prior_is_refused(tmp_path):
     store = store_of(tmp_path / "s", masks, margins)
     with pytest.raises(InputError, match="cannot be saga"):
         fit_datamodels(store, dataclasses.replace(SETTINGS, solver="saga"), covariates=of_array(a))
+
+
+@pytest.mark.parametrize("f", [1, 3, 10, 30, 40])
+@pytest.mark.parametrize(
+    ("n", "t", "m"), [(10, 2, 30), (20, 1, 100), (37, 5, 100), (37, 5, 600), (100, 20, 30), (200, 25, 100)]
+)
+def test_covariates_of_noise_cost_nothing_however_many_they_are(n, t, m, f):
+    gained = []
+    for seed in range(4):
+        rng = np.random.default_rng([n, t, m, f, seed])
+        masks = draw_masks(seed, range(m + 400), n, 0.5)
+        weights = rng.normal(size=(n, t)) * (rng.random((n, t)) < 0.3) + 0.1
+        margins = masks @ weights + rng.normal(size=(m + 400, t))
+        moments = moments_of(masks[:m], margins[:m])
+        lds = []
+        for covariates in (covariates_named(FLAT, None, n, t), of_array(rng.normal(size=(f, n, t)))):
+            prior = estimate(covariates, moments.problem, t, m, Repeats(1.0, np.zeros(t)))
+            problem = moments.problem()
+            scale = np.sqrt(problem.variance)
+            mean, square = prior.at(slice(0, t), scale)
+            found = posterior_mean(problem, mean, np.sqrt(square), prior.noise * scale**2 / m)
+            lds.append(score(masks[m:] @ found + problem.bias(found), margins[m:])["lds"].mean())
+        gained.append(lds[1] - lds[0])
+    assert np.mean(gained) > -0.01
+
+
+def test_a_mean_that_the_covariates_know_is_hardly_shrunk():
+    rng = np.random.default_rng(0)
+    basis = np.stack([np.ones(4000), *rng.normal(size=(5, 4000))])
+    beta = np.array([0.1, 0.5, -0.3, 0.0, 0.2, 0.4])
+    u = beta @ basis + rng.normal(size=4000)
+    exact = np.linalg.lstsq(basis.T, u, rcond=None)[0]
+    found, taken = shrunk_mean(basis @ basis.T, basis @ u, float(u @ u), 4000, 5)
+    np.testing.assert_allclose(found[1:], exact[1:], rtol=0.01, atol=0.01)
+    assert 5.9 < taken <= 6
+    none, taken = shrunk_mean(basis @ basis.T, basis @ rng.normal(size=4000), 4000.0, 4000, 5)
+    assert not none[1:].any()
+    assert taken == 1
