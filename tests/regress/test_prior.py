@@ -247,7 +247,7 @@ def test_covariates_of_noise_cost_nothing_however_many_they_are(n, t, m, f):
         margins = masks @ weights + rng.normal(size=(m + 400, t))
         moments = moments_of(masks[:m], margins[:m])
         lds = []
-        for covariates in (covariates_named(FLAT, None, n, t), of_array(rng.normal(size=(f, n, t)))):
+        for covariates in (of_array(np.empty((0, n, t))), of_array(rng.normal(size=(f, n, t)))):
             prior = estimate(covariates, moments.problem, t, m, Repeats(1.0, np.zeros(t)))
             problem = moments.problem()
             scale = np.sqrt(problem.variance)
