@@ -7,7 +7,7 @@ py = .venv/bin/python
 # Idle OpenMP threads that spin take the core that another group of models needs.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test test-browser lint setup worker bench robustness clean
+.PHONY: demo test test-browser lint setup worker bench gpu-check robustness clean
 
 demo: setup  ## digits, end to end: data, models, datamodels, verification by retraining, a page
 	$(py) -m datamodels -C configs/digits.yaml
@@ -34,6 +34,9 @@ bench: setup  ## measure training, on digits or CONFIG, the store and the regres
 	$(py) -m datamodels.bench accuracy -C $(or $(CONFIG),configs/digits.yaml) --out tests/benchmarks/results
 	$(py) -m datamodels.bench store --run.dir runs/bench --out tests/benchmarks/results
 	$(py) -m datamodels.bench regress --run.dir runs/bench --out tests/benchmarks/results
+
+gpu-check: setup  ## whether GPU, and this package on it, does what it should; within 8 minutes, exit code 1 where it does not
+	$(py) -m datamodels.bench gpu-check $(config_flag) --gpu $(GPU) --out tests/benchmarks/results
 
 robustness: setup  ## hostile inputs and faults of the environment against every reader; the table goes into tests/benchmarks/results/
 	$(py) -m tests.robustness

@@ -12,6 +12,7 @@ from datamodels.bench.prior import bench_prior
 from datamodels.bench.record import Record, file_name
 from datamodels.bench.regress import bench_regress
 from datamodels.bench.samples import bench_samples, samples_figure
+from datamodels.bench.shapes import bench_lasso
 from datamodels.bench.store import bench_store
 from datamodels.bench.train import bench_train
 from datamodels.bench.workers import bench_workers
@@ -22,7 +23,7 @@ from datamodels.settings import argument_parser, parse
 from datamodels.training import device_named
 
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy, "prior": bench_prior}
-OF_STORE = {"store": bench_store, "workers": bench_workers}
+SYNTHETIC = {"store": bench_store, "workers": bench_workers, "lasso": bench_lasso}
 OF_WEIGHTS: dict[str, Callable[..., tuple[Record, str]]] = {"regress": bench_regress, "samples": bench_samples}
 GPU_CHECK = "gpu-check"
 FIT = "fit"
@@ -35,15 +36,16 @@ def main() -> None:
         "prior: seconds of its networks' training and of what is made of them. "
         "store, regress: of synthetic rows, against the disk and against other solvers. fit: a whole regression. "
         "workers: how often models are trained that several workers share. "
+        "lasso: of few models or many, against scikit-learn. "
         "samples: LDS against the number of models of a run, with a prior and without. "
         "gpu-check: whether a GPU, and this package on it, does what it should."
     )
-    benches = [*OF_MODELS, *OF_STORE, *OF_WEIGHTS, FIT, GPU_CHECK]
+    benches = [*OF_MODELS, *SYNTHETIC, *OF_WEIGHTS, FIT, GPU_CHECK]
     parser = argument_parser("python -m datamodels.bench", about)
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
     parser.add_argument("--gpu", help="number of the GPU, or cpu (default: what is there)")
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
-    counts += "; samples: draws of models (3); prior: networks (4); workers: models (2000)"
+    counts += "; samples: draws of models (3); prior: networks (4); workers: models (2000); lasso: rounds (3)"
     parser.add_argument("--n", type=int, help=counts)
     parser.add_argument("--size", default=DEFAULT, help=f"fit: images, models, targets, values of λ ({DEFAULT})")
     parser.add_argument("--on", choices=PLACES, default=GPU, help="gpu-check: processor tries the check itself, tiny")
@@ -56,8 +58,8 @@ def main() -> None:
         result, table = bench_fit(settings, size_named(args.size), args.gpu)
     elif args.bench == GPU_CHECK:
         result, table = gpu_check(settings, args.on, args.gpu)
-    elif args.bench in OF_STORE:
-        result, table = OF_STORE[args.bench](settings, *n)
+    elif args.bench in SYNTHETIC:
+        result, table = SYNTHETIC[args.bench](settings, *n)
     elif args.bench in OF_WEIGHTS:
         result, table = OF_WEIGHTS[args.bench](settings, *n, gpu=args.gpu)
     else:

@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from sklearn.linear_model import lasso_path
 
-from datamodels.bench.record import Record
+from datamodels import __version__
+from datamodels.bench.record import Record, describe
+from datamodels.errors import InputError
+from datamodels.machine import describe_machine
 from datamodels.progress import no_advance
 from datamodels.regress.memory import needs
 from datamodels.regress.solvers import Solver, plan
 from datamodels.regress.source import TILE_ROWS
 from datamodels.regress.walk import walk
-from datamodels.settings import RegressSettings
+from datamodels.settings import RegressSettings, Settings
 from datamodels.store.layout import Array
 from datamodels.subsets import BoolArray, IndexArray, draw_masks, pack
 
@@ -62,7 +65,7 @@ class InMemory:
         yield from (ids[start : start + TILE_ROWS] for start in range(0, len(ids), TILE_ROWS))
 
 
-def bench_shapes(settings: RegressSettings, shapes: tuple[tuple[int, int], ...] = SHAPES, rounds: int = ROUNDS) -> list[Record]:
+def bench_shapes(settings: RegressSettings, shapes: tuple[tuple[int, int], ...], rounds: int) -> list[Record]:
     """Rows for JSON: our CPU seconds, and scikit-learn's to its default tolerance and to our gap, medians of some rounds.
 
     100 λ down to 0.01 λ_max; scikit-learn with the Gram matrix where that may be faster, and without, the faster of the two.
@@ -179,3 +182,30 @@ def _residuals(masks: BoolArray, margins: Array, path: Array) -> Array:
     """Y − Xw, both centred, float64 (λ, m, T)."""
     x, y = masks - masks.mean(0), margins.astype(np.float64)
     return np.stack([y - y.mean(0) - x @ weights.astype(np.float64) for weights in path])
+
+
+def bench_lasso(settings: Settings, rounds: int = ROUNDS) -> tuple[Record, str]:
+    """The bench as a record for JSON and as a table. Raises InputError for less than one round."""
+    if rounds < 1:
+        raise InputError(f"the bench takes 1 round or more, not {rounds}")
+    rows = bench_shapes(settings.regress, SHAPES, rounds)
+    record = {
+        "bench": "lasso",
+        "version": __version__,
+        "device": "cpu",
+        "machine": describe_machine(),
+        "gap": settings.regress.gap,
+        "lams": LAMS,
+        "last_ratio": LAST_RATIO,
+        "rounds": rounds,
+        "least_times_scikit_learn": min(row["times_scikit_learn"] for row in rows),
+        "least_times_scikit_learn_to_our_gap": min(row["times_scikit_learn_to_our_gap"] for row in rows),
+        "rows": rows,
+    }
+    lines = [
+        f"m = {row['models']:5d}, N = {row['images']:6d}, T = {row['targets']:3d}: {row['solver']:5s} "
+        f"{row['cpu_seconds']:8.3f} s, scikit-learn {row['times_scikit_learn']:6.2f} times that, "
+        f"to our gap {row['times_scikit_learn_to_our_gap']:6.2f} times"
+        for row in rows
+    ]
+    return record, "\n".join([describe(record), f"CPU seconds of a path of {LAMS} λ, medians of n = {rounds} rounds", *lines])

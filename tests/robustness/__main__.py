@@ -44,6 +44,8 @@ def _table(name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         for number, case in enumerate(module.CASES):
             outcome = module.run_case(case, Path(scratch) / str(number))
+            if outcome is None:  # a fault that cannot be made on this machine
+                continue
             by_reader.setdefault(case.reader, []).append(outcome)
             if outcome.what not in case.expected or not outcome.within_limits:
                 told = {key: value for key, value in vars(outcome).items() if key != "said"}
