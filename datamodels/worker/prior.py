@@ -30,6 +30,7 @@ from datamodels.settings import Settings
 from datamodels.store.layout import Array
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, first_order, for_each_group
+from datamodels.training.devices import on_gpu
 
 GRADIENTS, FEATURES = "gradients", ("features_train", "features_test")
 FIRST_MODEL = 2**31
@@ -72,7 +73,8 @@ def _is_made(folder: Path, decided: dict[str, Any]) -> bool:
 
 def _found(settings: Settings, data: Dataset, device: torch.device) -> dict[str, Array]:
     """The mean over the networks of the scores, and the features of each."""
-    trainer, total = Trainer(data, settings.training, device), settings.prior.models
+    # On a GPU one dense program for each network: grouped convolutions are slower there, and this is not measured anew.
+    trainer, total = Trainer(data, settings.training, device, 1 if on_gpu(device) else None), settings.prior.models
     groups = [range(first, min(first + AT_ONCE, total)) for first in range(0, total, AT_ONCE)]
     sums, lock = _InOrder(), threading.Lock()
     with progress("prior", "networks", total) as advance:
