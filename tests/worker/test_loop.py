@@ -1,11 +1,13 @@
 """The worker: rows are those of the seed, blocks are trained once, crashes cost a block, settings are guarded."""
 
 import dataclasses
+import gc
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
@@ -205,3 +207,22 @@ def test_a_store_whose_groups_name_no_program_was_trained_by_the_plain_one_and_g
     assert "12 of 12" in train_missing(settings(store__num_models=12), data, CPU)
     with pytest.raises(InputError, match=r"groups.program: plain → compiled"):
         open_store(settings(groups__program="compiled"), data, CPU)
+
+
+def test_what_a_gpu_held_for_the_training_is_given_back_when_nobody_holds_it_any_more(settings, data, monkeypatch):
+    trainers, seen = list[weakref.ref[Trainer]](), list[int]()
+    begin = Trainer.__init__
+
+    def noted(self, *arguments, **named):
+        begin(self, *arguments, **named)
+        trainers.append(weakref.ref(self))
+
+    def give_back(device):
+        gc.collect()
+        seen.append(sum(ref() is not None for ref in trainers))
+
+    monkeypatch.setattr(Trainer, "__init__", noted)
+    monkeypatch.setattr(loop, "give_back", give_back)
+    train_missing(settings(regress__prior="gradients", prior__models=2), data, CPU)
+    assert len(trainers) == 2
+    assert seen == [0]
