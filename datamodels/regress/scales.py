@@ -44,8 +44,9 @@ class Scale:
             return weights, bias
         inverse = np.divide(1, self.deviation, out=np.zeros_like(self.deviation), where=self.deviation > 0)
         found: Array = (weights * inverse.astype(np.float32)[:, None]).astype(np.float32, copy=False)
-        # In float64: a sum of many terms that nearly cancel.
-        shift = np.array([self.mean @ column for column in found.T.astype(np.float64)]) if found.size else np.zeros(len(bias))
+        # In float64, for many terms nearly cancel, and some rows at a time, for there may be gigabytes of them.
+        tiles = (slice(first, first + TILE_ROWS) for first in range(0, len(found), TILE_ROWS))
+        shift = sum((self.mean[rows] @ found[rows].astype(np.float64) for rows in tiles), np.zeros(len(bias)))
         return found, (bias - shift).astype(np.float32)
 
 

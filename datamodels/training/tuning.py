@@ -65,17 +65,15 @@ class Ways:
     def __init__(self, data: Dataset, recipe: TrainingSettings, device: torch.device) -> None:
         self.data, self.device = data, device
         self.recipe = for_a_few_steps(recipe, len(data.train.labels))
-        self.trainer: Trainer | None = None
-        self.program = ""
+        self.trainers: dict[str, Trainer] = {}
 
     def trainer_for(self, groups: GroupSettings) -> Trainer:
-        """The trainer of such groups; it holds the only copy of the images on the device."""
-        if self.trainer is None or self.program != groups.program:
-            self.trainer = None
-            self.trainer = Trainer(self.data, self.recipe, self.device, program=groups.program)
-            self.program = groups.program
-        self.trainer.per_kernel = groups.models_per_kernel
-        return self.trainer
+        """The trainer of such groups. Each program has its own, with its own images: to bring these to a device takes seconds."""
+        if groups.program not in self.trainers:
+            self.trainers[groups.program] = Trainer(self.data, self.recipe, self.device, program=groups.program)
+        trainer = self.trainers[groups.program]
+        trainer.per_kernel = groups.models_per_kernel
+        return trainer
 
     def speed(self, groups: GroupSettings) -> float:
         """Steps per second, summed over all models that the device trains side by side; 0, and a line, where it fails."""
