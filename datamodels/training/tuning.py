@@ -68,7 +68,7 @@ class Ways:
         self.trainers: dict[str, Trainer] = {}
 
     def trainer_for(self, groups: GroupSettings) -> Trainer:
-        """The trainer of such groups. Each program has its own, with its own images: to bring these to a device takes seconds."""
+        """The trainer of such groups. Each program has its own, with its own images: to bring these there takes seconds."""
         if groups.program not in self.trainers:
             self.trainers[groups.program] = Trainer(self.data, self.recipe, self.device, program=groups.program)
         trainer = self.trainers[groups.program]
