@@ -19,7 +19,7 @@ apt_install() {
 # The CUDA release that the driver supports: 12, 13, or nothing.
 cuda_major() {
     command -v nvidia-smi >/dev/null || return 0
-    nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[^:]*Version: *\([0-9]*\)\..*/\1/p' | head -n 1
+    { nvidia-smi 2>/dev/null || true; } | sed -n 's/.*CUDA[^:]*Version: *\([0-9]*\)\..*/\1/p' | head -n 1
 }
 # The CUDA release that the installed PyTorch was built for; nothing for one without CUDA, or where there is none.
 cuda_of_torch() { .venv/bin/python -c 'import torch; print((torch.version.cuda or "").split(".")[0])' 2>/dev/null || true; }

@@ -15,6 +15,8 @@ from datamodels.data import Dataset, Split
 from datamodels.data.sources import read_source
 from datamodels.resources import CONFIGS
 from datamodels.settings import DataSettings, Settings, TrainingSettings, parse
+from tests.standins.cuda_cpp import have_compiler
+from tests.standins.strict_cupy import StrictCupy
 
 # The tests' networks are so small that two threads would wait for each other more than they work.
 torch.set_num_threads(1)
@@ -93,3 +95,13 @@ def recipe() -> TrainingSettings:
         flip=True,
         cutout=2,
     )
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> StrictCupy:
+    """A strict stand-in for CuPy with one GPU, which `import cupy` gives; `regress.device` gpu is on it then."""
+    if not have_compiler:
+        pytest.skip("no C++ compiler here")
+    cupy = StrictCupy()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    return cupy

@@ -57,6 +57,15 @@ def installed(calls):
     return [call for call in calls if " install " in call and "--no-deps" not in call]
 
 
+def test_a_driver_that_fails_is_none(setup, tmp_path):
+    broken = tmp_path / "bin" / "nvidia-smi"
+    broken.write_text("#!/bin/sh\nexit 9\n")
+    broken.chmod(0o755)
+    done, calls = setup()
+    assert done.returncode == 0, done.stderr
+    assert "[dev,kernels-check]" in installed(calls)[0]
+
+
 def test_without_a_driver_what_pypi_has_is_installed(setup):
     done, calls = setup()
     assert done.returncode == 0, done.stderr

@@ -7,24 +7,27 @@ checks run on the processor, tiny, so that this script itself is tested where th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 from datamodels import __version__
 from datamodels.bench.record import Record
 from datamodels.errors import InputError
 from datamodels.machine import describe_machine
-from datamodels.progress import say
 from datamodels.settings import TrainingSettings
 
 GPU, PROCESSOR = "gpu", "processor"
 PLACES = (GPU, PROCESSOR)
+MOST_S = 480.0
+"""Of all checks together, on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,15 @@ class Named:
 
 
 def run_checks(sizes: Sizes, checks: Sequence[Named], apart: bool) -> Record:
-    """All checks, one after another, each in a process of its own where `apart` is set; the record for JSON."""
+    """All checks, one after another, each in a process of its own where `apart` is set; the record for JSON.
+
+    Together they take no more than `MOST_S` then: what is left of it is the most that a check may take.
+    """
     start, found = time.monotonic(), list[Record]()
     for named in checks:
         begun = time.monotonic()
-        lines = _apart(named, sizes) if apart else _guarded(named.check, sizes)
+        left = min(named.limit_s, max(1.0, MOST_S - (begun - start)))
+        lines = _apart(replace(named, limit_s=left), sizes) if apart else _guarded(named.check, sizes)
         seconds = round(time.monotonic() - begun, 1)
         print(f"\n{named.name} ({seconds} s)", flush=True)
         for line in lines:
@@ -162,13 +169,16 @@ def _apart(named: Named, sizes: Sizes) -> list[Line]:
         process.join(10)
         return [Line("the process ended", f"with exit code {process.exitcode}", "", "0", False)]
     finally:
-        if process.is_alive():
-            process.join(1)
-            process.kill()
+        process.join(1)
+        # With all that it has started: a command that goes on would share the card with the next check.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid or 0, signal.SIGKILL)
+        process.kill()
         process.join()
 
 
 def _in_child(pipe: Connection, check: Check, sizes: Sizes) -> None:
+    os.setsid()
     pipe.send(_guarded(check, sizes))
     pipe.close()
 
@@ -179,8 +189,3 @@ def checkout() -> Path:
     if not (root / "tests" / "gpu").is_dir():
         raise InputError("gpu-check runs tests/gpu, which an installed package does not have; run it in a checkout")
     return root
-
-
-def tell(line: Any) -> None:
-    """A word on the way, beside the lines."""
-    say(f"gpu-check: {line}")

@@ -32,9 +32,9 @@ H100_SECONDS = 3.0
 PROFILED_STEPS = 10
 # Which kernels are what, by what their names contain; the first that fits counts.
 KINDS = {
-    "convolutions and products": ("conv", "gemm", "xmma", "cudnn", "cutlass", "wgrad", "dgrad", "sm90_", "sm80_", "mm", "bmm"),
-    "batch normalisation": ("batch_norm", "bn_", "batchnorm"),
     "compiled by Inductor": ("triton",),
+    "batch normalisation": ("batch_norm", "bn_", "batchnorm"),
+    "convolutions and products": ("conv", "gemm", "xmma", "cudnn", "cutlass", "wgrad", "dgrad", "sm90_", "sm80_", "mm", "bmm"),
     "pooling and reductions": ("pool", "reduce", "amax", "softmax"),
     "images gathered": ("index", "gather", "scatter"),
     "element by element, and copies": (

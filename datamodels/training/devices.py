@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,6 +17,9 @@ from datamodels.errors import InputError
 from datamodels.machine import cores
 
 Item = TypeVar("Item")
+
+HANDED_OUT = os.environ.get("CUDA_VISIBLE_DEVICES")
+"""The GPUs that this process was given, before any was chosen of them."""
 
 # More streams hold more activations in memory; a ResNet-9 of the paper's width nearly fills a GPU by itself.
 STREAMS = 4
@@ -42,6 +46,7 @@ def device_named(gpu: str | None) -> torch.device:
     torch.backends.cudnn.deterministic = True
     # float32 is meant where it is asked for: cuDNN would convolve in TF32, with 10 bits of precision.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")  # Inductor's advice to do otherwise
     return torch.device("cuda", number)
 
 
@@ -101,6 +106,34 @@ def for_each_group(items: Iterable[Item], work: Callable[[Item], None], device: 
         torch.set_num_threads(threads_before)
 
 
+def on_its_thread(device: torch.device, work: Callable[[], Item]) -> Item:
+    """What `work` gives, done by the one thread that trains on a GPU; on a processor by this one.
+
+    cuDNN remembers the algorithms that were the fastest for each thread by itself. In one thread a block is trained by the same
+    ones every time, and has the same bits.
+    """
+    return _thread_of(device).submit(work).result() if on_gpu(device) else work()
+
+
+@cache
+def _thread_of(device: torch.device) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix=str(device))
+
+
+def visible(gpu: str) -> str:
+    """What CUDA_VISIBLE_DEVICES is for a process that is to see just the GPU of `--gpu`, or none for 'cpu'.
+
+    Where a scheduler has handed out some GPUs, the number counts these. Raises InputError for what is no number, or none of
+    these.
+    """
+    if gpu == "cpu":
+        return ""
+    number, there = gpu_number(gpu), None if HANDED_OUT is None else [name for name in HANDED_OUT.split(",") if name]
+    if there is not None and number >= len(there):
+        raise InputError(f"there is no GPU {gpu} here: CUDA_VISIBLE_DEVICES was {HANDED_OUT!r}")
+    return str(number) if there is None else there[number]
+
+
 @contextmanager
 def made_current(device: torch.device) -> Iterator[None]:
     """Make a GPU and a stream of this package's own current in this thread, as a capture wants it; on a processor nothing.
@@ -134,7 +167,7 @@ def _side_streams(device: torch.device) -> list[torch.cuda.Stream]:
 def fastest_convolutions(device: torch.device) -> AbstractContextManager[None]:
     """Within it cuDNN times its algorithms for each new convolution and remembers the fastest; on a processor nothing.
 
-    The choice stands for as long as the process runs. In another one it may differ, and so may the last bits of a model.
+    The choice stands for as long as the thread lives. In another one it may differ, and so may the last bits of a model.
     """
     if not on_gpu(device):
         return nullcontext()

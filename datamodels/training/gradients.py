@@ -139,7 +139,7 @@ def ridge_scores(of_train: Tensor, of_test: Tensor, ridges: Sequence[float]) -> 
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """X Xᵀ in float64, of X (n, p): only the blocks on and below the diagonal are computed, the others are theirs."""
+    """X Xᵀ, of X (n, p): only the blocks on and below the diagonal are computed, the others are theirs."""
     n = len(rows)
     result = rows.new_empty(n, n)
     for first in range(0, n, ROWS_AT_ONCE):

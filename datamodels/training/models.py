@@ -25,10 +25,10 @@ from datamodels.progress import say
 from datamodels.settings import COMPILED, COMPILED_PADDED, PADDED, PLAIN, TrainingSettings
 from datamodels.subsets import BoolArray, IndexArray
 from datamodels.training.batches import Images
-from datamodels.training.devices import made_current, on_gpu, require_bfloat16
+from datamodels.training.devices import made_current, on_gpu, on_its_thread, require_bfloat16
 from datamodels.training.draws import Draws, Key, draw, second_key
 from datamodels.training.group import Group, Loss, augmentation_of, loss_of
-from datamodels.training.memory import unless_out_of_memory
+from datamodels.training.memory import out_of_memory, unless_out_of_memory
 from datamodels.training.resnet9 import BatchNormStatistics, ResNet9
 
 FloatArray = npt.NDArray[np.float32]
@@ -73,7 +73,7 @@ class Trainer:
             raise InputError(f"training.cutout is {recipe.cutout}, and images of {side} pixels have no room for such a square")
         self.n, self.classes = self.images.n, len(data.class_names)
         self.network = ResNet9(self.images.channels, self.classes, recipe.width, recipe.last_padding)
-        self.loss: Loss = compiled_loss() if program in (COMPILED, COMPILED_PADDED) else loss_of
+        self.loss: Loss = CompiledWhereItWorks() if program in (COMPILED, COMPILED_PADDED) else loss_of
         self.turn = threading.Lock() if on_gpu(device) else nullcontext()
 
     def margins(self, masks: BoolArray, keys: Sequence[Key]) -> FloatArray:
@@ -140,9 +140,9 @@ class Trainer:
 
         Similarity is the cosine of what the last layer sees of a target and of a training image.
         """
-        which = torch.as_tensor(targets, device=self.device)
 
         def of_part(part: slice) -> Outputs:
+            which = torch.as_tensor(targets, device=self.device)
             trained = self.train(masks[part], keys[part])
             logits = self.test_logits(*trained).sum(0)
             ours, theirs = (self.features(*trained, images) for images in (self.images.test[which], self.images.train))
@@ -160,8 +160,7 @@ class Trainer:
         found, done = list[Result](), 0
         while done < models:
             part = slice(done, min(done + (self.at_once or models), models))
-            with self.at_work():
-                result = unless_out_of_memory(functools.partial(work, part), self.device)
+            result = on_its_thread(self.device, functools.partial(self._attempt, work, part))
             if result is None:
                 self._halve(part.stop - part.start)
             else:
@@ -201,6 +200,10 @@ class Trainer:
             logits.append(torch.stack(of_views).mean(0))
         return torch.cat(logits, 1)
 
+    def _attempt(self, work: Callable[[slice], Result], part: slice) -> Result | None:
+        with self.at_work():
+            return unless_out_of_memory(functools.partial(work, part), self.device)
+
     def _outputs(self, masks: BoolArray, keys: Sequence[Key], labels: IndexArray | None) -> Outputs:
         """As `outputs`, of one training each."""
         draws = self.draws(masks, keys)
@@ -220,6 +223,38 @@ class Trainer:
             raise self.no_room()
         self.at_once = at_once // 2
         say(f"out of memory on {self.device} with {at_once} models at once: going on with {self.at_once}")
+
+
+class CompiledWhereItWorks:
+    """`compiled_loss`, or where nothing can be compiled, for lack of a compiler, say, `loss_of`: models then round otherwise.
+
+    A store that was made on another machine may ask for it.
+    """
+
+    def __init__(self) -> None:
+        self.loss: Loss = compiled_loss()
+        self.worked = False
+
+    def __call__(
+        self, network: ResNet9, parameters: Tensor, statistics: BatchNormStatistics, x: Tensor, labels: Tensor, smoothing: float
+    ) -> Tensor:
+        """See `loss_of`."""
+        try:
+            found = self.loss(network, parameters, statistics, x, labels, smoothing)
+        except Exception as e:
+            if self.worked or self.loss is loss_of or out_of_memory(e):
+                raise
+            say(f"a compiled step does not work here ({first_line(e)}); going on with the plain one")
+            self.loss = loss_of
+            found = self.loss(network, parameters, statistics, x, labels, smoothing)
+        self.worked = True
+        return found
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its name."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
 
 
 @functools.cache

@@ -14,10 +14,11 @@ from datamodels.data import Dataset
 from datamodels.errors import InputError
 from datamodels.progress import say
 from datamodels.settings import COMPILED, COMPILED_PADDED, MEASURED, PADDED, PLAIN, PROGRAMS, GroupSettings, TrainingSettings
+from datamodels.training import models
 from datamodels.training.devices import STREAMS, for_each_group, groups_at_once, on_gpu, wait_for
 from datamodels.training.group import STEPS_BEFORE_CAPTURE, Group
 from datamodels.training.memory import free_memory, give_back, unless_out_of_memory
-from datamodels.training.models import PADDED_CHANNELS, Trainer
+from datamodels.training.models import PADDED_CHANNELS, Trainer, first_line
 
 MOST_AT_ONCE = 64
 MEASURE_S = 0.5
@@ -70,7 +71,10 @@ class Ways:
     def trainer_for(self, groups: GroupSettings) -> Trainer:
         """The trainer of such groups. Each program has its own, with its own images: to bring these there takes seconds."""
         if groups.program not in self.trainers:
-            self.trainers[groups.program] = Trainer(self.data, self.recipe, self.device, program=groups.program)
+            trainer = Trainer(self.data, self.recipe, self.device, program=groups.program)
+            if groups.program in (COMPILED, COMPILED_PADDED):
+                trainer.loss = models.compiled_loss()  # what does not work is not to be measured as what goes on in its place
+            self.trainers[groups.program] = trainer
         trainer = self.trainers[groups.program]
         trainer.per_kernel = groups.models_per_kernel
         return trainer
@@ -88,7 +92,7 @@ class Ways:
         except InputError:
             raise
         except Exception as error:  # whatever a compiler or a driver says: another way may work
-            say(f"{describe_groups(groups, self.device)} does not work: {_first_line(error)}")
+            say(f"{describe_groups(groups, self.device)} does not work: {first_line(error)}")
             rates = [None]
         if None in rates:
             give_back(self.device)
@@ -200,8 +204,3 @@ def _rate(trainer: Trainer, groups: GroupSettings, number: int) -> float:
         first = seconds(1)
         more = int(MEASURE_S / first)
         return k * more / seconds(more) if more > 1 else k / first
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]

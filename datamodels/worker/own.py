@@ -29,14 +29,12 @@ from datamodels.store import ArraySpec, Meta, Store, read_meta
 from datamodels.store.layout import Array
 from datamodels.store.precision import FEWEST, BeyondError, coarse, rounded
 from datamodels.subsets import BoolArray, draw_masks
-from datamodels.training.devices import gpu_number
+from datamodels.training.devices import visible
 from datamodels.worker.arrays import declared_arrays
 from datamodels.worker.blocks import Train, Trained, train_blocks
 from datamodels.worker.loop import open_or_create, state
 
 Main = Callable[[int, BoolArray], Mapping[str, Any]]
-HANDED_OUT = os.environ.get("CUDA_VISIBLE_DEVICES")
-"""The GPUs that this process was given, before any was chosen of them."""
 ENOUGH = 16
 """After so many models, or a block where that is more, of which not one could be trained, the function is held to be broken."""
 NOT_FINITE = "its training function gave margins that are not finite"
@@ -45,19 +43,10 @@ NOT_FINITE = "its training function gave margins that are not finite"
 def use_gpu_of_own(gpu: str | None) -> None:
     """Let one's own function see the one GPU that it is to use, or none, whatever it trains with; None changes nothing.
 
-    Where a scheduler has handed out some GPUs, the number counts these. CUDA reads the variable when it is first asked, so that
-    nothing may have asked before. Raises InputError for what is no number, or none of these.
+    CUDA reads the variable when it is first asked, so that nothing may have asked before. Raises InputError as `visible` does.
     """
-    if gpu is None:
-        return
-    chosen = ""
-    if gpu != "cpu":
-        there = None if HANDED_OUT is None else [name for name in HANDED_OUT.split(",") if name]
-        number = gpu_number(gpu)
-        if there is not None and number >= len(there):
-            raise InputError(f"there is no GPU {gpu} here: CUDA_VISIBLE_DEVICES was {HANDED_OUT!r}")
-        chosen = str(number) if there is None else there[number]
-    os.environ["CUDA_VISIBLE_DEVICES"] = chosen
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible(gpu)
 
 
 def own_function(name: str) -> Main:

@@ -3,14 +3,19 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from datamodels.bench import gpu_regress
 from datamodels.bench.gpu_check import Line, Named, _apart, at_least, at_most, run_checks, summary
 from datamodels.bench.gpu_plan import CHECKS, gpu_check, sizes_on
 from datamodels.bench.gpu_regress import raw_gap
+from datamodels.bench.gpu_training import _kind
 from datamodels.errors import InputError
 from datamodels.regress import fit_datamodels
 from datamodels.settings import RegressSettings
@@ -94,3 +99,41 @@ def test_the_gap_from_the_raw_models_is_small_at_the_solution_and_large_beside_i
     assert gaps.shape == (t,)
     assert (gaps <= 4e-6).all()  # weights are kept in float32
     assert (raw_gap(store, dataclasses.replace(fit, columns=fit.columns * np.float32(1.05)), t) > 1e-5).all()
+
+
+def test_the_regressions_half_runs_on_cupy_as_it_does_on_numpy(strict):
+    lines = {line.what: line for line in gpu_regress.regression(dataclasses.replace(SIZES, on="gpu", gpu="0"))}
+    counts = next(line for what, line in lines.items() if what.startswith("counts of XᵀX"))
+    gap = next(line for what, line in lines.items() if what.startswith("largest gap"))
+    assert counts.passed
+    assert gap.passed
+    assert float(lines["most memory that arrays held, of what was planned"].value) > 0
+    assert strict.live[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("void cudnn::batchnorm_bwtr_nhwc_semiPersist<__nv_bfloat16>", "batch normalisation"),
+        ("triton_red_fused_native_batch_norm_backward_convolution_1", "compiled by Inductor"),
+        ("sm90_xmma_wgrad_implicit_gemm_indexed_bf16", "convolutions and products"),
+        ("void at::native::vectorized_elementwise_kernel<4, add>", "element by element, and copies"),
+        ("void at::native::max_pool_forward_nhwc", "pooling and reductions"),
+        ("Memcpy DtoD", "element by element, and copies"),
+    ],
+)
+def test_kernels_are_told_apart_by_their_names(kernel, kind):
+    assert _kind(kernel) == kind
+
+
+def starting(sizes):
+    subprocess.run([sys.executable, "-c", "import time; time.sleep(77.5)"], check=False)
+    return []
+
+
+def test_what_a_hanging_check_has_started_ends_with_it():
+    (line,) = _apart(Named("x", starting, 8), SIZES)
+    assert line.what == "did not end"
+    time.sleep(0.5)
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not [command for command in commands if b"time.sleep(77.5)" in command]

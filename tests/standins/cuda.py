@@ -137,6 +137,6 @@ def pretend(monkeypatch: Any) -> Gpu:
     }
     for name, stand in stands.items():
         monkeypatch.setattr(torch.cuda, name, stand)
-    for cached in (devices._working_stream, devices._side_streams):
+    for cached in (devices._working_stream, devices._side_streams, devices._thread_of):
         cached.cache_clear()
     return gpu

@@ -278,6 +278,21 @@ class _Cuda:
     def Device(self, number=None):
         return _Device(self.cupy, number)
 
+    @property
+    def MemoryHook(self):
+        """A class to be derived from; within its instances' context every allocation calls `malloc_postprocess`."""
+        hooks = self.cupy.hooks
+
+        class Hook:
+            def __enter__(self):
+                hooks.append(self)
+                return self
+
+            def __exit__(self, *_):
+                hooks.remove(self)
+
+        return Hook
+
 
 class _Linalg:
     def __init__(self, cupy):
@@ -311,6 +326,7 @@ class StrictCupy:
     def __init__(self, devices=1, capacity=80 * 10**9):
         self.devices, self.capacity, self.current = devices, capacity, 0
         self.log, self.gets, self.uploaded, self.asked = collections.Counter[str](), 0, 0, list[str]()
+        self.hooks = []
         self.live, self.peak, self.held = (collections.Counter[int]() for _ in range(3))
         self._owned: dict[int, Any] = {}
         self.cuda, self.linalg = _Cuda(self), _Linalg(self)
@@ -413,6 +429,8 @@ class StrictCupy:
         size, device = owner.nbytes, self.current
         self._room(size)
         self.live[device] += size
+        for hook in self.hooks:
+            hook.malloc_postprocess(device_id=device, size=size, mem_size=size, mem_ptr=id(owner), pmem_id=0)
         self._owned[id(owner)] = weakref.finalize(owner, self._drop, id(owner), size, device)
 
     def _room(self, size):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from datamodels.errors import InputError
-from datamodels.training import device_named
-from datamodels.worker import own, use_gpu_of_own
+from datamodels.training import device_named, devices
+from datamodels.worker import use_gpu_of_own
 from tests.conftest import flags
 
 OWN = """
@@ -43,7 +43,7 @@ def test_a_function_of_ones_own_sees_the_gpu_that_was_named_and_cuda_is_not_aske
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(own, "HANDED_OUT", None)
+    monkeypatch.setattr(devices, "HANDED_OUT", None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "untouched")
     name = f"own_{stage}_{gpu}"
     (tmp_path / f"{name}.py").write_text(OWN)
@@ -76,7 +76,7 @@ def test_no_parser_asks_cuda(monkeypatch, asked):
 
 
 def test_the_number_counts_the_gpus_that_a_scheduler_has_handed_out(monkeypatch):
-    monkeypatch.setattr(own, "HANDED_OUT", "3,GPU-5e2a")
+    monkeypatch.setattr(devices, "HANDED_OUT", "3,GPU-5e2a")
     for _ in range(2):  # as often as one likes in a process
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5e2a")
         use_gpu_of_own("1")

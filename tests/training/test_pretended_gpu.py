@@ -221,3 +221,61 @@ def test_after_out_of_memory_in_one_size_the_others_are_measured(digits, recipe,
     assert {g.models_at_once for g in speeds if speeds[g]} == {1, 4}
     assert {g.models_at_once for g in speeds if not speeds[g]} == {2}
     assert len(alive) == 2
+
+
+def test_all_groups_are_trained_by_one_thread_whose_choice_of_convolutions_stays(digits, recipe, gpu, monkeypatch):
+    trainer, threads, train = Trainer(digits, recipe, CPU), set[int](), Group.train
+
+    def noted(self):
+        threads.add(threading.get_ident())
+        return train(self)
+
+    monkeypatch.setattr(Group, "train", noted)
+    for _ in range(2):
+        for_each_group(range(3), lambda i: block(trainer, i + 1), CPU)
+    assert len(threads) == 1
+
+
+def test_convolutions_are_timed_in_the_first_steps_and_taken_by_the_capture_alone(digits, recipe, gpu):
+    trainer, seen, loss_of = Trainer(digits, recipe, CPU), [], group_module.loss_of
+
+    def noted(*arguments):
+        seen.append((torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32))
+        return loss_of(*arguments)
+
+    trainer.loss = noted
+    before = torch.backends.cudnn.benchmark
+    block(trainer)
+    assert seen == [(True, True, False)] * (STEPS_BEFORE_CAPTURE + 1)
+    assert torch.backends.cudnn.benchmark is before
+
+
+def test_a_compiled_program_that_does_not_work_here_is_told_and_the_plain_one_goes_on(digits, recipe, monkeypatch, capsys):
+    def no_compiler():
+        def compiled(*arguments):
+            raise RuntimeError("no compiler here\nand more")
+
+        return compiled
+
+    plain = block(Trainer(digits, recipe, CPU, 1))
+    monkeypatch.setattr("datamodels.training.models.compiled_loss", no_compiler)
+    assert np.array_equal(block(Trainer(digits, recipe, CPU, 1, program="compiled")), plain)
+    said = "a compiled step does not work here (no compiler here); going on with the plain one\n"
+    assert capsys.readouterr().err.count(said) == 1
+
+
+def test_an_error_after_a_compiled_program_has_worked_is_no_reason_for_another(digits, recipe, monkeypatch):
+    calls = [0]
+
+    def breaking():
+        def compiled(*arguments):
+            calls[0] += 1
+            if calls[0] > 5:
+                raise RuntimeError("device-side assert")
+            return group_module.loss_of(*arguments)
+
+        return compiled
+
+    monkeypatch.setattr("datamodels.training.models.compiled_loss", breaking)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        block(Trainer(digits, recipe, CPU, 1, program="compiled"), 1)

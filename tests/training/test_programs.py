@@ -1,6 +1,7 @@
 """Programs of a step: padded and compiled ones train the models that the plain one trains; limits of one kernel; bfloat16."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -87,6 +88,7 @@ def test_float32_is_not_tf32_on_a_gpu(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32
     try:
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
@@ -94,6 +96,7 @@ def test_float32_is_not_tf32_on_a_gpu(monkeypatch):
         assert torch.backends.cudnn.deterministic
         assert not torch.backends.cudnn.allow_tf32
         assert not torch.backends.cuda.matmul.allow_tf32
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.allow_tf32 = before
         torch.backends.cuda.matmul.allow_tf32 = False
