@@ -1,0 +1,49 @@
+"""Workers that start together on a fresh run, and what they train: every model once."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from datamodels.bench.workers import bench_workers
+from datamodels.errors import InputError
+from datamodels.runs import stage_folder
+from datamodels.settings import parse
+from datamodels.store import Store
+from datamodels.verify.retrain import alone
+from tests.conftest import flags
+
+
+@pytest.mark.parametrize("prior", ["none", "gradients"])
+def test_workers_started_together_on_a_fresh_run_all_end_well(tmp_path, prior):
+    line = flags(tmp_path / "run", store__num_models=24, regress__prior=prior, prior__models=2)
+    command = [sys.executable, "-m", "datamodels.worker", *line, "--gpu", "cpu"]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [worker.communicate(timeout=200) for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0, 0], said
+    assert all("24 of 24 models are done" in out for out, _ in said)
+    store = Store(tmp_path / "run" / "store")
+    assert np.array_equal(store.done, np.arange(24))
+    assert store.damaged(store.done) == []
+    assert (tmp_path / "run" / "prior").exists() is (prior != "none")
+    left = [path.name for path in (tmp_path / "run").iterdir() if path.name.endswith((".tmp", ".old"))]
+    assert left == []
+
+
+def test_no_model_is_trained_again_that_lies_in_the_inbox(tmp_path):
+    settings, _ = parse(["--run.dir", str(tmp_path)])
+    record, _ = bench_workers(settings, 120)
+    assert {row["workers"] for row in record["rows"]} >= {4, 16}
+    assert max(row["trainings_per_model"] for row in record["rows"]) <= 1.02
+
+
+def test_a_second_verification_is_refused_and_ends_nothing(settings):
+    chosen = settings()
+    with alone(chosen) as folder:
+        with pytest.raises(InputError, match="verif"), alone(chosen):
+            pass
+        assert folder == stage_folder(chosen, "verify")
+        assert folder.exists()
+    with alone(chosen):
+        pass
