@@ -54,12 +54,12 @@ def refuse_own_function(settings: Settings) -> None:
         raise InputError("the page shows built-in data sets; with worker.main run datamodels.worker, .regress and .verify")
 
 
-OF_NETWORKS = ("gradients", "similarity")
-"""Values of `regress.prior` that need the folder RUN/prior, which the worker makes of this package's networks."""
+GRADIENTS, SIMILARITY = OF_NETWORKS = ("gradients", "similarity")
+"""Values of `regress.prior` that need the folder RUN/prior, which the worker makes of networks of the learner's."""
 
 
 def no_prior_of_own(settings: Settings) -> str | None:
-    """What is to be said where `regress.prior` asks one's own models for what only this package's networks give; else None."""
+    """What is to be said where `regress.prior` asks one's own models for what they have not given; else None."""
     if (
         settings.worker.main == BUILT_IN
         or settings.regress.prior not in OF_NETWORKS
@@ -68,7 +68,7 @@ def no_prior_of_own(settings: Settings) -> str | None:
         return None
     kind = settings.regress.prior
     return (
-        f"regress.prior {kind} is made of this package's networks; with worker.main take none, flat, or an .npy file of yours"
+        f"regress.prior {kind} is made of what {settings.worker.main} does not give; take none, flat, or an .npy file of yours"
     )
 
 

@@ -25,7 +25,7 @@ from datamodels.regress.path import Fit
 from datamodels.regress.source import Source
 from datamodels.settings import RegressSettings
 from datamodels.store import Store
-from datamodels.store.layout import Array
+from datamodels.subsets import Array
 from datamodels.training.devices import visible
 
 PAPER = Size(50_000, 300_000, 10_000, 100)

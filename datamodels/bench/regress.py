@@ -25,8 +25,7 @@ from datamodels.regress.moments import Moments
 from datamodels.regress.source import TILE_ROWS
 from datamodels.regress.walk import foreseen
 from datamodels.settings import Settings
-from datamodels.store.layout import Array
-from datamodels.subsets import BoolArray, ByteArray, draw_masks, pack, unpack
+from datamodels.subsets import Array, BoolArray, ByteArray, draw_masks, pack, unpack
 
 LAST_RATIO = 0.01
 ROUNDS = 3

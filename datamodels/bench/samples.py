@@ -24,8 +24,7 @@ from datamodels.regress.split import Parts, Subsets, joined
 from datamodels.runs import read_store, stage_folder
 from datamodels.settings import Settings
 from datamodels.store import Store
-from datamodels.store.layout import Array
-from datamodels.subsets import IndexArray
+from datamodels.subsets import Array, IndexArray
 
 mpl.use("agg")
 

@@ -21,8 +21,7 @@ from datamodels.regress.solvers import Solver, plan
 from datamodels.regress.source import TILE_ROWS
 from datamodels.regress.walk import walk
 from datamodels.settings import RegressSettings, Settings
-from datamodels.store.layout import Array
-from datamodels.subsets import BoolArray, IndexArray, draw_masks, pack
+from datamodels.subsets import Array, BoolArray, IndexArray, draw_masks, pack
 
 SHAPES: tuple[tuple[int, int], ...] = (
     *((1000, 100), (2000, 200), (1000, 300), (500, 500), (2000, 2000), (300, 900)),

@@ -21,8 +21,7 @@ from datamodels.progress import progress
 from datamodels.runs import stage_folder
 from datamodels.settings import Settings
 from datamodels.store import ArraySpec, Meta, Store, create, deliver
-from datamodels.store.layout import Array
-from datamodels.subsets import BoolArray
+from datamodels.subsets import Array, BoolArray
 
 N, T, ROUNDS = 50_000, 10_000, 3
 BLOCKS = (16, 256, 1024)

@@ -125,30 +125,37 @@ def _of_file(path: Path, n: int, t: int) -> Covariates:
 def _of_folder(kind: str, folder: Path | None, n: int, t: int) -> Covariates:
     if folder is None:
         raise InputError(f"regress.prior {kind} is of a run; for a store of any origin give an .npy file (F, {n}, {t})")
-    files = [folder / f"{name}.npy" for name in (*FEATURES, "train_labels", "test_labels", GRADIENTS)]
+    names = (*FEATURES, "train_labels", "test_labels", GRADIENTS)
+    # A learner may have features and no gradients.
+    files = [folder / f"{name}.npy" for name in names if name != GRADIENTS or kind == GRADIENTS or has_gradients(folder)]
     try:
         read_sealed_folder(folder, [file.name for file in files])
     except InputError as e:
         what = f"there is no {folder}" if isinstance(e, Unreadable) and e.missing else str(e)
         raise InputError(f"{what}; run the worker with --regress.prior {kind}") from e
     shapes = ((None, n, None), (None, t, None), (n,), (t,), (None, n, t))
-    found = [open_npy(file, shape) for file, shape in zip(files, shapes, strict=True)]
-    of_train, of_test, train_labels, test_labels, scores = found
-    if of_train.shape[::2] != of_test.shape[::2] or "".join(array.dtype.kind for array in found) != "ffiif":
+    found = [open_npy(file, shape) for file, shape in zip(files, shapes, strict=False)]
+    of_train, of_test, train_labels, test_labels, *rest = found
+    if of_train.shape[::2] != of_test.shape[::2] or "".join(array.dtype.kind for array in found) != "ffiif"[: len(found)]:
         raise InputError(f"{folder} does not hold what the worker writes; delete it and run the worker again")
 
     def parts(targets: slice) -> Array:
         near, same = mean_cosine(of_train, of_test[:, targets]), train_labels[:, None] == test_labels[targets]
         found = [same.astype(np.float64), near, np.log1p(ranks(near, same))]
-        known = np.stack([*found, *scores[:, :, targets].astype(np.float64)] if kind == GRADIENTS else found)
+        known = np.stack([*found, *rest[0][:, :, targets].astype(np.float64)] if kind == GRADIENTS else found)
         if not np.isfinite(known).all():
             raise InputError(f"{folder} has numbers that are not finite")
         return known
 
-    names = ["same class", "similarity", "log rank of similarity"]
+    terms = ["same class", "similarity", "log rank of similarity"]
     if kind == GRADIENTS:
-        names += [f"gradients {k}" for k in range(len(scores))]
-    return Covariates(tuple(names), _digest(files), parts)
+        terms += [f"gradients {k}" for k in range(len(rest[0]))]
+    return Covariates(tuple(terms), _digest(files), parts)
+
+
+def has_gradients(folder: Path) -> bool:
+    """Whether a folder RUN/prior tells of gradients."""
+    return (folder / f"{GRADIENTS}.npy").exists()
 
 
 def mean_cosine(of_train: Array, of_test: Array) -> Array:

@@ -2,7 +2,18 @@
 
 from datamodels.store.layout import ArraySpec, Meta, create, read_meta
 from datamodels.store.reader import Store
-from datamodels.store.writer import Rows, Writer, claim, deliver, delivered, forget_claims, grow, hand_over, merge_if_free
+from datamodels.store.writer import (
+    Rows,
+    Writer,
+    claim,
+    deliver,
+    delivered,
+    enlist,
+    forget_claims,
+    grow,
+    hand_over,
+    merge_if_free,
+)
 
 __all__ = [
     "ArraySpec",
@@ -14,6 +25,7 @@ __all__ = [
     "create",
     "deliver",
     "delivered",
+    "enlist",
     "forget_claims",
     "grow",
     "hand_over",

@@ -11,10 +11,10 @@ import numpy as np
 from datamodels.errors import InputError
 from datamodels.progress import progress
 from datamodels.reading import Between, require
-from datamodels.store.layout import DONE, FAILED, MISSING, Array, checksums
+from datamodels.store.layout import DONE, FAILED, MISSING, checksums
 from datamodels.store.reader import Store
 from datamodels.store.writer import Writer
-from datamodels.subsets import BoolArray, IndexArray, draw_masks, pack
+from datamodels.subsets import Array, BoolArray, IndexArray, draw_masks, pack
 
 CHUNK_BYTES = 64 * 2**20
 WHOLE = "it is whole, but not marked as done"

@@ -20,8 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodels.errors import InputError
-from datamodels.store.layout import Array
-from datamodels.subsets import BoolArray, IndexArray
+from datamodels.subsets import Array, BoolArray, IndexArray
 
 COMPLETED = "_completed.npy"
 ALL = "all"

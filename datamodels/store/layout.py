@@ -20,6 +20,7 @@ from datamodels.durable import InPlace, is_there, new_folder
 from datamodels.errors import InputError
 from datamodels.reading import Between, Each, Unreadable, open_file, read_json, require, whole_number
 from datamodels.seals import read_sealed, unsealed, write_sealed
+from datamodels.subsets import Array
 
 FORMAT = "datamodels-store"
 FORMAT_VERSION = 1
@@ -42,8 +43,6 @@ META = {
     "provenance": dict,
 }
 ROW_DIGITS = 20  # a header has room for so large a number of rows, and can be written again when the store grows
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)

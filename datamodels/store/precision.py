@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from datamodels.errors import InputError
-from datamodels.store.layout import Array
 from datamodels.store.reader import Store
+from datamodels.subsets import Array
 
 STEPS_IN_SPREAD = 20
 """Margins whose standard deviation over models is fewer steps of the number format are coarse."""

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodels.errors import InputError
-from datamodels.store.layout import DONE, FAILED, MISSING, Array, Meta, checksums, open_array, read_failures, read_meta
-from datamodels.subsets import BoolArray, ByteArray, IndexArray, unpack
+from datamodels.store.layout import DONE, FAILED, MISSING, Meta, checksums, open_array, read_failures, read_meta
+from datamodels.subsets import Array, BoolArray, ByteArray, IndexArray, unpack
 
 
 class Store:

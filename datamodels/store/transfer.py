@@ -12,10 +12,10 @@ from datamodels.progress import progress
 from datamodels.reading import open_npy
 from datamodels.store.check import chunks
 from datamodels.store.incoming import Scan, known_rows
-from datamodels.store.layout import Array, ArraySpec, Meta, create_in, lay_out
+from datamodels.store.layout import ArraySpec, Meta, create_in, lay_out
 from datamodels.store.reader import Store
 from datamodels.store.writer import Rows, Writer, write_rows
-from datamodels.subsets import BoolArray, IndexArray
+from datamodels.subsets import Array, BoolArray, IndexArray
 
 MARGIN_TYPES = {"float16": "float16", "float32": "float32", "float64": "float32"}
 """What margins come in, and what they are kept in."""

@@ -27,7 +27,6 @@ from datamodels.store.layout import (
     FAILED,
     FAILURES,
     MISSING,
-    Array,
     ArraySpec,
     Meta,
     checksums,
@@ -38,7 +37,7 @@ from datamodels.store.layout import (
     write_meta,
 )
 from datamodels.store.precision import BeyondError, rounded
-from datamodels.subsets import BoolArray, ByteArray, IndexArray, pack
+from datamodels.subsets import Array, BoolArray, ByteArray, IndexArray, pack
 
 Failures = Mapping[int, str]
 T = TypeVar("T")
@@ -321,13 +320,34 @@ def grow(folder: Path, num_models: int) -> None:
         meta = writer.meta
         if num_models < meta.num_models:
             raise InputError(f"{folder} has room for {meta.num_models} models already; it cannot shrink to {num_models}")
-        if num_models == meta.num_models:
-            return
-        for name, spec in meta.files.items():
-            with InPlace(folder / f"{name}.npy") as file:
-                lay_out(file, spec, num_models)
-        # Arrays first: with the old meta.json they are a store that merely has rows to spare.
-        write_meta(folder, dataclasses.replace(meta, num_models=num_models))
+        if num_models > meta.num_models:
+            _make_room(writer, num_models, {})
+
+
+def enlist(folder: Path, masks: BoolArray, known: Mapping[str, Array]) -> IndexArray:
+    """Make rows for K more models, still to be trained, of which the masks, bool (K, N), and some arrays are known: their ids.
+
+    All of them are there then, or none. Who trains them reads in the store what they are.
+    """
+    with Writer(folder) as writer:
+        first = writer.meta.num_models
+        ids = np.arange(first, first + len(masks))
+        _make_room(writer, first + len(masks), {"masks": pack(masks), **known})
+    return ids
+
+
+def _make_room(writer: Writer, num_models: int, known: Mapping[str, Array]) -> None:
+    """Let the arrays have so many rows, the new ones with what is known of them, and then meta.json tell of them."""
+    before = writer.meta.num_models
+    for name, spec in writer.meta.files.items():
+        with InPlace(writer.folder / f"{name}.npy") as file:
+            lay_out(file, spec, num_models)
+            if name in known:
+                write_rows(file, spec, np.arange(before, num_models), known[name])
+                file.sync()
+    # Arrays first: with the old meta.json they are a store that merely has rows to spare.
+    writer.meta = dataclasses.replace(writer.meta, num_models=num_models)
+    write_meta(writer.folder, writer.meta)
 
 
 def write_rows(file: InPlace, spec: ArraySpec, ids: IndexArray, rows: Array) -> None:

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from datamodels.errors import InputError
-from datamodels.store.layout import Array
-from datamodels.subsets import BoolArray
+from datamodels.subsets import Array, BoolArray
 from datamodels.training.draws import Key
 from datamodels.training.models import Trainer
 from datamodels.training.resnet9 import BatchNormStatistics, ResNet9

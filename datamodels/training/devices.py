@@ -57,6 +57,13 @@ def gpu_number(gpu: str) -> int:
     return int(gpu)
 
 
+def number_of_gpus() -> int:
+    """How many GPUs this process was given; asked for without a context on any of them."""
+    if HANDED_OUT is not None:
+        return len([name for name in HANDED_OUT.split(",") if name])
+    return torch.cuda.device_count()
+
+
 def on_gpu(device: torch.device) -> bool:
     """Whether a device is a GPU, with streams, graphs and a memory of its own."""
     return device.type == "cuda"

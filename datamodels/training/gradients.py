@@ -27,8 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodels.store.layout import Array
-from datamodels.subsets import BoolArray
+from datamodels.subsets import Array, BoolArray
 from datamodels.training.draws import Key
 from datamodels.training.models import Trainer
 from datamodels.training.resnet9 import BATCH_NORM_EPS, LOGIT_SCALE, BatchNormStatistics, Conv, ResNet9, Seen

@@ -135,22 +135,18 @@ class Trainer:
         with self.turn, made_current(self.device):
             yield
 
-    def similarity(self, masks: BoolArray, keys: Sequence[Key], targets: Sequence[int]) -> Outputs:
-        """Of K models trained on `masks` with `keys`: similarity (len(targets), N) and logits (T, classes), means over models.
-
-        Similarity is the cosine of what the last layer sees of a target and of a training image.
-        """
+    def features_of(self, masks: BoolArray, keys: Sequence[Key]) -> Outputs:
+        """Of K models trained on `masks`: `features_train` (K, N, d), `features_test` (K, T, d), logits (K, T, classes)."""
 
         def of_part(part: slice) -> Outputs:
-            which = torch.as_tensor(targets, device=self.device)
             trained = self.train(masks[part], keys[part])
-            logits = self.test_logits(*trained).sum(0)
-            ours, theirs = (self.features(*trained, images) for images in (self.images.test[which], self.images.train))
-            similarity = torch.bmm(ours, theirs.transpose(1, 2)).sum(0)
-            return {"similarity": similarity.float().cpu().numpy(), "logits": logits.float().cpu().numpy()}
+            sides = {"features_train": self.images.train, "features_test": self.images.test}
+            found = {name: self.features(*trained, images) for name, images in sides.items()}
+            found["logits"] = self.test_logits(*trained)
+            return {name: values.float().cpu().numpy() for name, values in found.items()}
 
         parts = self.in_parts(of_part, len(keys))
-        return {name: np.sum([part[name] for part in parts], 0) / len(keys) for name in parts[0]}
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def in_parts(self, work: Callable[[slice], Result], models: int) -> list[Result]:
         """What `work` gives for K models, in as few parts as the device has had memory for so far.

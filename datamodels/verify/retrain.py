@@ -2,7 +2,8 @@
 
 A retrained model is its subset and a repetition number: its key, and with it everything random about it, follows from
 (verify.seed, mask, repetition) alone, and the label that R gets where it is relabelled. Its margins on all targets are kept, so
-one training answers for every target.
+one training answers for every target. Models are listed in the store, in the blocks in which they are trained, before they are:
+a verification that is cut off goes on with the same blocks.
 """
 
 from __future__ import annotations
@@ -11,20 +12,53 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from datamodels.durable import is_there, only_maker, sweep, tidy
 from datamodels.errors import InputError
-from datamodels.progress import progress
+from datamodels.learners import Key, Learner, Model
+from datamodels.progress import say
 from datamodels.provenance import refuse_difference
 from datamodels.runs import stage_folder, stage_seconds
 from datamodels.settings import Settings
-from datamodels.store import ArraySpec, Meta, Store, Writer, create, deliver, grow, read_meta
+from datamodels.store import ArraySpec, Meta, Store, Writer, create, enlist, read_meta
 from datamodels.store.check import refuse_damaged
-from datamodels.store.layout import Array
-from datamodels.subsets import unpack
-from datamodels.verify.subject import Request, Subject
+from datamodels.store.layout import DONE
+from datamodels.subsets import Array, BoolArray, pack, unpack
+from datamodels.worker.blocks import Shown, no_show
+from datamodels.worker.engine import Engine
+from datamodels.worker.jobs import BLOCK, LISTED, RELABELLED, REPETITION, ListedModels, listed_key, listed_model
+from datamodels.worker.run import provenance_of, with_sources_of
+
+FORMAT = 3
+"""Of the store of retrained models: what its rows hold beside margins."""
+
+
+class Request(NamedTuple):
+    """One model to be trained: the packed mask of S∖R, its repetition number, and what becomes of R.
+
+    R is left out, or, where `relabelled` is a class and not -1, stays in under that label.
+    """
+
+    packed: bytes
+    repetition: int
+    relabelled: int = -1
+
+    @classmethod
+    def of(cls, mask: BoolArray, repetition: int, relabelled: int = -1) -> Request:
+        """The request for a mask, bool (N,)."""
+        return cls(pack(mask).tobytes(), repetition, relabelled)
+
+    def key(self, seed: int) -> Key:
+        """The model's key."""
+        return listed_key(seed, self.packed, self.repetition, self.relabelled)
+
+    def model(self, seed: int, learner: Learner) -> Model:
+        """The model itself."""
+        mask = unpack(np.frombuffer(self.packed, np.uint8), len(learner.train_labels))
+        return listed_model(seed, mask, self.repetition, self.relabelled, learner)
 
 
 @dataclass(frozen=True)
@@ -35,10 +69,19 @@ class Retrained:
     rows: dict[Request, int]
 
     def of(self, requests: Sequence[Request], target: int) -> tuple[Array, Array]:
-        """Margins and confidences on one target, float (len(requests),) each; NaN for a model that diverged."""
+        """Margins and confidences on one target, float (len(requests),) each; NaN for a model that was given up."""
         rows = [self.rows[request] for request in requests]
-        margins, confidences = (self.store.arrays[name][rows, target] for name in ("margins", "confidence"))
-        return margins.astype(np.float64), confidences.astype(np.float64)
+        given_up = self.store.arrays["done"][rows] != DONE
+        margins, confidences = (self.store.arrays[name][rows, target].astype(np.float64) for name in ("margins", "confidence"))
+        margins[given_up] = confidences[given_up] = np.nan
+        return margins, confidences
+
+    def margins(self, requests: Sequence[Request]) -> Array:
+        """Margins (len(requests), T) on all targets; NaN for a model that was given up."""
+        rows = np.array([self.rows[request] for request in requests], np.int64)
+        found = self.store.margins(rows).astype(np.float64)
+        found[self.store.arrays["done"][rows] != DONE] = np.nan
+        return found
 
 
 @contextmanager
@@ -57,59 +100,69 @@ def alone(settings: Settings) -> Iterator[Path]:
         yield folder
 
 
-def retrain(
-    folder: Path, settings: Settings, subject: Subject, requests: Sequence[Request], label: str = "verify"
-) -> Retrained:
-    """The models asked for; those that the folder's store lacks are trained first, under a bar with that label.
+def retrain(folder: Path, settings: Settings, engine: Engine, requests: Sequence[Request], show: Shown = no_show) -> Retrained:
+    """The models asked for; those that the folder's store lacks are trained first.
 
-    A model that diverged has NaN for margins. To be called within `alone`. Raises InputError when the store was made under
-    other settings.
+    `show` is told meanwhile how many of those asked for are there. A model that cannot be trained has NaN for margins. To be called within `alone`. Raises InputError when the store was made
+    under other settings.
     """
-    n, targets = len(subject.train_labels), len(subject.test_labels)
-    arrays = {"margins": ("float32", (targets,)), "confidence": ("float16", (targets,))}
-    numbers = {name: ArraySpec("int32", ()) for name in ("repetition", "relabelled")}
+    store = _opened(folder, settings, engine.learner)
+    rows = _rows(store)
+    new = [request for request in dict.fromkeys(requests) if request not in rows]
+    if new:
+        _list(folder, new, engine.learner.models_at_once)
+        store = Store(folder)
+        rows = _rows(store)
+    job = ListedModels(folder, settings.verify.seed, tuple(sorted({rows[request] for request in requests})))
+    if len(job.missing(store)):
+        before = set(store.failures)
+        with stage_seconds(settings, "verify"):
+            engine.train(job, show)
+        store = Store(folder)
+        _say_which_failed(store, before)
+    return Retrained(store, rows)
+
+
+def _opened(folder: Path, settings: Settings, learner: Learner) -> Store:
+    n, targets = len(learner.train_labels), len(learner.test_labels)
+    wanted = {**provenance_of(settings, learner), "seed": settings.verify.seed, "format": FORMAT}
     tidy(folder)
     if not is_there(folder):
-        specs = {name: ArraySpec(*spec) for name, spec in arrays.items()}
-        create(folder, Meta(0, n, targets, {**specs, **numbers}, subject.provenance))
-    refuse_difference(folder, read_meta(folder).provenance, subject.provenance)
+        arrays = {"margins": ArraySpec("float32", (targets,)), "confidence": ArraySpec("float16", (targets,))}
+        create(folder, Meta(0, n, targets, {**arrays, **LISTED}, wanted))
+    made = read_meta(folder).provenance
+    refuse_difference(folder, made, with_sources_of(folder, made, wanted, settings))
     with Writer(folder) as writer:
         writer.merge()
-    refuse_damaged(Store(folder))
-    rows = _rows(Store(folder))
-    missing = [request for request in dict.fromkeys(requests) if request not in rows]
-    if missing:
-        with stage_seconds(settings, "verify"):
-            _train(folder, subject, missing, label)
     store = Store(folder)
-    return Retrained(store, _rows(store))
+    refuse_damaged(store)
+    return store
 
 
 def _rows(store: Store) -> dict[Request, int]:
-    """Where each retrained model lies."""
-    packed = store.packed(store.done)
-    numbers = (store.array(name, store.done).tolist() for name in ("repetition", "relabelled"))
-    found = zip(packed, *numbers, store.done.tolist(), strict=True)
+    """Where each listed model lies, trained or not."""
+    ids = np.arange(store.meta.num_models)
+    numbers = (store.array(name, ids).tolist() for name in (REPETITION, RELABELLED))
+    found = zip(store.packed(ids), *numbers, ids.tolist(), strict=True)
     return {Request(mask.tobytes(), repetition, relabelled): row for mask, repetition, relabelled, row in found}
 
 
-def _train(folder: Path, subject: Subject, missing: list[Request], label: str) -> None:
-    store, size = Store(folder), subject.models_at_once
-    free = np.setdiff1d(np.arange(store.meta.num_models + len(missing)), store.done)[: len(missing)]
-    grow(folder, max(store.meta.num_models, int(free[-1]) + 1))
-    # Groups of models with subsets of about one size: a group takes as long as its largest.
-    missing = sorted(missing, key=lambda request: -int.from_bytes(request.packed, "little").bit_count())
-    with progress(label, "models", len(missing)) as advance:
+def _list(folder: Path, requests: Sequence[Request], at_once: int) -> None:
+    """List models in blocks of so many: of subsets of about one size, for a group takes as long as its largest."""
+    ordered = sorted(requests, key=lambda request: -int.from_bytes(request.packed, "little").bit_count())
+    meta = read_meta(folder)
+    masks = unpack(np.stack([np.frombuffer(request.packed, np.uint8) for request in ordered]), meta.num_train)
+    first = meta.num_models + np.arange(len(ordered)) // at_once * at_once
+    known = {
+        REPETITION: np.array([request.repetition for request in ordered], np.int32),
+        RELABELLED: np.array([request.relabelled for request in ordered], np.int32),
+        BLOCK: first.astype(np.int32),
+    }
+    enlist(folder, masks, known)
 
-        def work(block: int) -> None:
-            part = slice(block * size, (block + 1) * size)
-            requests = missing[part]
-            packed = np.stack([np.frombuffer(request.packed, np.uint8) for request in requests])
-            masks = unpack(packed, len(subject.train_labels))
-            numbers = {name: np.array([getattr(r, name) for r in requests], np.int32) for name in ("repetition", "relabelled")}
-            deliver(folder, free[part], masks, {**subject.train(masks, requests), **numbers})
-            advance(len(requests))
 
-        subject.side_by_side(range(-(-len(missing) // size)), work)
-    with Writer(folder) as writer:
-        writer.merge()
+def _say_which_failed(store: Store, before: set[int]) -> None:
+    failed = [i for i in store.failures if i not in before]
+    if failed:
+        told = f"{len(failed)} models could not be trained, and do not count" if len(failed) > 1 else "a model does not count"
+        say(f"verify: {told}: {store.failures[failed[0]]}")

@@ -1,7 +1,7 @@
-"""The worker: claim a block of models, train it, hand its rows to the store, until all are done."""
+"""The worker: jobs, which are models wanted in a store, and engines, who train them."""
 
-from datamodels.worker.loop import open_store, train_missing
-from datamodels.worker.own import own_function, train_missing_by, use_gpu_of_own
+from datamodels.worker.engine import Engine, Local
 from datamodels.worker.prior import make_prior
+from datamodels.worker.run import engine_of, open_store, train_missing
 
-__all__ = ["make_prior", "open_store", "own_function", "train_missing", "train_missing_by", "use_gpu_of_own"]
+__all__ = ["Engine", "Local", "engine_of", "make_prior", "open_store", "train_missing"]

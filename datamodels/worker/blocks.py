@@ -1,6 +1,6 @@
-"""Going through the blocks of a store until all its models are there, beside any number of other workers.
+"""Going through the blocks of a job until all its models are there, beside any number of other processes.
 
-Nothing here knows how models are trained, nor PyTorch: a block is given to a function and comes back as rows.
+Nothing here knows how models are trained, nor PyTorch: a block is given to a learner and comes back as rows.
 """
 
 from __future__ import annotations
@@ -18,72 +18,95 @@ import numpy as np
 
 from datamodels.durable import sweep
 from datamodels.errors import InputError
-from datamodels.progress import Advance, progress, say
+from datamodels.learners import Learner, SideBySide
+from datamodels.progress import say
 from datamodels.store import Store, Writer, claim, deliver, delivered, forget_claims, merge_if_free
-from datamodels.store.layout import MISSING, Array
-from datamodels.subsets import BoolArray
+from datamodels.store.layout import DONE, MISSING
+from datamodels.subsets import Array, BoolArray
+from datamodels.worker.jobs import Job, fitted, refuse_misfits
 
 POLL_S = 1.0
 WORD_AFTER_S = 10.0
 STOPPING = "stopping after the blocks that are being trained; once more drops them"
+ENOUGH = 16
+"""After so many models, or a block where that is more, of which not one could be trained, none is held to be trainable."""
+
+Shown = Callable[[int], None]
+"""Is told how many of a job's models are there."""
+Pass = Callable[[threading.Event], None]
+"""Goes once over the blocks that are missing, until told to stop."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What the training of a block gave: masks bool (K, N), arrays (K, …) by name, and why models of it failed, by id."""
-
-    masks: BoolArray
-    arrays: Mapping[str, Array]
-    failures: Mapping[int, str]
+def no_show(there: int) -> None:
+    """Nobody is told."""
+    del there
 
 
-Train = Callable[[range], Trained | None]
-"""Trains a block; None where its models are to be left as they are for now."""
-SideBySide = Callable[[Sequence[int], Callable[[int], None]], None]
+def train_blocks(job: Job, learner: Learner, show: Shown = no_show) -> None:
+    """Train the job's models in blocks that no other process has claimed, until all are there.
 
-
-def in_turn(blocks: Sequence[int], work: Callable[[int], None]) -> None:
-    """Work on one block after another."""
-    for block in blocks:
-        work(block)
-
-
-def train_blocks(folder: Path, total: int, size: int, train: Train, side_by_side: SideBySide = in_turn) -> None:
-    """Train the first `total` models of the store in blocks of `size` that no other worker has claimed, until all are there.
-
-    A block that another worker has is waited for: it comes, or its worker ends and it is free. SIGINT and SIGTERM end the work
-    after the blocks in training, by KeyboardInterrupt; a second one ends the process at once, and loses those blocks only.
+    A block that another process has is waited for: it comes, or its process ends and it is free. SIGINT and SIGTERM end the
+    work after the blocks in training, by KeyboardInterrupt; a second one ends the process at once, and loses those blocks only.
     """
-    _forget_the_dead(folder)
-    store = Store(folder)
-    start = _there(store, total)
-    with progress("worker", "models", total, start) as advance, _attending(store, total, advance), _stoppable() as stop:
+    hope = Hope(job)
+    with stoppable() as stop:
+        until_there(job, lambda stop: _one_pass(job, learner, hope, stop, show), show, stop)
 
-        def work(block: int) -> None:
-            if not stop.is_set() and _train_block(store, block, range(block * size, min((block + 1) * size, total)), train):
-                advance.to(_there(store, total))
 
+def train_pass(job: Job, learner: Learner) -> None:
+    """As `train_blocks`, but once over the blocks: nothing is awaited."""
+    with stoppable() as stop:
+        _one_pass(job, learner, Hope(job), stop, no_show)
+        if stop.is_set():
+            raise KeyboardInterrupt
+
+
+def until_there(job: Job, one_pass: Pass, show: Shown, stop: threading.Event) -> None:
+    """One pass after another until all models of a job are there; waits where a pass brings nothing."""
+    forget_the_dead(job.folder)
+    store = Store(job.folder)
+    with _attending(job, store, show):
         idle_since, told = time.monotonic(), False
-        while not stop.is_set():
-            missing = np.flatnonzero(store.array("done", np.arange(total)) == MISSING)
-            blocks = np.unique(missing // size).tolist()
-            if not blocks:
-                break
-            before = _there(store, total)
-            side_by_side(blocks, work)
-            _merge(folder, stop)
-            if _there(store, total) > before:
+        while not stop.is_set() and len(missing := job.missing(store)):
+            one_pass(stop)
+            _merge(job.folder, stop)
+            if len(job.missing(store)) < len(missing):
                 idle_since = time.monotonic()
             elif not stop.wait(POLL_S) and not told and time.monotonic() - idle_since > WORD_AFTER_S:
                 told = True
-                say(f"worker: waiting for {len(missing)} models that other workers have claimed; if one is stopped, end it")
+                waiting = f"waiting for {len(missing)} models that other workers have claimed"
+                say(f"{job.stage}: {waiting}; if one is stopped, end it")
         if stop.is_set():
             raise KeyboardInterrupt
-    _forget_the_dead(folder)
+        show(there(job, store))
+    forget_the_dead(job.folder)
 
 
-def _train_block(store: Store, block: int, ids: range, train: Train) -> bool:
-    """Train one block of models, unless it is done, or delivered, or another worker has claimed it; whether it was trained."""
+def there(job: Job, store: Store) -> int:
+    """How many of the job's models are done or given up by now."""
+    return len(job.wanted(store)) - len(job.missing(store))
+
+
+def in_turn(items: Sequence[int], work: Callable[[int], None]) -> None:
+    """Work on one item after another."""
+    for item in items:
+        work(item)
+
+
+def _one_pass(job: Job, learner: Learner, hope: Hope, stop: threading.Event, show: Shown) -> None:
+    store = Store(job.folder)
+    blocks = job.blocks(store, job.missing(store))
+
+    def work(block: int) -> None:
+        if not stop.is_set() and _train_block(job, store, block, blocks[block], learner, hope):
+            show(there(job, store))
+
+    side_by_side = learner.side_by_side if isinstance(learner, SideBySide) else in_turn
+    side_by_side(list(blocks), work)
+
+
+def _train_block(job: Job, store: Store, block: int, ids: range, learner: Learner, hope: Hope) -> bool:
+    """Train one block, unless it is done, or delivered, or another process has claimed it; whether it was trained."""
     if not (store.array("done", ids) == MISSING).any():
         return False
     lock = claim(store.folder, block)
@@ -97,17 +120,75 @@ def _train_block(store: Store, block: int, ids: range, train: Train) -> bool:
             return False
         # The whole block, also where a part of it is done: rounding differs with the group, and a row must not depend on
         # what was done before.
-        trained = train(ids)
+        trained = hope.of(ids, lambda: _trained(job, store, ids, learner))
         if trained is None:
             return False
         failures = {i: why for i, why in trained.failures.items() if i in missing}
         rows = np.setdiff1d(missing, list(failures)).astype(np.int64)
         keep = rows - ids.start
-        arrays = {name: array[keep] for name, array in trained.arrays.items()}
-        deliver(store.folder, rows, trained.masks[keep], arrays, failures)
+        deliver(store.folder, rows, trained.masks[keep], {name: a[keep] for name, a in trained.arrays.items()}, failures)
         return True
     finally:
         lock.release(remove=True)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows as the store keeps them: masks bool (K, N), arrays (K, …) by name, and why models are given up, by id."""
+
+    masks: BoolArray
+    arrays: Mapping[str, Array]
+    failures: Mapping[int, str]
+
+
+def _trained(job: Job, store: Store, ids: range, learner: Learner) -> _Block:
+    models = job.models(store, ids, learner)
+    numbers = [model.number for model in models]
+    trained = learner.train(models)
+    if "margins" not in trained.arrays:
+        raise InputError(f"{learner.name} gave {sorted(trained.arrays)} for model {numbers[0]}, and no margins")
+    rows = job.rows(store, ids, trained, learner)
+    refuse_misfits(rows, store.meta.arrays, numbers, learner.name)
+    arrays, failures = fitted(rows, store.meta.arrays, numbers, trained.failures, _any_done(store))
+    return _Block(job.masks(store, ids, models), arrays, {ids[k]: why for k, why in failures.items()})
+
+
+def _any_done(store: Store) -> bool:
+    return bool((store.array("done", range(store.meta.num_models)) == DONE).any())
+
+
+class Hope:
+    """Models of which none could be trained are not given up until one of the store, or of this process, could be.
+
+    Such blocks are held back. When the first ENOUGH models have failed, or a block where that is more, or all that are missing,
+    it is not their subsets: then none is given up.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.store = Store(job.folder)
+        self.wanted = min(ENOUGH, len(job.missing(self.store)))
+        self.held: dict[int, _Block] = {}
+        self.hopeful, self.lock = False, threading.Lock()
+
+    def of(self, ids: range, train: Callable[[], _Block]) -> _Block | None:
+        """What the training of a block gave, now or before; None where it is held back.
+
+        Raises InputError where there is no hope.
+        """
+        with self.lock:
+            held = self.held.pop(ids.start, None)
+        block = held or train()
+        with self.lock:
+            self.hopeful = self.hopeful or len(block.failures) < len(ids) or _any_done(self.store)
+            if self.hopeful:
+                return block
+            self.held[ids.start] = block
+            failures = {i: why for each in self.held.values() for i, why in each.failures.items()}
+            if len(failures) >= self.wanted:
+                first = min(failures)
+                told = f"{len(failures)} models were tried, and not one could be trained; model {first}: {failures[first]}"
+                raise InputError(f"{told}; none was given up, so mend what trains them and run the same command again")
+            return None
 
 
 def _merge(folder: Path, stop: threading.Event) -> None:
@@ -118,12 +199,7 @@ def _merge(folder: Path, stop: threading.Event) -> None:
             writer.merge()
 
 
-def _there(store: Store, total: int) -> int:
-    """How many of the first `total` models are done or given up by now."""
-    return int((store.array("done", np.arange(total)) != MISSING).sum())
-
-
-def _forget_the_dead(folder: Path) -> None:
+def forget_the_dead(folder: Path) -> None:
     """Remove what workers that were killed have left: claims, and files half written."""
     for each in (folder, folder / "inbox"):
         sweep(each)
@@ -131,8 +207,8 @@ def _forget_the_dead(folder: Path) -> None:
 
 
 @contextmanager
-def _attending(store: Store, total: int, advance: Advance) -> Iterator[None]:
-    """Meanwhile show how far the whole store is, and take its inbox in when the process that should have done so is gone."""
+def _attending(job: Job, store: Store, show: Shown) -> Iterator[None]:
+    """Meanwhile show how far the whole job is, and take the inbox in when the process that should have done so is gone."""
     ended = threading.Event()
 
     def attend() -> None:
@@ -141,7 +217,7 @@ def _attending(store: Store, total: int, advance: Advance) -> Iterator[None]:
             with suppress(OSError, InputError):
                 if any((store.folder / "inbox").glob("[0-9]*")):
                     merge_if_free(store.folder)
-                advance.to(_there(store, total))
+                show(there(job, store))
 
     thread = threading.Thread(target=attend, daemon=True)
     thread.start()
@@ -153,7 +229,7 @@ def _attending(store: Store, total: int, advance: Advance) -> Iterator[None]:
 
 
 @contextmanager
-def _stoppable() -> Iterator[threading.Event]:
+def stoppable() -> Iterator[threading.Event]:
     """An event that the first SIGINT or SIGTERM sets; the next one does what it always does."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

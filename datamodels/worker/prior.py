@@ -12,25 +12,25 @@ out there has no part in them. Gradients' scores are means over the networks, sc
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from datamodels import __version__
-from datamodels.data import Dataset
 from datamodels.durable import new_folder, only_maker, save_array, tidy
 from datamodels.errors import InputError
+from datamodels.learners import Features, Gradients, Learner, Model, SideBySide, offered
 from datamodels.progress import progress, say
-from datamodels.runs import OF_NETWORKS, stage_folder, stage_seconds
+from datamodels.runs import OF_NETWORKS, SIMILARITY, stage_folder, stage_seconds
 from datamodels.seals import read_sealed_folder, seal_folder
-from datamodels.settings import Settings
-from datamodels.store.layout import Array
-from datamodels.subsets import draw_masks
-from datamodels.training import Trainer, first_order, for_each_group
-from datamodels.training.devices import on_gpu
+from datamodels.settings import BUILT_IN, Settings
+from datamodels.subsets import Array, draw_mask
+from datamodels.worker.blocks import in_turn
+from datamodels.worker.engine import Engine
 
 GRADIENTS, FEATURES = "gradients", ("features_train", "features_test")
 FIRST_MODEL = 2**31
@@ -39,14 +39,27 @@ AT_ONCE = 4
 FORMAT_VERSION = 3
 
 
-def make_prior(settings: Settings, data: Dataset, device: torch.device, wait: bool = False) -> None:
+def make_prior(settings: Settings, engine: Engine, wait: bool = False) -> None:
     """Write the folder, where `regress.prior` asks for it and it is not there, or of other settings.
 
-    Another worker that is at it is left to it, or with `wait` waited for. Raises InputError when all networks diverged.
+    Another worker that is at it is left to it, or with `wait` waited for. Where the learner does not give what the prior
+    is made of, that is said. Raises InputError when all of its networks diverged.
     """
-    if settings.regress.prior not in OF_NETWORKS:
+    kind = settings.regress.prior
+    if kind not in OF_NETWORKS:
         return
-    folder, decided = stage_folder(settings, "prior"), _provenance(settings, data)
+    learner = engine.learner
+    try:
+        offered(
+            learner,
+            Features if kind == SIMILARITY and not isinstance(learner, Gradients) else Gradients,
+            f"regress.prior {kind}",
+        )
+    except InputError as e:
+        # The models are of use all the same.
+        say(f"prior: {e}; take none, flat, or an .npy file of yours")
+        return
+    folder, decided = stage_folder(settings, "prior"), _provenance(settings, learner)
     if _is_made(folder, decided):
         tidy(folder)
         return
@@ -55,13 +68,16 @@ def make_prior(settings: Settings, data: Dataset, device: torch.device, wait: bo
             say(f"prior: another worker is making {folder}")
         elif not _is_made(folder, decided):
             with stage_seconds(settings, "prior"):
-                _write(folder, _found(settings, data, device), data, decided)
+                found = engine.ask(functools.partial(_found, settings))
+                _write(folder, found, learner, decided)
 
 
-def _provenance(settings: Settings, data: Dataset) -> dict[str, Any]:
-    training, store = dataclasses.asdict(settings.training), settings.store
-    about = {"training": training, "seed": store.seed, "alpha": store.alpha, "prior": dataclasses.asdict(settings.prior)}
-    return {"format_version": FORMAT_VERSION, "version": __version__, **about, "data_digest": data.digest}
+def _provenance(settings: Settings, learner: Learner) -> dict[str, Any]:
+    store = settings.store
+    about = {**learner.provenance, "seed": store.seed, "alpha": store.alpha, "prior": dataclasses.asdict(settings.prior)}
+    if settings.worker.main != BUILT_IN:
+        about["worker"] = {"main": settings.worker.main}
+    return {"format_version": FORMAT_VERSION, "version": __version__, **about}
 
 
 def _is_made(folder: Path, decided: dict[str, Any]) -> bool:
@@ -71,55 +87,66 @@ def _is_made(folder: Path, decided: dict[str, Any]) -> bool:
         return False
 
 
-def _found(settings: Settings, data: Dataset, device: torch.device) -> dict[str, Array]:
-    """The mean over the networks of the scores, and the features of each."""
-    # On a GPU one dense program for each network: grouped convolutions are slower there, and this is not measured anew.
-    trainer, total = Trainer(data, settings.training, device, 1 if on_gpu(device) else None), settings.prior.models
+def _found(settings: Settings, learner: Learner) -> dict[str, Array]:
+    """The mean over the networks of the scores, where the learner gives any, and the features of each."""
+    total, seed, n = settings.prior.models, settings.store.seed, len(learner.train_labels)
     groups = [range(first, min(first + AT_ONCE, total)) for first in range(0, total, AT_ONCE)]
     sums, lock = _InOrder(), threading.Lock()
     with progress("prior", "networks", total) as advance:
 
         def work(number: int) -> None:
             ids = [FIRST_MODEL + k for k in groups[number]]
-            masks = draw_masks(settings.store.seed, ids, trainer.n, settings.store.alpha)
-            found = first_order(trainer, masks, [(settings.store.seed, i) for i in ids], settings.prior.dimensions)
+            models = [Model((seed, i), draw_mask(seed, i, n, settings.store.alpha)) for i in ids]
+            found = _of_models(learner, models, settings.prior.dimensions)
             with lock:
                 sums.add(number, found)
             advance(len(ids))
 
-        for_each_group(range(len(groups)), work, device)
+        side_by_side = learner.side_by_side if isinstance(learner, SideBySide) else in_turn
+        side_by_side(range(len(groups)), work)
     features = {name: np.concatenate([part[name] for part in sums.features]) for name in FEATURES}
     models = len(features[FEATURES[0]])
     if not models:
         raise InputError(f"all {total} networks of the prior diverged; lower training.peak_lr in a new run")
-    sums.scores /= models
-    return {GRADIENTS: sums.scores, **features}
+    return {**features, **({} if sums.scores is None else {GRADIENTS: sums.scores / models})}
+
+
+def _of_models(learner: Learner, models: Sequence[Model], dimensions: int) -> Mapping[str, Array]:
+    if isinstance(learner, Gradients):
+        return learner.first_order(models, dimensions)
+    found = offered(learner, Features, "regress.prior similarity").features(models)
+    return {name: _of_length_1(found[name]) for name in FEATURES}
+
+
+def _of_length_1(features: Array) -> Array:
+    length: Array = np.linalg.norm(features, axis=-1, keepdims=True)
+    return features / np.maximum(length, 1e-30)
 
 
 class _InOrder:
     """The groups' scores in one sum, added in the order of the groups whichever is done first: sums of floats depend on it."""
 
     def __init__(self) -> None:
-        self.scores: Array = np.zeros((), np.float32)
+        self.scores: Array | None = None
         self.features: list[dict[str, Array]] = []
-        self.waiting: dict[int, dict[str, Array]] = {}
+        self.waiting: dict[int, Mapping[str, Array]] = {}
 
-    def add(self, number: int, found: dict[str, Array]) -> None:
+    def add(self, number: int, found: Mapping[str, Array]) -> None:
         """Take in what one group gave."""
         self.waiting[number] = found
         while (part := self.waiting.pop(len(self.features), None)) is not None:
-            if not self.features:
-                self.scores = np.zeros_like(part[GRADIENTS])
-            self.scores += part[GRADIENTS]
+            if GRADIENTS in part:
+                self.scores = np.zeros_like(part[GRADIENTS]) if self.scores is None else self.scores
+                self.scores += part[GRADIENTS]
             self.features.append({name: part[name] for name in FEATURES})
 
 
-def _write(folder: Path, found: dict[str, Array], data: Dataset, decided: dict[str, Any]) -> None:
+def _write(folder: Path, found: dict[str, Array], learner: Learner, decided: dict[str, Any]) -> None:
     arrays = {
-        GRADIENTS: _scaled(found[GRADIENTS]),
+        **({GRADIENTS: _scaled(found[GRADIENTS])} if GRADIENTS in found else {}),
         **{name: found[name].astype(np.float16) for name in FEATURES},
-        "train_labels": data.train.labels.numpy(),
-        "test_labels": data.test.labels.numpy(),
+        "train_labels": learner.train_labels,
+        "test_labels": learner.test_labels,
     }
     with new_folder(folder, replace=True) as temporary:
         for name, array in arrays.items():

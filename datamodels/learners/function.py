@@ -1,0 +1,273 @@
+"""A training function of one's own as a learner: `worker.main: module:function`.
+
+    def train(index, mask):                   # mask: bool (N,), which training examples this model sees
+        …
+        return {"margins": margins}           # (T,), one for each target; index decides what is random
+
+The module may have more, each only if it is there:
+
+    train_labels, test_labels                 classes (N,) and (T,), whole numbers; without them controls are of no class
+    train(index, mask, labels)                a third parameter, `labels` (N,): then images can be relabelled
+    … {"margins": …, "logits": …}             logits (T, classes), from which confidences and runners-up follow
+    train_many(indices, masks)                many models in one call, masks bool (K, N): arrays (K, …) by name; of a function
+                                              of any other name it is that name with `_many`
+    features(index, mask)                     (N, d) and (T, d), what the model sees of training examples and targets
+
+Instead of a function the module may hold a learner, an object or a class that is called without arguments: see `contract`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from datamodels.errors import InputError, in_a_sentence, one_line, shown
+from datamodels.learners.contract import Learner, Model, Trained
+from datamodels.learners.declared import declared_arrays
+from datamodels.settings import Settings
+from datamodels.store import ArraySpec
+from datamodels.subsets import Array, IndexArray
+from datamodels.training.devices import visible
+
+LOGITS = "logits"
+MANY_AT_ONCE = 16
+"""Models that a function for many is given together, unless groups.models_at_once says otherwise."""
+
+
+def use_gpu(gpu: str | None) -> None:
+    """Let one's own code see the one GPU that it is to use, or none, whatever it trains with; None changes nothing.
+
+    CUDA reads the variable when it is first asked, so that nothing may have asked before. Raises InputError as `visible` does.
+    """
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible(gpu)
+
+
+def learner_named(settings: Settings, gpu: str | None = None) -> Learner:
+    """What `worker.main` names, with its device made visible: a function as a learner, or a learner.
+
+    Raises InputError when there is no such thing; what its module raises is not caught.
+    """
+    use_gpu(gpu)
+    name = settings.worker.main
+    found = named(name)
+    if inspect.isclass(found):
+        found = found()
+    if callable(getattr(found, "train", None)) and hasattr(found, "train_labels"):
+        learner: Learner = found
+        return learner
+    if not callable(found):
+        raise InputError(f"worker.main names {name}, which is neither a function nor a learner")
+    return Function(settings, found)
+
+
+def named(name: str) -> Any:
+    """What module:name names. Raises InputError when there is none; what its module raises is not caught."""
+    module_name, colon, function_name = name.partition(":")
+    if not (colon and module_name and function_name):
+        raise InputError(f"worker.main takes module:function, such as my_module:train, not {name!r}")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as e:
+        if e.name is None or not f"{module_name}.".startswith(f"{e.name}."):
+            raise
+        raise InputError(f"worker.main names {name}, and there is no module {module_name} here") from e
+    if not hasattr(module, function_name):
+        raise InputError(f"worker.main names {name}, and {module_name} has no {function_name}")
+    return getattr(module, function_name)
+
+
+class Function:
+    """A training function as a learner; see above. N and T are `data.train_images` and `data.test_images`.
+
+    Raises InputError where the module's labels are not as many as the examples.
+    """
+
+    provenance: Mapping[str, Any] = {}
+
+    def __init__(self, settings: Settings, function: Callable[..., Any]) -> None:
+        self.settings, self.function, self.name = settings, function, settings.worker.main
+        module_name, _, function_name = self.name.partition(":")
+        module = sys.modules.get(module_name)
+        self.n, self.t = settings.data.train_images, settings.data.test_images
+        self.wanted = {"margins": ArraySpec("float64", (self.t,)), **declared_arrays(settings.store.arrays)}
+        many = getattr(module, f"{function_name}_many", None)
+        self.many: Callable[..., Any] | None = many if callable(many) else None
+        self.models_at_once = settings.groups.models_at_once or (MANY_AT_ONCE if self.many else 1)
+        self.train_labels, self.test_labels = _labels_of(module, self.n, self.t)
+        self.takes_labels = "labels" in _parameters(function)
+        if self.takes_labels and (self.train_labels >= 0).all():
+            self.classes = int(self.train_labels.max()) + 1
+        looks = getattr(module, "features", None)
+        if callable(looks):
+            self.features = _features_by(looks, self)
+
+    def train(self, models: Sequence[Model]) -> Trained:
+        """What the function gives for each model; one at which it fails has failed, with its words.
+
+        Raises InputError when it gives anything else than what the store wants. What the machine is to blame for, such as
+        memory that does not suffice, comes through: no subset is given up for it.
+        """
+        if self.many is not None and not any(model.labels is not None for model in models):
+            return self._together(self.many, models)
+        return _joined([self._one(model) for model in models], self.wanted)
+
+    def _one(self, model: Model) -> Trained:
+        try:
+            result = attempted(lambda: self._call(model))
+        except FunctionError as e:
+            return self._failed(e)
+        arrays = self._checked(result, model.number)
+        return Trained({name: array[None] for name, array in arrays.items()})
+
+    def _failed(self, error: FunctionError) -> Trained:
+        """A model at which the function failed, with zeros in the place of what it would have given."""
+        return Trained({name: np.zeros((1, *spec.shape), spec.dtype) for name, spec in self.wanted.items()}, {0: str(error)})
+
+    def _call(self, model: Model) -> Any:
+        if not self.takes_labels:
+            return self.function(model.number, model.mask.copy())
+        labels = self.train_labels if model.labels is None else model.labels
+        return self.function(model.number, model.mask.copy(), labels=labels.copy())
+
+    def _together(self, many: Callable[..., Any], models: Sequence[Model]) -> Trained:
+        """Many models in one call; when it fails, each is tried in a call of its own."""
+        numbers = [model.number for model in models]
+        try:
+            result = attempted(lambda: many(np.array(numbers), np.stack([model.mask for model in models])))
+        except FunctionError as e:
+            if len(models) == 1:
+                return self._failed(e)
+            return _joined([self._together(many, [model]) for model in models], self.wanted)
+        return Trained(self._mapping(result, numbers[0]))
+
+    def _checked(self, result: Any, number: int) -> dict[str, Array]:
+        arrays = self._mapping(result, number)
+        for name, spec in self.wanted.items():
+            if arrays[name].shape != spec.shape:
+                raise InputError(
+                    f"the training function gave {name} of shape {arrays[name].shape} for model {number}, not {spec.shape}"
+                )
+        if LOGITS in arrays and (arrays[LOGITS].ndim != 2 or len(arrays[LOGITS]) != self.t):
+            raise InputError(
+                f"the training function gave logits of shape {arrays[LOGITS].shape} for model {number}, not ({self.t}, classes)"
+            )
+        return arrays
+
+    def _mapping(self, result: Any, number: int) -> dict[str, Array]:
+        """The arrays of what the function gave."""
+        wanted = set(self.wanted)
+        if not isinstance(result, Mapping) or not wanted <= set(result) <= wanted | {LOGITS}:
+            given = sorted(map(str, result)) if isinstance(result, Mapping) else type(result).__name__
+            raise InputError(f"the training function gave {given} for model {number}; the store wants {sorted(wanted)}")
+        arrays = {}
+        for name, value in result.items():
+            arrays[name] = as_array(value, f"the training function gave {name} for model {number}")
+            if arrays[name].dtype.kind not in "biuf":
+                raise InputError(
+                    f"the training function gave {name} for model {number} of type {arrays[name].dtype}, not real numbers"
+                )
+        return arrays
+
+
+class FunctionError(Exception):
+    """One's own function failed on a subset; in one line, with its words."""
+
+
+def attempted(call: Callable[[], Any]) -> Any:
+    """What a call of one's own function gives. Raises FunctionError when it fails, but not where the machine is to blame."""
+    try:
+        return call()
+    except Exception as e:
+        if in_a_sentence(e) is not None:
+            raise
+        raise FunctionError(f"its training function raised {one_line(e)}{_where(e)}") from e
+
+
+def _where(e: Exception) -> str:
+    """The file and the line that raised an exception."""
+    frames = [frame for frame in traceback.extract_tb(e.__traceback__)[1:] if frame.filename != __file__]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
+def _joined(parts: Sequence[Trained], wanted: Mapping[str, ArraySpec]) -> Trained:
+    """What single models gave, as of one call."""
+    fine = [part for part in parts if not part.failures]
+    names = set.intersection(*(set(part.arrays) for part in fine)) if fine else set(wanted)
+    blank = {name: np.zeros_like(fine[0].arrays[name]) for name in names} if fine else {}
+    arrays = {name: np.concatenate([(part.arrays if name in part.arrays else blank)[name] for part in parts]) for name in names}
+    return Trained(arrays, {k: part.failures[0] for k, part in enumerate(parts) if part.failures})
+
+
+def _features_by(looks: Callable[..., Any], learner: Function) -> Callable[[Sequence[Model]], Mapping[str, Array]]:
+    """The method `features` of a module that has a function for it."""
+
+    def features(models: Sequence[Model]) -> Mapping[str, Array]:
+        found: dict[str, list[Array]] = {"features_train": [], "features_test": []}
+        for model in models:
+            try:
+                given = attempted(lambda: looks(model.number, model.mask.copy()))  # noqa: B023
+            except FunctionError as e:
+                raise InputError(f"{learner.name}: the function features failed: {e}") from e
+            if not isinstance(given, Sequence) or len(given) != 2:
+                raise InputError(f"{learner.name}: the function features must give two arrays, (N, d) and (T, d)")
+            for (name, rows), value, size in zip(found.items(), given, (learner.n, learner.t), strict=True):
+                array = as_array(value, f"{learner.name}: the function features gave {name}")
+                if array.ndim != 2 or len(array) != size or array.dtype.kind not in "biuf":
+                    raise InputError(f"{learner.name}: {name} must be numbers of shape ({size}, d), not {array.shape}")
+                rows.append(array)
+        return {name: np.stack(rows) for name, rows in found.items()}
+
+    return features
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    try:
+        return set(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # of some built-in functions nothing is known
+        return set()
+
+
+def _labels_of(module: ModuleType | None, n: int, t: int) -> tuple[IndexArray, IndexArray]:
+    """Classes (N,) and (T,), all -1 where the module has none. Raises InputError for one of them without the other."""
+    train, test = _labels(module, "train_labels", n), _labels(module, "test_labels", t)
+    if (train is None) != (test is None):
+        there, lacking = ("train", "test") if test is None else ("test", "train")
+        raise InputError(f"{module and module.__name__} has {there}_labels and no {lacking}_labels; give both, or neither")
+    if train is None or test is None:
+        return np.full(n, -1), np.full(t, -1)
+    return train, test
+
+
+def _labels(module: ModuleType | None, name: str, n: int) -> IndexArray | None:
+    found = getattr(module, name, None)
+    if module is None or found is None:
+        return None
+    labels = as_array(found, f"{module.__name__} has {name}")
+    if labels.shape != (n,) or labels.dtype.kind not in "iu":
+        raise InputError(f"{name} in {module.__name__} must be {n} whole numbers, not {labels.dtype} of shape {labels.shape}")
+    return labels.astype(np.int64)
+
+
+def as_array(value: Any, what: str) -> Array:
+    """A NumPy array of what a person's code gives: numbers, lists, arrays, or tensors, also on a GPU or with a gradient.
+
+    Raises InputError, which begins with `what`, for anything else.
+    """
+    for step in ("detach", "cpu"):
+        value = getattr(value, step)() if callable(getattr(value, step, None)) else value
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise InputError(f"{what} as no array: {shown(str(e), 200)}") from e

@@ -1,0 +1,152 @@
+"""The built-in learner: this package's ResNet-9s on a data set of its own format, by the run's recipe, on one device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from datamodels.data import Dataset
+from datamodels.errors import InputError
+from datamodels.learners.contract import Model, Trained
+from datamodels.learners.declared import declared_arrays
+from datamodels.progress import say
+from datamodels.runs import groups_of, stage_folder
+from datamodels.settings import GroupSettings, Settings
+from datamodels.store import read_meta
+from datamodels.subsets import Array, IndexArray
+from datamodels.training import (
+    Trainer,
+    attribute,
+    choose_groups,
+    describe_groups,
+    device_named,
+    first_order,
+    for_each_group,
+    give_back,
+)
+from datamodels.training.devices import on_gpu
+
+DIVERGED = "diverged: its margins were not finite, or beyond 65,504, in two trainings from different keys"
+
+
+class Recipe:
+    """Networks of `training.width`, trained as the section `training` says, in groups as those of the run's store.
+
+    `gpu` is a device as in `--gpu`: the number of a GPU, cpu, or None for what is there. Networks come to it when the first of
+    them are trained. Raises InputError where there is no such device.
+    """
+
+    def __init__(self, settings: Settings, data: Dataset, gpu: str | None = None) -> None:
+        self.settings, self.data = settings, data
+        self.device = device_named(gpu)
+        logits = (len(data.test.labels), len(data.class_names))
+        for name, spec in declared_arrays(settings.store.arrays).items():
+            if name != "logits" or spec.shape != logits:
+                wanted = "x".join(map(str, logits))
+                raise InputError(f"store.arrays: of the built-in models only logits of shape {wanted} can be kept, not {name}")
+
+    name = "the built-in recipe"
+
+    @property
+    def train_labels(self) -> IndexArray:
+        """Classes (N,)."""
+        labels: IndexArray = self.data.train.labels.numpy()
+        return labels
+
+    @property
+    def test_labels(self) -> IndexArray:
+        """Classes (T,)."""
+        labels: IndexArray = self.data.test.labels.numpy()
+        return labels
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """The recipe and the images."""
+        return {"training": dataclasses.asdict(self.settings.training), "data_digest": self.data.digest}
+
+    @property
+    def models_at_once(self) -> int:
+        """As many as in the run's store, where it was measured, or given."""
+        return self.groups.models_at_once
+
+    @cached_property
+    def groups(self) -> GroupSettings:
+        """How models share the device: as the run's store has it."""
+        return groups_of(read_meta(stage_folder(self.settings, "store")))
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """What trains the store's models, and others alike."""
+        groups = self.groups
+        return Trainer(self.data, self.settings.training, self.device, groups.models_per_kernel, program=groups.program)
+
+    @cached_property
+    def beforehand(self) -> Trainer:
+        """What trains before there is a store. On a GPU a program for each network: a kernel of several is slower there."""
+        return Trainer(self.data, self.settings.training, self.device, 1 if on_gpu(self.device) else None)
+
+    def choose_groups(self, wanted: GroupSettings) -> GroupSettings:
+        """Groups as wanted; what is left open is measured, and said."""
+        groups, speeds = choose_groups(self.data, self.settings.training, wanted, self.device)
+        for tried, speed in speeds.items():
+            found = f"{speed:.0f} steps/s{' (chosen)' * (tried == groups)}" if speed else "did not work"
+            say(f"worker: {describe_groups(tried, self.device)}: {found}")
+        return groups
+
+    def train(self, models: Sequence[Model]) -> Trained:
+        """Margins (K, T) and logits (K, T, classes). A model that diverges twice has failed."""
+        labels = None
+        if any(model.labels is not None for model in models):
+            labels = np.stack([self.train_labels if model.labels is None else model.labels for model in models])
+        outputs = self.trainer.outputs(_masks(models), [model.key for model in models], labels)
+        failed = np.flatnonzero(np.isnan(outputs["margins"]).any(1)).tolist()
+        return Trained(outputs, dict.fromkeys(failed, DIVERGED))
+
+    def side_by_side(self, items: Sequence[int], work: Callable[[int], None]) -> None:
+        """A group on each core of a processor; on a GPU the next is made ready while one trains."""
+        for_each_group(items, work, self.device)
+
+    def give_back(self) -> None:
+        """Give the device's memory back to whoever wants it next, this package's regression say."""
+        for name in ("trainer", "beforehand"):
+            self.__dict__.pop(name, None)
+        give_back(self.device)
+
+    @property
+    def classes(self) -> int:
+        """How many."""
+        return len(self.data.class_names)
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Of the data set."""
+        return self.data.class_names
+
+    def pictures(self, of_train: bool, indices: Sequence[int]) -> Array:
+        """Images uint8 (len(indices), H, W, C)."""
+        images: Array = (self.data.train if of_train else self.data.test).images[list(indices)].numpy()
+        return images
+
+    def features(self, models: Sequence[Model]) -> Mapping[str, Array]:
+        """What the last layer sees, of length 1, (K, N, d) and (K, T, d), and logits (K, T, classes)."""
+        return self.trainer.features_of(_masks(models), [model.key for model in models])
+
+    def first_order(self, models: Sequence[Model], dimensions: int) -> Mapping[str, Array]:
+        """Sums over models of first-order attributions, and features; see `training.first_order`."""
+        return first_order(self.beforehand, _masks(models), [model.key for model in models], dimensions)
+
+    def attribute(self, method: str, models: Sequence[Model], targets: Sequence[int]) -> Array:
+        """Scores (N, targets) by one of dattri's methods."""
+        return attribute(self.trainer, method, _masks(models), [model.key for model in models], targets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Trainers stay where they are: another process makes its own."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("trainer", "beforehand")}
+
+
+def _masks(models: Sequence[Model]) -> Any:
+    return np.stack([model.mask for model in models])

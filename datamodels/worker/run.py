@@ -1,0 +1,192 @@
+"""The models of a run: its store opened, and what is missing trained. Any number of processes may be at it at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from datamodels.data import Dataset, load, prepare
+from datamodels.durable import is_there, only_maker, tidy
+from datamodels.errors import InputError
+from datamodels.learners import Learner
+from datamodels.learners.declared import declared_arrays
+from datamodels.learners.function import learner_named
+from datamodels.learners.recipe import Recipe
+from datamodels.learners.sources import refuse_changed, sources_of
+from datamodels.machine import refuse_tight_limits
+from datamodels.processes import devices_named
+from datamodels.progress import progress, say
+from datamodels.provenance import refuse_difference
+from datamodels.runs import deciding_settings, groups_of, stage_folder, stage_seconds
+from datamodels.settings import BUILT_IN, MEASURED, PLAIN, GroupSettings, Settings
+from datamodels.store import ArraySpec, Meta, Store, create, grow, read_meta
+from datamodels.store.precision import FEWEST, coarse
+from datamodels.training.devices import number_of_gpus
+from datamodels.worker.blocks import there
+from datamodels.worker.engine import Engine, Local
+from datamodels.worker.jobs import RandomSubsets
+from datamodels.worker.prior import make_prior
+
+SOURCES = "sources"
+
+
+def engine_of(settings: Settings, gpu: str | None, data: Dataset | None = None) -> Local:
+    """Who trains a run's models: its learner on the devices that `--gpu` names.
+
+    `data` is the built-in recipe's, read, and prepared before if need be, where it is not given. Raises InputError where there
+    is no such device, or no such data or learner.
+    """
+    devices = [] if gpu is None else devices_named(gpu, number_of_gpus)
+    if settings.worker.main != BUILT_IN:
+        return Local(functools.partial(learner_named, settings), devices)
+    if data is None:
+        said = prepare(settings)
+        print(said, flush=True)
+        data = load(settings)
+    return Local(functools.partial(Recipe, settings, data), devices)
+
+
+def train_missing(settings: Settings, engine: Engine) -> str:
+    """Train every model of the run's store that is not there, with the other workers, if any; say what is there then.
+
+    A model that cannot be trained is given up, with the reason. Raises InputError where none can.
+    """
+    refuse_tight_limits()
+    folder, total = open_store(settings, engine), settings.store.num_models
+    make_prior(settings, engine)
+    if (Store(folder).missing < total).any():
+        with stage_seconds(settings, "worker"):
+            _train_all(settings, engine, folder)
+    # Another worker may have been at it, and may have ended since.
+    make_prior(settings, engine, wait=True)
+    give_back(engine)
+    return state(Store(folder), total)
+
+
+def _train_all(settings: Settings, engine: Engine, folder: Path) -> None:
+    total = settings.store.num_models
+    size = groups_of(read_meta(folder)).models_at_once
+    job = RandomSubsets(folder, total, size, settings.store.seed, settings.store.alpha)
+    look = _Look(folder)
+    with progress("worker", "models", total, there(job, Store(folder))) as advance:
+
+        def show(number: int) -> None:
+            advance.to(number)
+            look(number)
+
+        engine.train(job, show)
+    look(total)
+
+
+def give_back(engine: Engine) -> None:
+    """Let the learner give its device back, where it can, to whoever wants it next: a regression in this process, say."""
+    engine.ask(_give_back)
+
+
+def _give_back(learner: Learner) -> None:
+    back = getattr(learner, "give_back", None)
+    if callable(back):
+        back()
+
+
+def open_store(settings: Settings, engine: Engine) -> Path:
+    """The folder of the run's store, made when it is not there, grown when the settings ask for more models than before.
+
+    Groups whose size the settings leave open are measured when the store is made, and stay. Raises InputError when it was made
+    under other settings, by other source files, or of other data, and says which.
+    """
+    learner, folder = engine.learner, stage_folder(settings, "store")
+    n, t = len(learner.train_labels), len(learner.test_labels)
+
+    def meta(groups: GroupSettings) -> Meta:
+        store = deciding_settings(settings)["store"]
+        provenance = {**provenance_of(settings, learner), "store": store, "groups": dataclasses.asdict(groups)}
+        margins = ArraySpec(settings.store.margin_dtype, (t,))
+        return Meta(settings.store.num_models, n, t, {"margins": margins, **declared_arrays(settings.store.arrays)}, provenance)
+
+    if is_there(folder):
+        tidy(folder)
+    else:
+        with only_maker(folder, f"worker: waiting for another worker that is making {folder}"):
+            if not is_there(folder):
+                create(folder, meta(_groups(settings, engine)))
+    found = read_meta(folder)
+    groups = groups_of(found)
+    wanted = meta(_given_groups(settings.groups, groups))
+    made = {**found.provenance, "groups": dataclasses.asdict(groups)}
+    refuse_difference(folder, made, with_sources_of(folder, made, wanted.provenance, settings))
+    if wanted.num_models > found.num_models:
+        try:
+            grow(folder, wanted.num_models)
+        except InputError:
+            if read_meta(folder).num_models < wanted.num_models:  # else another worker has let it grow further meanwhile
+                raise
+    return folder
+
+
+def provenance_of(settings: Settings, learner: Learner) -> dict[str, Any]:
+    """What decides a learner's rows: its own word, and of one's own code its name and its source files."""
+    if settings.worker.main == BUILT_IN:
+        return dict(learner.provenance)
+    sources = sources_of(settings.worker.main.partition(":")[0])
+    return {**learner.provenance, "worker": {"main": settings.worker.main}, **({SOURCES: sources} if sources else {})}
+
+
+def with_sources_of(folder: Path, made: Mapping[str, Any], wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """What is wanted, with the source files with which a folder was made, where they are these or are trusted.
+
+    Raises InputError, naming the file, for one that has changed.
+    """
+    before, now = made.get(SOURCES, {}), wanted.get(SOURCES, {})
+    if before and not settings.worker.trust_changed_code:
+        refuse_changed(before, now, folder)
+    rest = {key: value for key, value in wanted.items() if key != SOURCES}
+    return {**rest, SOURCES: before} if before else rest
+
+
+def state(store: Store, total: int) -> str:
+    """What is there, in one line."""
+    done, failed = int((store.done < total).sum()), [i for i in store.failures if i < total]
+    line = f"worker: {done} of {total} models are done in {store.folder}"
+    if failed:
+        line += f"; given up: {', '.join(map(str, failed[:10]))}{', …' * (len(failed) > 10)} ({store.failures[failed[0]]})"
+    return line
+
+
+class _Look:
+    """Says once, as soon as there are models enough to tell, when their margins are kept too coarsely."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.done = folder, False
+
+    def __call__(self, there: int) -> None:
+        if not self.done and there >= FEWEST and len((store := Store(self.folder)).done) >= FEWEST:
+            self.done = True
+            found = coarse(store)
+            if found is not None:
+                say(f"worker: {found}")
+
+
+def _groups(settings: Settings, engine: Engine) -> GroupSettings:
+    """How models are grouped in a store that is made now."""
+    if hasattr(engine.learner, "choose_groups"):
+        return engine.ask(functools.partial(_chosen_groups, settings.groups))
+    size = settings.groups.models_at_once or engine.learner.models_at_once
+    return GroupSettings(size, min(settings.groups.models_per_kernel, size) or size, PLAIN)
+
+
+def _chosen_groups(wanted: GroupSettings, learner: Learner) -> GroupSettings:
+    choose: Callable[[GroupSettings], GroupSettings] = learner.choose_groups  # type: ignore[attr-defined]
+    return choose(wanted)
+
+
+def _given_groups(wanted: GroupSettings, found: GroupSettings) -> GroupSettings:
+    """What the settings give, and where they leave it open what the store has."""
+    return GroupSettings(
+        wanted.models_at_once or found.models_at_once,
+        min(wanted.models_per_kernel, found.models_at_once) or found.models_per_kernel,
+        found.program if wanted.program == MEASURED else wanted.program,
+    )
