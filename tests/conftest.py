@@ -13,8 +13,10 @@ import torch
 
 from datamodels.data import Dataset, Split
 from datamodels.data.sources import read_source
+from datamodels.learners.function import Function
 from datamodels.resources import CONFIGS
 from datamodels.settings import DataSettings, Settings, TrainingSettings, parse
+from datamodels.worker import Local, engine_of, train_missing
 from tests.standins.cuda_cpp import have_compiler
 from tests.standins.strict_cupy import StrictCupy
 
@@ -65,6 +67,21 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(line, capture_output=True, text=True, check=False, timeout=300, cwd=cwd)
 
     return run
+
+
+def built_in(settings: Settings, data: Dataset | None = None, gpu: str = "cpu") -> Local:
+    """The built-in recipe on a processor, or on other devices."""
+    return engine_of(settings, gpu, data)
+
+
+def trained(settings: Settings, data: Dataset) -> str:
+    """Train what a run lacks by the built-in recipe on a processor."""
+    return train_missing(settings, built_in(settings, data))
+
+
+def by(settings: Settings, function: Callable[..., Any]) -> Local:
+    """A training function of the test's own, in this process."""
+    return Local(lambda _: Function(settings, function))
 
 
 def dataset(n: int, t: int) -> Dataset:

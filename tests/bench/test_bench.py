@@ -35,11 +35,15 @@ from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, attribution, tuning
 from datamodels.training.draws import INITIALISATION, generator
 from datamodels.training.group import STEPS_BEFORE_CAPTURE
-from datamodels.worker import make_prior, train_missing
-from tests.conftest import dataset, flags
+from datamodels.worker import make_prior
+from tests.conftest import built_in, dataset, flags, trained
 from tests.training.test_resnet9 import load_row
 
 CPU = torch.device("cpu")
+
+
+def prior_made(settings, data):
+    make_prior(settings, built_in(settings, data))
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -254,8 +258,8 @@ def test_samples_are_scores_of_fits_and_the_ratio_is_read_off_the_lassos_curve(s
     chosen = settings(store__num_models=320, prior__models=2, regress__prior="gradients", regress__lams=5)
     prepare(chosen, use_ffcv=False)
     data = load(chosen)
-    train_missing(chosen, data, CPU)
-    make_prior(chosen, data, CPU)
+    trained(chosen, data)
+    prior_made(chosen, data)
     record, table = bench_samples(chosen, 2)
     assert [(row["models"], row["way"]) for row in record["rows"]] == [
         (m, way) for m in (50, 100, 120) for way in ("lasso", "ridge", "similarity", "gradients", "sparse")
@@ -288,6 +292,6 @@ def test_samples_are_scores_of_fits_and_the_ratio_is_read_off_the_lassos_curve(s
         bench_samples(chosen, 0)
     few = settings(run__dir=str(tmp_path / "few"), store__num_models=4)
     prepare(few, use_ffcv=False)
-    train_missing(few, data, CPU)
+    trained(few, data)
     with pytest.raises(InputError, match="4 finished models are too few to draw from"):
         bench_samples(few, 1)

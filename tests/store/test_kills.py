@@ -8,27 +8,35 @@ import time
 
 import numpy as np
 
+from datamodels.learners import Trained
 from datamodels.store import ArraySpec, Meta, Store, create
 from datamodels.store.check import check
 from datamodels.subsets import draw_masks
-from datamodels.worker.blocks import Trained, train_blocks
+from datamodels.worker.blocks import train_blocks
+from datamodels.worker.jobs import RandomSubsets
 
 N, T, M, BLOCK, KILLS, WORKERS = 300, 80, 4000, 4, 200, 4
 META = Meta(M, N, T, {"margins": ArraySpec("float32", (T,))}, {"store": {"seed": 5, "alpha": 0.4}})
 
 
-def train(ids):
-    """Models whose margins follow from their number, after a moment of work."""
-    time.sleep(0.04)
-    margins = np.stack([np.random.default_rng([5, i, 9]).normal(size=T) for i in ids]).astype(np.float32)
-    return Trained(draw_masks(5, ids, N, 0.4), {"margins": margins}, {i: "unlucky" for i in ids if i % 97 == 13})
+class Slow:
+    """A learner whose margins follow from a model's number, after a moment of work."""
+
+    name, provenance, models_at_once = "the test's", {"of": "a test"}, BLOCK
+    train_labels, test_labels = np.full(N, -1), np.full(T, -1)
+
+    def train(self, models):
+        """Margins; some models fail."""
+        time.sleep(0.04)
+        margins = np.stack([np.random.default_rng([5, model.number, 9]).normal(size=T) for model in models])
+        return Trained({"margins": margins}, {k: "unlucky" for k, model in enumerate(models) if model.number % 97 == 13})
 
 
 def worker(folder):
     # The parent's output is not this process's.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
-    train_blocks(folder, M, BLOCK, train)
+    train_blocks(RandomSubsets(folder, M, BLOCK, 5, 0.4), Slow())
 
 
 def start(folder):

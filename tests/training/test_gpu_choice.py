@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from datamodels.errors import InputError
+from datamodels.learners.function import use_gpu
 from datamodels.training import device_named, devices
-from datamodels.worker import use_gpu_of_own
 from tests.conftest import flags
 
 OWN = """
@@ -79,18 +79,18 @@ def test_the_number_counts_the_gpus_that_a_scheduler_has_handed_out(monkeypatch)
     monkeypatch.setattr(devices, "HANDED_OUT", "3,GPU-5e2a")
     for _ in range(2):  # as often as one likes in a process
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5e2a")
-        use_gpu_of_own("1")
+        use_gpu("1")
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-5e2a"
-    use_gpu_of_own(None)
+    use_gpu(None)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-5e2a"
     with pytest.raises(InputError, match="there is no GPU 2 here"):
-        use_gpu_of_own("2")
+        use_gpu("2")
 
 
 @pytest.mark.parametrize("gpu", ["first", "-1", "٣", "1.0", "", "99999999999"])
 def test_what_is_no_number_is_refused(gpu, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    for named in (device_named, use_gpu_of_own):
+    for named in (device_named, use_gpu):
         with pytest.raises(InputError, match="must be cpu or the number of a GPU"):
             named(gpu)
 

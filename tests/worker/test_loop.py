@@ -15,6 +15,7 @@ import torch
 
 from datamodels.data import load, prepare
 from datamodels.errors import InputError
+from datamodels.learners import recipe
 from datamodels.machine import cores
 from datamodels.regress.run import regress
 from datamodels.runs import groups_of, read_store
@@ -24,10 +25,14 @@ from datamodels.store.layout import write_meta
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer
 from datamodels.training.devices import device_named, for_each_group
-from datamodels.worker import loop, open_store, train_missing
-from tests.conftest import flags
+from datamodels.worker import open_store, train_missing
+from tests.conftest import built_in, flags, trained
 
 CPU = torch.device("cpu")
+
+
+def opened(settings, data):
+    return open_store(settings, built_in(settings, data))
 
 
 @pytest.fixture
@@ -41,7 +46,7 @@ def store_of(settings):
 
 
 def test_rows_hold_the_masks_of_the_seed_and_the_margins_of_their_models(settings, data):
-    train_missing(settings(), data, CPU)
+    trained(settings(), data)
     store = store_of(settings())
     assert store.done.tolist() == list(range(10))
     assert np.array_equal(store.masks(store.done), draw_masks(0, range(10), 60, 0.5))
@@ -57,17 +62,17 @@ def test_rows_hold_the_masks_of_the_seed_and_the_margins_of_their_models(setting
 
 
 def test_a_finished_store_is_left_alone(settings, data, monkeypatch):
-    train_missing(settings(), data, CPU)
+    trained(settings(), data)
     digest = store_of(settings()).digest()
     monkeypatch.setattr(Trainer, "outputs", lambda *_: pytest.fail("trained again"))
-    assert "10 of 10" in train_missing(settings(), data, CPU)
+    assert "10 of 10" in trained(settings(), data)
     assert store_of(settings()).digest() == digest
 
 
 def test_more_models_add_to_those_that_are_there(settings, data):
-    train_missing(settings(), data, CPU)
+    trained(settings(), data)
     before = store_of(settings()).margins(range(10))
-    assert "16 of 16" in train_missing(settings(store__num_models=16), data, CPU)
+    assert "16 of 16" in trained(settings(store__num_models=16), data)
     store = store_of(settings())
     assert len(store.done) == 16
     assert np.array_equal(store.margins(range(10)), before)
@@ -75,7 +80,7 @@ def test_more_models_add_to_those_that_are_there(settings, data):
 
 
 def test_a_claimed_block_is_left_to_its_holder_and_taken_when_that_is_gone(settings, data):
-    folder = open_store(settings(), data, CPU)
+    folder = opened(settings(), data)
     lock = claim(folder, 1)
     assert lock is not None
     assert claim(folder, 1) is None
@@ -86,40 +91,42 @@ def test_a_claimed_block_is_left_to_its_holder_and_taken_when_that_is_gone(setti
         lock.release()
 
     threading.Timer(3, end_of_the_holder).start()
-    assert "10 of 10" in train_missing(settings(), data, CPU)
+    assert "10 of 10" in trained(settings(), data)
     assert seen == [[0, 1, 2, 3, 8, 9]]
     assert list((folder / "claims").iterdir()) == []
 
 
 def test_other_settings_are_refused_by_name_and_nothing_is_touched(settings, data):
-    train_missing(settings(), data, CPU)
+    trained(settings(), data)
     digest = store_of(settings()).digest()
     with pytest.raises(InputError, match=r"other settings \(store.alpha: 0.5 → 0.3; training.width: 4 → 5\)"):
-        open_store(settings(store__alpha=0.3, training__width=5), data, CPU)
+        opened(settings(store__alpha=0.3, training__width=5), data)
     assert store_of(settings()).digest() == digest
 
 
 def test_a_model_that_diverges_is_recorded_with_its_reason_and_the_rest_go_on(settings, data, monkeypatch):
     outputs = Trainer.outputs
 
-    def seventh_diverges(self, masks, keys):
-        found = outputs(self, masks, keys)
+    def seventh_diverges(self, masks, keys, labels=None):
+        found = outputs(self, masks, keys, labels)
         found["margins"][[key == (0, 7) for key in keys]] = np.nan
         return found
 
     monkeypatch.setattr(Trainer, "outputs", seventh_diverges)
-    assert "9 of 10 models are done" in (line := train_missing(settings(), data, CPU))
+    assert "9 of 10 models are done" in (line := trained(settings(), data))
     assert "given up: 7 (diverged" in line
     store = store_of(settings())
     assert store.done.tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9]
     assert list(store.failures) == [7]
     monkeypatch.setattr(Trainer, "outputs", lambda *_: pytest.fail("trained again"))
-    assert train_missing(settings(), data, CPU) == line
+    assert trained(settings(), data) == line
 
 
-def test_a_recipe_by_which_every_model_diverges_leaves_nothing_to_regress(settings, data):
+def test_a_recipe_by_which_every_model_diverges_is_said_and_no_model_is_given_up(settings, data):
     broken = settings(training__peak_lr=1e30)
-    assert "0 of 10 models are done" in train_missing(broken, data, CPU)
+    with pytest.raises(InputError, match=r"10 models were tried, and not one could be trained; model \d: diverged"):
+        trained(broken, data)
+    assert (len(store_of(broken).missing), store_of(broken).failures) == (10, {})
     with pytest.raises(InputError, match="0 finished models"):
         regress(broken)
 
@@ -127,15 +134,18 @@ def test_a_recipe_by_which_every_model_diverges_leaves_nothing_to_regress(settin
 def test_the_measured_group_stays_with_the_store(settings, data, monkeypatch):
     measured = settings(groups__models_at_once=0)
     groups = GroupSettings(3, 3, PLAIN)
-    monkeypatch.setattr(loop, "choose_groups", lambda *_: (groups, {groups: 7.0}))
-    assert "10 of 10" in train_missing(measured, data, CPU)
+    monkeypatch.setattr(recipe, "choose_groups", lambda *_: (groups, {groups: 7.0}))
+    assert "10 of 10" in trained(measured, data)
     store = store_of(measured)
     assert groups_of(store.meta) == groups
     assert store.meta.provenance["groups"] == {"models_at_once": 3, "models_per_kernel": 3, "program": PLAIN}
-    monkeypatch.setattr(loop, "choose_groups", lambda *_: pytest.fail("measured again"))
-    assert "12 of 12" in train_missing(settings(groups__models_at_once=0, store__num_models=12), data, CPU)
+    monkeypatch.setattr(recipe, "choose_groups", lambda *_: pytest.fail("measured again"))
+    assert "12 of 12" in train_missing(
+        settings(groups__models_at_once=0, store__num_models=12),
+        built_in(settings(groups__models_at_once=0, store__num_models=12), data),
+    )
     with pytest.raises(InputError, match=r"groups.models_at_once: 3 → 4"):
-        open_store(settings(), data, CPU)
+        opened(settings(), data)
     assert store_of(settings()).done.tolist() == list(range(12))
 
 
@@ -144,7 +154,7 @@ def test_a_killed_worker_loses_no_row_and_the_next_one_ends_with_the_same_store(
     whole, broken = (settings(run__dir=str(tmp_path / name), **many) for name in ("whole", "broken"))
     for chosen in (whole, broken):
         prepare(chosen, use_ffcv=False)
-    train_missing(whole, load(whole), CPU)
+    trained(whole, load(whole))
     command = [sys.executable, "-m", "datamodels.worker", *flags(tmp_path / "broken", **many), "--gpu", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as worker:
         done = tmp_path / "broken" / "store" / "done.npy"
@@ -155,7 +165,7 @@ def test_a_killed_worker_loses_no_row_and_the_next_one_ends_with_the_same_store(
     half = store_of(broken)
     assert 0 < len(half.done) < 64
     assert half.damaged(half.done) == []
-    train_missing(broken, load(broken), CPU)
+    trained(broken, load(broken))
     assert store_of(broken).digest() == store_of(whole).digest()
 
 
@@ -187,7 +197,7 @@ def test_groups_run_side_by_side():
 
 def test_logits_are_kept_beside_the_margins_where_they_are_asked_for(settings, data):
     chosen = settings(store__arrays="logits:float32:20x10")
-    train_missing(chosen, data, CPU)
+    trained(chosen, data)
     store = store_of(chosen)
     logits, labels = store.array("logits", range(10)), data.test.labels.numpy()
     right = np.take_along_axis(logits, labels[None, :, None], 2)[..., 0]
@@ -195,18 +205,18 @@ def test_logits_are_kept_beside_the_margins_where_they_are_asked_for(settings, d
     np.testing.assert_allclose(store.margins(range(10)), right - others, rtol=1e-6)
     for wrong in ("features:float32:20x10", "logits:float32:10x20"):
         with pytest.raises(InputError, match="only logits of shape 20x10 can be kept"):
-            open_store(settings(store__arrays=wrong), data, CPU)
+            opened(settings(store__arrays=wrong), data)
 
 
 def test_a_store_whose_groups_name_no_program_was_trained_by_the_plain_one_and_goes_on(settings, data):
-    train_missing(settings(), data, CPU)
+    trained(settings(), data)
     folder = store_of(settings()).folder
     meta = read_meta(folder)
     older = {name: value for name, value in meta.provenance["groups"].items() if name != "program"}
     write_meta(folder, dataclasses.replace(meta, provenance={**meta.provenance, "groups": older}))
-    assert "12 of 12" in train_missing(settings(store__num_models=12), data, CPU)
+    assert "12 of 12" in trained(settings(store__num_models=12), data)
     with pytest.raises(InputError, match=r"groups.program: plain → compiled"):
-        open_store(settings(groups__program="compiled"), data, CPU)
+        opened(settings(groups__program="compiled"), data)
 
 
 def test_what_a_gpu_held_for_the_training_is_given_back_when_nobody_holds_it_any_more(settings, data, monkeypatch):
@@ -222,7 +232,10 @@ def test_what_a_gpu_held_for_the_training_is_given_back_when_nobody_holds_it_any
         seen.append(sum(ref() is not None for ref in trainers))
 
     monkeypatch.setattr(Trainer, "__init__", noted)
-    monkeypatch.setattr(loop, "give_back", give_back)
-    train_missing(settings(regress__prior="gradients", prior__models=2), data, CPU)
+    monkeypatch.setattr(recipe, "give_back", give_back)
+    train_missing(
+        settings(regress__prior="gradients", prior__models=2),
+        built_in(settings(regress__prior="gradients", prior__models=2), data),
+    )
     assert len(trainers) == 2
     assert seen == [0]

@@ -11,6 +11,8 @@ import torch
 from scipy.stats import spearmanr
 
 from datamodels.errors import InputError
+from datamodels.learners.declared import declared_arrays
+from datamodels.learners.function import named
 from datamodels.regress import Datamodels
 from datamodels.regress.run import regress, regress_store
 from datamodels.resources import CONFIGS
@@ -18,11 +20,12 @@ from datamodels.runs import read_store, stage_folder
 from datamodels.settings import RegressSettings, parse
 from datamodels.store import ArraySpec, Rows, Store
 from datamodels.subsets import draw_masks
-from datamodels.verify import own_subject, verify
-from datamodels.verify.subject import Request
-from datamodels.worker import own_function, train_missing_by
-from datamodels.worker.arrays import declared_arrays
-from datamodels.worker.own import ENOUGH, NOT_FINITE
+from datamodels.verify import verify_targets
+from datamodels.verify.retrain import Request
+from datamodels.worker import engine_of, train_missing
+from datamodels.worker.blocks import ENOUGH
+from datamodels.worker.jobs import NOT_FINITE
+from tests.conftest import by
 
 README = CONFIGS.parent / "README.md"
 
@@ -88,7 +91,7 @@ def sums(index, mask):
 
 def test_further_arrays_are_kept_as_declared(tmp_path):
     settings = own(tmp_path, **{"store.arrays": "extra:int64:2x2"})
-    assert "12 of 12" in train_missing_by(sums, settings)
+    assert "12 of 12" in train_missing(settings, by(settings, sums))
     store = read_store(settings)
     masks = draw_masks(0, range(12), 30, settings.store.alpha)
     assert np.array_equal(store.array("extra", range(12))[:, 0, 0], np.arange(12))
@@ -100,7 +103,7 @@ def test_margins_that_are_not_finite_are_recorded_and_the_rest_go_on(tmp_path):
         return {"margins": np.full(6, np.inf if index == 4 else 1e9 if index == 7 else 1.0)}
 
     settings = own(tmp_path, **{"store.margin_dtype": "float16"})
-    assert "10 of 12 models are done" in train_missing_by(fragile, settings)
+    assert "10 of 12 models are done" in train_missing(settings, by(settings, fragile))
     beyond = "margins of model 7 reach 1e+09, beyond float16: set store.margin_dtype float32"
     assert read_store(settings).failures == {4: NOT_FINITE, 7: beyond}
 
@@ -114,10 +117,10 @@ def test_margins_beyond_float16_end_the_work_at_the_first_model_and_none_is_give
 
     settings = own(tmp_path, **{"store.margin_dtype": "float16"})
     with pytest.raises(InputError, match=r"margins of model 0 reach 200000, beyond float16: set store.margin_dtype float32"):
-        train_missing_by(large, settings)
+        train_missing(settings, by(settings, large))
     assert (trained, read_store(settings).failures, len(read_store(settings).missing)) == ([0], {}, 12)
     fine = own(tmp_path, **{"run.dir": tmp_path / "fine"})
-    assert "12 of 12" in train_missing_by(large, fine)
+    assert "12 of 12" in train_missing(fine, by(fine, large))
     assert read_store(fine).margins([0]).max() == 2e5
 
 
@@ -135,7 +138,7 @@ def test_margins_beyond_float16_end_the_work_at_the_first_model_and_none_is_give
 def test_no_number_is_changed_beyond_rounding(tmp_path, kind, value, told):
     settings = own(tmp_path, **{"store.arrays": f"extra:{kind}:2"})
     with pytest.raises(InputError, match=told):
-        train_missing_by(lambda index, mask: {"margins": np.ones(6), "extra": np.array([1, value])}, settings)
+        train_missing(settings, by(settings, lambda index, mask: {"margins": np.ones(6), "extra": np.array([1, value])}))
     assert len(read_store(settings).missing) == 12
     # The same for whoever brings rows to the store itself.
     meta = read_store(settings).meta
@@ -155,7 +158,7 @@ def test_a_coarse_float16_is_said_once_and_float32_never_is(tmp_path, capsys, ar
     for kind in ("float16", "float32"):
         changed = {"store.margin_dtype": kind, "store.num_models": 40, "run.dir": tmp_path / kind}
         settings = own(tmp_path, **changed)
-        train_missing_by(near, settings)
+        train_missing(settings, by(settings, near))
         lines = [line for line in capsys.readouterr().err.splitlines() if "coarsely" in line]
         assert len(lines) == (said and kind == "float16")
         few = RegressSettings(device="cpu", heldout=0.3, choice=0.4)
@@ -183,13 +186,13 @@ def test_a_coarse_float16_is_said_once_and_float32_never_is(tmp_path, capsys, ar
 def test_what_is_no_result_is_refused_and_nothing_is_done(tmp_path, result, named):
     settings = own(tmp_path)
     with pytest.raises(InputError, match=named):
-        train_missing_by(lambda index, mask: result, settings)
+        train_missing(settings, by(settings, lambda index, mask: result))
     assert not len(read_store(settings).done)
 
 
 def test_a_tensor_that_carries_a_gradient_is_a_result(tmp_path):
     settings = own(tmp_path)
-    train_missing_by(lambda index, mask: {"margins": torch.full((6,), index + 0.5, requires_grad=True)}, settings)
+    train_missing(settings, by(settings, lambda index, mask: {"margins": torch.full((6,), index + 0.5, requires_grad=True)}))
     assert read_store(settings).margins(range(12))[:, 3].tolist() == [i + 0.5 for i in range(12)]
 
 
@@ -200,9 +203,9 @@ def test_labels_of_one_side_alone_are_not_left_out_without_a_word(tmp_path, monk
     (tmp_path / f"mine_with_{there}_labels.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     settings = own(tmp_path, **{"worker.main": f"mine_with_{there}_labels:train"})
-    train_missing_by(own_function(settings.worker.main), settings)
+    train_missing(settings, engine_of(settings, None))
     with pytest.raises(InputError, match=f"has {there}_labels and no"):
-        own_subject(settings)
+        assert engine_of(settings, None).learner
 
 
 @pytest.mark.parametrize(("models", "at_once", "tried"), [(12, 1, 12), (90, 1, ENOUGH), (90, 4, ENOUGH), (90, 40, 40)])
@@ -218,12 +221,12 @@ def test_a_function_that_fails_on_every_model_is_stopped_soon_and_quoted_and_no_
     settings = own(tmp_path, **{"store.num_models": models, "groups.models_at_once": at_once})
     words = rf"{tried} models were tried, and not one could be trained; model 0: .*ZeroDivisionError: mine and yours \(test_own"
     with pytest.raises(InputError, match=words):
-        train_missing_by(broken, settings)
+        train_missing(settings, by(settings, broken))
     assert seen == list(range(tried))
     store = read_store(settings)
     assert (len(store.done), store.failures) == (0, {})
     assert list((store.folder / "claims").iterdir()) == []
-    assert f"{models} of {models}" in train_missing_by(lambda index, mask: {"margins": np.ones(6)}, settings)
+    assert f"{models} of {models}" in train_missing(settings, by(settings, lambda index, mask: {"margins": np.ones(6)}))
 
 
 def test_subsets_on_which_the_function_fails_are_given_up_with_its_words_and_the_rest_go_on(tmp_path):
@@ -236,12 +239,12 @@ def test_subsets_on_which_the_function_fails_are_given_up_with_its_words_and_the
         return {"margins": np.ones(6)}
 
     settings = own(tmp_path)
-    line = train_missing_by(one_class_only, settings)
+    line = train_missing(settings, by(settings, one_class_only))
     assert "6 of 12 models are done" in line
     assert "ValueError: needs samples of at least 2 classes (test_own.py, line" in line
     assert sorted(read_store(settings).failures) == [0, 1, 2, 3, 4, 9]
     assert seen == list(range(12))
-    train_missing_by(one_class_only, settings)
+    train_missing(settings, by(settings, one_class_only))
     assert seen == list(range(12))
 
 
@@ -256,9 +259,9 @@ def test_what_the_machine_is_to_blame_for_gives_up_no_model(tmp_path, error):
 
     settings = own(tmp_path)
     with pytest.raises(type(error)):
-        train_missing_by(unlucky, settings)
+        train_missing(settings, by(settings, unlucky))
     assert read_store(settings).failures == {}
-    assert "12 of 12" in train_missing_by(lambda index, mask: {"margins": np.ones(6)}, settings)
+    assert "12 of 12" in train_missing(settings, by(settings, lambda index, mask: {"margins": np.ones(6)}))
 
 
 def test_verification_leaves_a_set_out_on_which_the_function_fails_and_stops_where_it_fails_on_all_of_s(
@@ -275,16 +278,16 @@ def test_verification_leaves_a_set_out_on_which_the_function_fails_and_stops_whe
     few = {"verify.subsets": 0, "verify.models": 8, "verify.base_models": 8, "verify.methods": "none", "verify.sizes": "5"}
     settings = own(tmp_path, **{"worker.main": "mine_fragile:train", **few})
     monkeypatch.setenv("LEAST", "0")
-    train_missing_by(own_function(settings.worker.main), settings)
+    train_missing(settings, engine_of(settings, None))
     weights = np.kron(np.eye(6), np.ones((5, 1))).astype(np.float32)
     meta = {"store_digest": read_store(settings).digest(), "regress": {}, "targets": [0, 6]}
     models = Datamodels(weights, np.full(6, -2.2), np.ones(6), np.arange(2), {}, meta)
     monkeypatch.setenv("LEAST", "31")
     with pytest.raises(InputError, match=r"first model of the verification could not be trained: .*ValueError: one class only"):
-        verify(settings, own_subject(settings), models, [2])
+        verify_targets(settings, engine_of(settings, None), models, [2])
     assert not len(Store(stage_folder(settings, "verify") / "store").done)
     monkeypatch.setenv("LEAST", "26")
-    verify(settings, own_subject(settings), models, [2])
+    verify_targets(settings, engine_of(settings, None), models, [2])
     (removal,) = json.loads((stage_folder(settings, "verify") / "verify.json").read_text())["removals"]
     assert removal["before"]["models"] == 8
     assert 2 <= removal["after"]["models"] < 16
@@ -293,7 +296,7 @@ def test_verification_leaves_a_set_out_on_which_the_function_fails_and_stops_whe
 
 def test_a_prior_of_networks_is_no_circle_for_models_of_ones_own(tmp_path, capsys):
     settings = own(tmp_path, **{"regress.prior": "gradients", "store.num_models": 40})
-    assert "40 of 40" in train_missing_by(lambda index, mask: {"margins": np.ones(6)}, settings)
+    assert "40 of 40" in train_missing(settings, by(settings, lambda index, mask: {"margins": np.ones(6)}))
     assert "with worker.main take none, flat, or an .npy file" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"with worker.main take none, flat, or an .npy file"):
         regress(settings)
@@ -309,14 +312,14 @@ def test_a_prior_of_networks_is_no_circle_for_models_of_ones_own(tmp_path, capsy
 )
 def test_a_function_that_is_not_there_is_refused_in_a_sentence(name, named):
     with pytest.raises(InputError, match=named):
-        own_function(name)
+        named(name)
 
 
 def test_a_missing_import_within_the_module_is_not_mistaken_for_a_missing_module(tmp_path, monkeypatch):
     (tmp_path / "mine_with_a_hole.py").write_text("import nothing_of_this_name\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="nothing_of_this_name"):
-        own_function("mine_with_a_hole:train")
+        named("mine_with_a_hole:train")
 
 
 def test_without_labels_controls_come_from_all_examples(tmp_path, monkeypatch):
@@ -334,7 +337,7 @@ def test_without_labels_controls_come_from_all_examples(tmp_path, monkeypatch):
             "verify.sizes": "5",
         },
     )
-    train_missing_by(own_function(settings.worker.main), settings)
+    train_missing(settings, engine_of(settings, None))
     weights = np.kron(np.eye(6), np.ones((5, 1))).astype(np.float32)
     models = Datamodels(
         weights,
@@ -344,7 +347,7 @@ def test_without_labels_controls_come_from_all_examples(tmp_path, monkeypatch):
         {},
         {"store_digest": read_store(settings).digest(), "regress": {}, "targets": [0, 6]},
     )
-    verify(settings, own_subject(settings), models, [2])
+    verify_targets(settings, engine_of(settings, None), models, [2])
     (removal,) = json.loads((stage_folder(settings, "verify") / "verify.json").read_text())["removals"]
     assert (removal["label"], sorted(removal["removed_indices"])) == (None, list(range(10, 15)))
     assert removal["after"]["mean_margin"] < 0 < removal["control"]["mean_margin"] < removal["before"]["mean_margin"]
@@ -377,15 +380,15 @@ def test_declarations_are_read_and_the_stores_own_names_refused():
 def test_settings_of_groups_hold_for_own_models_too(tmp_path):
     settings = own(tmp_path, **{"groups.models_at_once": 4, "groups.models_per_kernel": 2})
     for _ in range(2):
-        assert "12 of 12" in train_missing_by(lambda index, mask: {"margins": np.ones(6)}, settings)
+        assert "12 of 12" in train_missing(settings, by(settings, lambda index, mask: {"margins": np.ones(6)}))
 
 
 def test_another_function_is_another_run(tmp_path):
     settings = own(tmp_path)
-    train_missing_by(lambda index, mask: {"margins": np.ones(6)}, settings)
+    train_missing(settings, by(settings, lambda index, mask: {"margins": np.ones(6)}))
     other = dataclasses.replace(settings, worker=dataclasses.replace(settings.worker, main="another:one"))
     with pytest.raises(InputError, match=r"worker\.main: unused:here → another:one"):
-        train_missing_by(lambda index, mask: {"margins": np.ones(6)}, other)
+        train_missing(other, by(other, lambda index, mask: {"margins": np.ones(6)}))
 
 
 def test_a_row_that_no_disk_has_is_refused():

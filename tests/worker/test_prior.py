@@ -17,8 +17,13 @@ from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, first_order
 from datamodels.worker import make_prior, train_missing
 from datamodels.worker.prior import _InOrder
+from tests.conftest import built_in, trained
 
 CPU = torch.device("cpu")
+
+
+def prior_made(settings, data):
+    make_prior(settings, built_in(settings, data))
 
 
 @pytest.fixture
@@ -29,7 +34,7 @@ def data(settings):
 
 def test_it_holds_the_means_over_networks_that_no_store_has(settings, data):
     chosen = settings(regress__prior="gradients", prior__models=6)
-    make_prior(chosen, data, CPU)
+    prior_made(chosen, data)
     folder = stage_folder(chosen, "prior")
     found = {file.stem: np.load(file) for file in folder.glob("*.npy")}
     assert found.keys() == {"gradients", "features_train", "features_test", "train_labels", "test_labels"}
@@ -57,17 +62,20 @@ def test_it_holds_the_means_over_networks_that_no_store_has(settings, data):
 def test_it_is_made_once_and_anew_under_other_settings(settings, data):
     chosen = settings(regress__prior="similarity", prior__models=2)
     folder = stage_folder(chosen, "prior")
-    make_prior(settings(), data, CPU)
+    prior_made(settings(), data)
     assert not folder.exists()
-    make_prior(chosen, data, CPU)
+    prior_made(chosen, data)
     stamp, content = (folder / "meta.json").stat().st_mtime_ns, np.load(folder / "gradients.npy")
-    make_prior(chosen, data, CPU)
+    prior_made(chosen, data)
     assert (folder / "meta.json").stat().st_mtime_ns == stamp
-    make_prior(settings(regress__prior="gradients", prior__models=3), data, CPU)
+    make_prior(
+        settings(regress__prior="gradients", prior__models=3),
+        built_in(settings(regress__prior="gradients", prior__models=3), data),
+    )
     assert json.loads((folder / "meta.json").read_text())["prior"]["models"] == 3
     assert not np.array_equal(np.load(folder / "gradients.npy"), content)
     # The same settings give the same bytes, whatever was there.
-    make_prior(chosen, data, CPU)
+    prior_made(chosen, data)
     assert np.array_equal(np.load(folder / "gradients.npy"), content)
 
 
@@ -75,29 +83,32 @@ def test_who_is_at_it_is_left_to_it_and_networks_that_diverge_are_an_error(setti
     chosen = settings(regress__prior="gradients")
     other = Lock(stage_folder(chosen, "prior").with_name(".prior.lock"))
     assert other.take()
-    make_prior(chosen, data, CPU)
+    prior_made(chosen, data)
     other.release(remove=True)
     assert "prior: another worker is making" in capsys.readouterr().err
     assert not stage_folder(chosen, "prior").exists()
     with pytest.raises(InputError, match="all 4 networks of the prior diverged"):
-        make_prior(settings(regress__prior="gradients", training__peak_lr=1e9), data, CPU)
+        make_prior(
+            settings(regress__prior="gradients", training__peak_lr=1e9),
+            built_in(settings(regress__prior="gradients", training__peak_lr=1e9), data),
+        )
     assert not stage_folder(chosen, "prior").exists()
 
 
 def test_regression_wants_it_and_does_its_work_again_when_it_has_changed(settings, data):
     changed = {"store__num_models": 60, "prior__models": 2}
-    train_missing(settings(**changed), data, CPU)
+    trained(settings(**changed), data)
     chosen = settings(regress__prior="gradients", **changed)
     with pytest.raises(InputError, match=r"there is no .*run the worker with --regress.prior gradients"):
         regress(chosen)
-    make_prior(chosen, data, CPU)
+    prior_made(chosen, data)
     folder = stage_folder(chosen, "regress")
     regress(chosen)
     first = Datamodels.load(folder)
     assert first.metrics["solved_by"]["prior"]["covariates"][0] == "same class"
     assert len(first.metrics["solved_by"]["prior"]["mean"]) == len(first.metrics["solved_by"]["prior"]["basis"]) == 1 + 5 + 15
     more = settings(regress__prior="gradients", **{**changed, "prior__models": 4})
-    make_prior(more, data, CPU)
+    prior_made(more, data)
     regress(more)
     second = Datamodels.load(folder)
     assert first.meta["prior_digest"] != second.meta["prior_digest"]
@@ -109,7 +120,7 @@ def test_it_is_made_in_bfloat16_and_of_projected_gradients(settings, data, monke
     found = []
     for precision in ("float32", "bfloat16"):
         chosen = settings(regress__prior="gradients", prior__dimensions=256, training__precision=precision, training__epochs=8)
-        make_prior(chosen, data, CPU)
+        prior_made(chosen, data)
         found.append(np.load(stage_folder(chosen, "prior") / "gradients.npy").astype(float))
         assert np.isfinite(found[-1]).all()
         np.testing.assert_allclose((found[-1] ** 2).mean((1, 2)), 1, rtol=1e-2)
@@ -119,10 +130,13 @@ def test_it_is_made_in_bfloat16_and_of_projected_gradients(settings, data, monke
 
 def test_a_worker_makes_it_but_not_for_a_store_of_other_settings(settings, data):
     chosen = settings(regress__prior="gradients", prior__models=2)
-    train_missing(chosen, data, CPU)
+    trained(chosen, data)
     made = (stage_folder(chosen, "prior") / "meta.json").read_text()
     with pytest.raises(InputError, match="made under other settings"):
-        train_missing(settings(regress__prior="gradients", prior__models=2, training__epochs=4), data, CPU)
+        train_missing(
+            settings(regress__prior="gradients", prior__models=2, training__epochs=4),
+            built_in(settings(regress__prior="gradients", prior__models=2, training__epochs=4), data),
+        )
     assert (stage_folder(chosen, "prior") / "meta.json").read_text() == made
 
 
