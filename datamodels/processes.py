@@ -1,21 +1,23 @@
 """Several devices, a process each: started, told what to do, watched, and ended with the process that started them.
 
 Each process has its share of the processor's cores, and makes of its device whatever it works with, once. A process that dies
-is seen and can be started anew; when the one that started them dies, they end after what they are at.
+is seen and can be started anew; when the one that started them dies, they end after what they are at, or within seconds.
+
+Between the two lies one connection. Down come tasks, each with its number, and words to stop at one; up come answers with the
+number of their task, what a task tells meanwhile, and lines of stderr. What lies at its other end is in `serving`.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import os
-import select
+import pickle
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import traceback
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,15 +25,16 @@ from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
-from datamodels.errors import InputError, in_a_sentence
+from datamodels.errors import STOPPING, InputError, one_line
 from datamodels.machine import affinity
 from datamodels.progress import say
+from datamodels.serving import ALONE_S, DONE, END_S, FAILED, SAID, STOP, TASK, TOLD
 
 ALL, CPU = "all", "cpu"
 MOST_DEVICES = 64
 POLL_S = 0.25
-END_S = 10.0
-SAID, DONE, FAILED, STOPPED = "said", "done", "failed", "stopped"
+GONE = "gone"
+START = "import sys; sys.path[:] = {path!r}; from datamodels.serving import serve; serve({fd}, {parent})"
 
 T = TypeVar("T")
 Here = TypeVar("Here")
@@ -59,13 +62,61 @@ def devices_named(text: str, gpus: Callable[[], int]) -> list[str]:
 
 @dataclass
 class _Member:
-    """One process of a team."""
+    """One process of a team; `gone` once nothing more is heard of it."""
 
     device: str
     cores: Sequence[int]
     process: subprocess.Popen[bytes]
     connection: Connection
-    ready: bool = False
+    gone: bool = False
+
+    def send(self, kind: str, number: int, content: bytes = b"") -> None:
+        """Send something, unless nobody is there any more: that is seen where the answer is waited for."""
+        with suppress(OSError):
+            self.connection.send((kind, number, content))
+
+    def hear(self) -> tuple[str, int, Any]:
+        """What the process says next."""
+        try:
+            kind, number, content = self.connection.recv()
+        except (EOFError, OSError):
+            return self._has_gone()
+        if kind in (DONE, TOLD):
+            try:
+                return kind, number, pickle.loads(content)
+            except Exception as e:
+                return FAILED, number, RuntimeError(f"what the process on {self.device} gives cannot be read: {one_line(e)}")
+        if kind != FAILED:
+            return kind, number, content
+        sentence, trace = content
+        if sentence is not None:
+            return FAILED, number, InputError(f"on {self.device}: {sentence}")
+        return FAILED, number, RuntimeError(f"the process on {self.device} failed:\n{trace}")
+
+    def silent(self) -> bool:
+        """Whether it has died, and all that it said was heard; a process of its own that lives on may keep its line open."""
+        return self.process.poll() is not None and not self._speaks()
+
+    def _speaks(self) -> bool:
+        try:
+            return self.connection.poll()
+        except OSError:
+            return True
+
+    def _has_gone(self) -> tuple[str, int, Any]:
+        self.gone = True
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_S)
+        return GONE, 0, None
+
+    def end(self) -> None:
+        """Let the process end, or end it."""
+        self.connection.close()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_S + ALONE_S)
+            return
+        self.process.kill()
+        self.process.wait()
 
 
 class Team(Generic[Here]):
@@ -77,85 +128,169 @@ class Team(Generic[Here]):
     """
 
     def __init__(self, devices: Sequence[str], make: Callable[[str], Here]) -> None:
-        self.devices, self.make = list(devices), make
+        self.devices, self.make = list(devices), _pickled(make)
         self.members: list[_Member] = []
+        self.number = 0
 
     def __enter__(self) -> Team[Here]:
-        for device, cores in zip(self.devices, shares(len(self.devices)), strict=True):
-            self.members.append(self._started(device, cores))
+        try:
+            for device, cores in zip(self.devices, shares(len(self.devices)), strict=True):
+                self.members.append(self._started(device, cores))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         for member in self.members:
-            member.connection.close()
+            member.connection.close()  # all at once, so that they end side by side
         for member in self.members:
-            _end(member.process)
+            member.end()
 
-    def all(self, task: Callable[[Here], T], meanwhile: Callable[[], None] = lambda: None) -> list[T | None]:
+    def all(
+        self,
+        task: Callable[[Here], T],
+        meanwhile: Callable[[], None] = lambda: None,
+        heard: Callable[[str, Any], None] = lambda _device, _value: None,
+    ) -> list[T | None]:
         """What a task gives in every process; None for one that died at it.
 
-        `meanwhile` is called again and again until all are back. The first error in one of them stops the others after what
-        they are at, and is raised: InputError for what has its cause outside, RuntimeError for anything else. SIGINT and
-        SIGTERM stop all of them so, and end in KeyboardInterrupt; a second one ends this process at once, and they see it.
+        `meanwhile` is called again and again until all are back, `heard` with a device and what a task there tells by
+        `serving.tell`. The first error in one of them stops the others after what they are at, and is raised: InputError for
+        what has its cause outside, RuntimeError for anything else. SIGINT and SIGTERM stop all of them so, and end in
+        KeyboardInterrupt; a second one ends this process at once, and they see it.
         """
-        return self._given(self.members, task, meanwhile)
+        return self._given(range(len(self.members)), task, meanwhile, heard)
 
-    def one(self, task: Callable[[Here], T], meanwhile: Callable[[], None] = lambda: None) -> T | None:
+    def one(
+        self,
+        task: Callable[[Here], T],
+        meanwhile: Callable[[], None] = lambda: None,
+        heard: Callable[[str, Any], None] = lambda _device, _value: None,
+    ) -> T | None:
         """As `all`, in the first process only."""
-        return self._given(self.members[:1], task, meanwhile)[0]
+        return self._given(range(1), task, meanwhile, heard)[0]
 
     def revive(self) -> list[str]:
         """Start dead processes anew; the devices whose process had died, each with how."""
         told = []
         for k, member in enumerate(self.members):
-            if member.process.poll() is not None:
+            if member.gone or member.process.poll() is not None:
+                member.end()
                 told.append(f"{member.device} ({_how_it_ended(member.process)})")
-                member.connection.close()
                 self.members[k] = self._started(member.device, member.cores)
         return told
 
     def _started(self, device: str, cores: Sequence[int]) -> _Member:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "datamodels.processes", str(theirs.fileno())]
-        # A session of its own: a terminal's Ctrl-C comes to this process, which tells the others once.
-        with theirs, _bound_to(cores):
-            process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True)
-        member = _Member(device, cores, process, Connection(ours.detach()))
-        self._send(member, (sys.path, device, self.make))
+        code = START.format(path=sys.path, fd=theirs.fileno(), parent=os.getpid())
+        connection = Connection(ours.detach())
+        try:
+            # A session of its own: a terminal's Ctrl-C comes to this process, which tells the others once.
+            with theirs, _bound_to(cores):
+                process = subprocess.Popen(
+                    [sys.executable, "-c", code],
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                    stdin=subprocess.DEVNULL,
+                )
+        except BaseException:
+            connection.close()
+            raise
+        member = _Member(device, cores, process, connection)
+        member.send(TASK, 0, pickle.dumps((device, self.make)))
         return member
 
-    def _send(self, member: _Member, what: object) -> None:
+    def _given(
+        self,
+        which: Sequence[int],
+        task: Callable[[Here], T],
+        meanwhile: Callable[[], None],
+        heard: Callable[[str, Any], None],
+    ) -> list[T | None]:
+        content = _pickled(task)
+        self.number += 1
+        members = [self.members[k] for k in which]
+        round_ = _Round(members, self.number, heard)
         try:
-            member.connection.send(what)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it has died: its end is seen where its answer is waited for
-        except Exception as e:
-            raise InputError(f"what is to run on several devices cannot be sent to other processes: {e}") from e
-
-    def _given(self, members: Sequence[_Member], task: Callable[[Here], T], meanwhile: Callable[[], None]) -> list[T | None]:
-        for member in members:
-            self._send(member, task)
-        found: dict[int, T | None] = {}
-        errors: list[Exception] = []
-        with _forwarding(members) as stopped:
-            while len(found) < len(members):
-                waiting = {member.connection: k for k, member in enumerate(members) if k not in found}
-                for connection in wait(list(waiting), POLL_S):
-                    k = waiting[connection]  # type: ignore[index]
-                    kind, value = _heard(members[k])
-                    if kind == SAID:
-                        say(value)
-                        continue
-                    found[k] = value if kind == DONE else None
-                    if kind == FAILED:
-                        errors.append(value)
-                        _stop([member for i, member in enumerate(members) if i not in found])
-                meanwhile()
-        if errors:
-            raise errors[0]
-        if stopped.is_set():
+            with _noting_signals() as signalled:
+                for member in members:
+                    member.send(TASK, self.number, content)
+                self._attend(round_, signalled, meanwhile)
+        except BaseException:
+            round_.stop()  # before another task is given
+            raise
+        if round_.errors:
+            raise round_.errors[0]
+        if signalled.is_set():
             raise KeyboardInterrupt
-        return [found[k] for k in range(len(members))]
+        return [round_.found[k] for k in range(len(members))]
+
+    def _attend(self, round_: _Round, signalled: threading.Event, meanwhile: Callable[[], None]) -> None:
+        due = time.monotonic()
+        while not round_.over:
+            round_.listen()
+            if signalled.is_set() and not round_.stopping:
+                say(STOPPING)
+            if signalled.is_set() or round_.errors:
+                round_.stop()
+            if time.monotonic() >= due:
+                meanwhile()
+                due = time.monotonic() + POLL_S
+
+
+class _Round:
+    """One task, given to some processes: what they have answered, and the errors among that."""
+
+    def __init__(self, members: Sequence[_Member], number: int, heard: Callable[[str, Any], None]) -> None:
+        self.members, self.number, self.heard = members, number, heard
+        self.found: dict[int, Any] = {}
+        self.errors: list[Exception] = []
+        self.stopping = False
+
+    @property
+    def over(self) -> bool:
+        """Whether all have answered or died."""
+        return len(self.found) == len(self.members)
+
+    def listen(self) -> None:
+        """Take one word of each that says something, after a moment at most."""
+        open_ = {member.connection: k for k, member in enumerate(self.members) if k not in self.found}
+        speaking = {open_[connection] for connection in wait(list(open_), POLL_S)}  # type: ignore[index]
+        for k in open_.values():
+            if k in speaking:
+                self._take(k, *self.members[k].hear())
+            elif self.members[k].silent():
+                self.members[k].gone = True
+                self.found[k] = None
+
+    def stop(self) -> None:
+        """Stop those that are still at work, after what they are at; once."""
+        if not self.stopping:
+            for k, member in enumerate(self.members):
+                if k not in self.found:
+                    member.send(STOP, self.number)
+        self.stopping = True
+
+    def _take(self, k: int, kind: str, number: int, value: Any) -> None:
+        if kind == SAID:
+            say(value)
+        elif kind == GONE:
+            self.found[k] = None
+        elif number == self.number:  # not of a task that was given up
+            if kind == TOLD:
+                self.heard(self.members[k].device, value)
+                return
+            self.found[k] = value if kind == DONE else None
+            if kind == FAILED:
+                self.errors.append(value)
+
+
+def _pickled(what: object) -> bytes:
+    try:
+        return pickle.dumps(what)
+    except Exception as e:
+        raise InputError(f"what is to run on several devices cannot be sent to other processes: {one_line(e)}") from e
 
 
 def shares(devices: int) -> list[list[int]]:
@@ -179,63 +314,30 @@ def _bound_to(cores: Sequence[int]) -> Iterator[None]:
             os.sched_setaffinity(0, cores)
         yield
     finally:
-        os.sched_setaffinity(0, before)
+        with suppress(OSError):  # cores that were taken from this process meanwhile
+            os.sched_setaffinity(0, before)
 
 
 @contextmanager
-def _forwarding(members: Sequence[_Member]) -> Iterator[threading.Event]:
-    """Pass the first SIGINT or SIGTERM on to the processes, as an event too; the next one does what it always does."""
-    stopped = threading.Event()
+def _noting_signals() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; the next one does what it does in any process, and ends this one."""
+    noted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stopped
+        yield noted
         return
     signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stopped.set()
         for each in signals:
             signal.signal(each, signal.SIG_DFL)
-        _stop(members)
+        noted.set()
 
-    for number in signals:
-        signal.signal(number, on_signal)
+    before = {number: signal.signal(number, on_signal) for number in signals}
     try:
-        yield stopped
+        yield noted
     finally:
-        for number in signals:
-            signal.signal(number, before[number])
-
-
-def _stop(members: Sequence[_Member]) -> None:
-    for member in members:
-        if member.process.poll() is None:
-            member.process.terminate()
-
-
-def _heard(member: _Member) -> tuple[str, Any]:
-    """What a process says next; when it has died, that it is stopped."""
-    try:
-        kind, value = member.connection.recv()
-    except (EOFError, OSError):
-        with suppress(subprocess.TimeoutExpired):
-            member.process.wait(END_S)
-        return STOPPED, None
-    if kind != FAILED:
-        return kind, value
-    sentence, trace = value
-    if sentence is not None:
-        return FAILED, InputError(f"on {member.device}: {sentence}")
-    return FAILED, RuntimeError(f"the process on {member.device} failed:\n{trace}")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    for end in (None, process.terminate, process.kill):
-        if end is not None:
-            end()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(END_S)
-            return
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
@@ -245,64 +347,3 @@ def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
     with suppress(ValueError):
         return signal.Signals(-code).name
     return f"signal {-code}"
-
-
-class _Told:
-    """A stream whose lines are told to the process that started this one: it has the progress bar."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection, self.rest, self.lock = connection, "", threading.Lock()
-
-    def write(self, text: str) -> int:
-        """Tell each whole line."""
-        with self.lock:
-            *lines, self.rest = (self.rest + text).split("\n")
-            for line in lines:
-                with suppress(OSError):
-                    self.connection.send((SAID, line))
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing is kept back but a line that has no end yet."""
-
-
-def _serve(fd: int) -> None:
-    """What a process of a team does: make what it works with, then one task after another, until nobody gives any."""
-    connection = Connection(fd)
-    threading.Thread(target=_end_when_alone, args=[fd], daemon=True).start()
-    sys.stderr = _Told(connection)
-    with suppress(EOFError, ConnectionResetError, BrokenPipeError, KeyboardInterrupt):
-        sys.path[:], device, make = connection.recv()
-        here, failure = _attempted(lambda: make(device))
-        while True:
-            task = connection.recv()
-            if failure is None:
-                found, answer = _attempted(functools.partial(task, here))
-                connection.send(answer or (DONE, found))
-            else:
-                connection.send(failure)
-
-
-def _attempted(work: Callable[[], T]) -> tuple[T | None, tuple[str, Any] | None]:
-    """What some work gives, or how it failed, as an answer to send. SIGTERM ends the work, and between works nothing."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return work(), None
-    except KeyboardInterrupt:
-        return None, (STOPPED, None)
-    except Exception as e:
-        return None, (FAILED, (in_a_sentence(e), traceback.format_exc()))
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _end_when_alone(fd: int) -> None:
-    """When the other end is gone, stop after what is being done, as by SIGTERM; what takes no notice of that ends."""
-    watch = select.poll()
-    watch.register(fd, 0)
-    watch.poll()
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
