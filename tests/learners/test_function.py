@@ -1,0 +1,172 @@
+"""Functions of one's own as learners: what a module may have beside its function, and how its changes are found."""
+
+import numpy as np
+import pytest
+
+from datamodels.errors import InputError
+from datamodels.learners import Features, Model, Relabels, offered
+from datamodels.learners.contract import FIRST_LISTED
+from datamodels.learners.function import learner_named
+from datamodels.resources import CONFIGS
+from datamodels.runs import read_store
+from datamodels.settings import parse
+from datamodels.worker import engine_of, train_missing
+
+N, T = 30, 6
+WHOLE = """
+import numpy as np
+
+train_labels = np.arange(30) % 3
+test_labels = np.arange(6) % 3
+CALLS = []
+
+def train(index, mask, labels):
+    same = labels[:, None] == np.arange(3)
+    logits = np.stack([np.bincount(labels[mask], minlength=3) / 10.0] * 6) + index % 5 / 100
+    right = np.take_along_axis(logits, test_labels[:, None], 1)[:, 0]
+    others = np.where(np.arange(3) == test_labels[:, None], -np.inf, logits).max(1)
+    return {"margins": right - others, "logits": logits}
+
+def features(index, mask):
+    return np.eye(30) * mask, np.eye(30)[:6] + index % 3
+"""
+MANY = """
+import numpy as np
+CALLS = []
+
+def train(index, mask):
+    raise AssertionError("one by one")
+
+def train_many(indices, masks):
+    CALLS.append(len(indices))
+    if 7 in indices:
+        raise ValueError("seven is unlucky")
+    return {"margins": masks.reshape(len(indices), 6, 5).sum(2) + indices[:, None] / 100}
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Writes a module and gives the settings of a run whose models are its function `train`."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(name, text, **changed):
+        (tmp_path / f"{name}.py").write_text(text)
+        values = {"run.dir": tmp_path / "run", "data.train_images": N, "data.test_images": T, "store.margin_dtype": "float32"}
+        values |= {"store.num_models": 12, "worker.main": f"{name}:train", "groups.models_at_once": 0, **changed}
+        given = [part for key, value in values.items() for part in (f"--{key}", str(value))]
+        return parse(["-C", str(CONFIGS / "digits.yaml"), "--regress.prior", "none", *given])[0]
+
+    return write
+
+
+def test_a_module_offers_what_it_has_and_nothing_else(module):
+    whole = learner_named(module("mine_with_all", WHOLE))
+    assert isinstance(whole, Features)
+    assert offered(whole, Relabels, "relabelling").classes == 3
+    bare = learner_named(module("mine_with_little", "def train(index, mask):\n    return {'margins': mask[:6] * 1.0}\n"))
+    for protocol, told in (
+        (Features, "the method x needs features, and mine_with_little:train gives none"),
+        (Relabels, "gives none"),
+    ):
+        with pytest.raises(InputError, match=told):
+            offered(bare, protocol, "the method x")
+    assert (bare.train_labels == -1).all()
+
+
+def test_labels_go_to_a_function_that_takes_them_and_logits_come_back(module):
+    learner = learner_named(module("mine_with_labels", WHOLE))
+    mask = np.arange(N) < 20
+    plain, told = Model((0, 1), mask), Model((0, 1), mask, np.zeros(N, int))
+    trained = learner.train([plain, told])
+    logits = trained.arrays["logits"]
+    np.testing.assert_allclose(logits[0, 0], np.bincount(np.arange(20) % 3, minlength=3) / 10 + 0.01)
+    np.testing.assert_allclose(logits[1, 0], np.array([2.0, 0, 0]) + 0.01)
+    features = offered(learner, Features, "x").features([plain])
+    assert features["features_train"].shape == (1, N, N)
+    assert features["features_test"].shape == (1, T, N)
+
+
+def test_a_function_for_many_is_called_with_blocks_and_alone_where_it_fails(module):
+    settings = module("mine_of_many", MANY)
+    assert "11 of 12 models are done" in train_missing(settings, engine_of(settings, None))
+    store = read_store(settings)
+    assert list(store.failures) == [7]
+    assert "ValueError: seven is unlucky (mine_of_many.py, line" in store.failures[7]
+    expected = store.masks(store.done).reshape(11, 6, 5).sum(2) + store.done[:, None] / 100
+    np.testing.assert_allclose(store.margins(store.done), expected, rtol=1e-6)
+    import mine_of_many  # type: ignore[import-not-found]
+
+    assert [12, *[1] * 12] == mine_of_many.CALLS
+
+
+def test_many_models_of_another_number_are_refused(module):
+    text = "def train(i, m):\n    pass\ndef train_many(i, m):\n    return {'margins': m[:2, :6] * 1.0}\n"
+    settings = module("mine_of_too_few", text)
+    with pytest.raises(InputError, match=r"gave margins of shape \(2, 6\) for 12 models, not \(12, 6\)"):
+        train_missing(settings, engine_of(settings, None))
+    assert len(read_store(settings).missing) == 12
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("{'margins': mask[:6] * 1.0, 'logits': mask}", r"logits of shape \(30,\) for model 0, not \(6, classes\)"),
+        ("{'margins': mask[:6] * 1.0, 'other': 1}", r"gave \['margins', 'other'\]"),
+    ],
+)
+def test_what_does_not_belong_to_a_result_is_refused(module, given, told):
+    settings = module(f"mine_{abs(hash(given)) % 10**6}", f"def train(index, mask):\n    return {given}\n")
+    with pytest.raises(InputError, match=told):
+        train_missing(settings, engine_of(settings, None))
+
+
+def test_models_have_numbers_that_no_store_and_no_other_question_has():
+    mask = np.ones(4, bool)
+    assert Model((3, 17), mask).number == 17
+    numbers = {Model((3, 1, 2, k), mask).number for k in range(500)}
+    assert len(numbers) == 500
+    assert min(numbers) >= FIRST_LISTED
+    assert max(numbers) < 2 * FIRST_LISTED
+
+
+def test_a_function_that_is_neither_is_refused(module):
+    settings = module("mine_of_nothing", "train = 7\n")
+    with pytest.raises(InputError, match="neither a function nor a learner"):
+        learner_named(settings)
+
+
+def test_a_changed_function_is_refused_by_its_file_and_goes_on_when_trusted(module, tmp_path, command):
+    (tmp_path / "helper_of_mine.py").write_text("SCALE = 1.0\n")
+    text = "import helper_of_mine\ndef train(index, mask):\n    return {'margins': mask[:6] * helper_of_mine.SCALE}\n"
+    module("mine_in_two", text)
+    flags = ("-C", CONFIGS / "digits.yaml", "--run.dir", "run", "--worker.main", "mine_in_two:train", "--regress.prior", "none")
+    flags += ("--data.train_images", N, "--data.test_images", T, "--gpu", "cpu")
+    assert "4 of 4" in command("worker", *flags, "--store.num_models", 4, cwd=tmp_path).stdout
+    (tmp_path / "unrelated.py").write_text("x = 1\n")
+    assert "8 of 8" in command("worker", *flags, "--store.num_models", 8, cwd=tmp_path).stdout
+    (tmp_path / "helper_of_mine.py").write_text("SCALE = 2.0\n")
+    refused = command("worker", *flags, "--store.num_models", 12, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "helper_of_mine.py has changed since run/store was made with it" in refused.stderr
+    assert "--worker.trust_changed_code true" in refused.stderr
+    trusted = command("worker", *flags, "--store.num_models", 12, "--worker.trust_changed_code", "true", cwd=tmp_path)
+    assert "12 of 12" in trusted.stdout
+    assert command("worker", *flags, "--store.num_models", 12, cwd=tmp_path).returncode == 2
+
+
+def test_a_learner_of_ones_own_stands_for_itself(module):
+    text = (
+        "import numpy as np\nfrom datamodels.learners import Trained\n"
+        "class Mine:\n    name, provenance, models_at_once = 'mine', {'version': 3}, 5\n"
+        "    train_labels, test_labels = np.full(30, -1), np.full(6, -1)\n"
+        "    def train(self, models):\n"
+        "        return Trained({'margins': np.stack([m.mask.reshape(6, 5).sum(1) * 1.0 for m in models])})\n"
+    )
+    settings = module("mine_as_a_class", text, **{"worker.main": "mine_as_a_class:Mine"})
+    assert "12 of 12" in train_missing(settings, engine_of(settings, None))
+    store = read_store(settings)
+    assert np.array_equal(store.margins(store.done), store.masks(store.done).reshape(12, 6, 5).sum(2))
+    assert store.meta.provenance["version"] == 3
+    assert store.meta.provenance["groups"]["models_at_once"] == 5
+    assert store.meta.provenance["sources"].keys() == {"mine_as_a_class.py"}
