@@ -11,7 +11,7 @@ from datamodels.report import report
 from datamodels.runs import refuse_own_function, stage_folder
 from datamodels.settings import argument_parser, parse
 from datamodels.training import device_named
-from datamodels.verify import built_in_subject, draw_targets, verify, write_targets
+from datamodels.verify import built_in_subject, draw_targets, verify_targets, write_targets
 from datamodels.worker import train_missing
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     targets = draw_targets(settings.verify.random_targets, settings.data.test_images, settings.verify.seed)
     write_targets(Path(settings.run.dir, "targets.txt"), targets)
     models = Datamodels.load(stage_folder(settings, "regress"))
-    print(verify(settings, built_in_subject(settings, data, device), models, targets), flush=True)
+    print(verify_targets(settings, built_in_subject(settings, data, device), models, targets), flush=True)
     print(report(settings, data))
     print(f"the page is at {Path(settings.run.dir, 'report', 'index.html').resolve()}")
 

@@ -7,8 +7,8 @@ one training answers for every target.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from datamodels.durable import is_there, only_maker, sweep, tidy
 from datamodels.errors import InputError
-from datamodels.progress import progress
+from datamodels.progress import no_advance
 from datamodels.provenance import refuse_difference
 from datamodels.runs import stage_folder, stage_seconds
 from datamodels.settings import Settings
@@ -58,9 +58,9 @@ def alone(settings: Settings) -> Iterator[Path]:
 
 
 def retrain(
-    folder: Path, settings: Settings, subject: Subject, requests: Sequence[Request], label: str = "verify"
+    folder: Path, settings: Settings, subject: Subject, requests: Sequence[Request], advance: Callable[..., None] = no_advance
 ) -> Retrained:
-    """The models asked for; those that the folder's store lacks are trained first, under a bar with that label.
+    """The models asked for; those that the folder's store lacks are trained first, each told to `advance`.
 
     A model that diverged has NaN for margins. To be called within `alone`. Raises InputError when the store was made under
     other settings.
@@ -80,7 +80,7 @@ def retrain(
     missing = [request for request in dict.fromkeys(requests) if request not in rows]
     if missing:
         with stage_seconds(settings, "verify"):
-            _train(folder, subject, missing, label)
+            _train(folder, subject, missing, advance)
     store = Store(folder)
     return Retrained(store, _rows(store))
 
@@ -93,13 +93,13 @@ def _rows(store: Store) -> dict[Request, int]:
     return {Request(mask.tobytes(), repetition, relabelled): row for mask, repetition, relabelled, row in found}
 
 
-def _train(folder: Path, subject: Subject, missing: list[Request], label: str) -> None:
+def _train(folder: Path, subject: Subject, missing: list[Request], told: Callable[..., None]) -> None:
     store, size = Store(folder), subject.models_at_once
     free = np.setdiff1d(np.arange(store.meta.num_models + len(missing)), store.done)[: len(missing)]
     grow(folder, max(store.meta.num_models, int(free[-1]) + 1))
     # Groups of models with subsets of about one size: a group takes as long as its largest.
     missing = sorted(missing, key=lambda request: -int.from_bytes(request.packed, "little").bit_count())
-    with progress(label, "models", len(missing)) as advance:
+    with nullcontext(told) as advance:
 
         def work(block: int) -> None:
             part = slice(block * size, (block + 1) * size)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from datamodels.errors import InputError
-from datamodels.verify.judge import FLIPPED, HELD, UNDECIDED, judge, looks, wilson
+from datamodels.brittleness.judging import FLIPPED, HELD, UNDECIDED, judge, looks, wilson
 
 
 def sequential(margins, numbers):
