@@ -55,7 +55,8 @@ class Advance:
         with self.lock:
             self.done += n
             self.first += n
-            self._show()
+            if n:
+                self._show()
 
     @property
     def speed(self) -> float:

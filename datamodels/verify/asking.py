@@ -19,14 +19,14 @@ Train = Callable[[Sequence[Request], Advance], Retrained]
 Wants = list[tuple[Question, list[Request]]]
 
 
-def ask(questions: Sequence[Question], train: Train, bar: Advance, follow: bool = True) -> list[Question]:
+def ask(questions: Sequence[Question], train: Train, bar: Advance) -> list[Question]:
     """All questions, and those that follow from them, to their end; these questions.
 
     The bar's total is what was wanted so far and an estimate of what will be.
     """
     answered: list[Question] = []
     known: set[Request] = set()
-    wants = _wants(questions, answered, follow)
+    wants = _wants(questions, answered)
     while wants:
         wanted = list(dict.fromkeys(request for _, of_question in wants for request in of_question))
         known.update(wanted)
@@ -35,12 +35,12 @@ def ask(questions: Sequence[Question], train: Train, bar: Advance, follow: bool 
         bar.there(len(known) - bar.done)
         for question, _ in wants:
             question.learn(found)
-        wants = _wants([question for question, _ in wants], answered, follow)
+        wants = _wants([question for question, _ in wants], answered)
     bar.to(len(known), len(known))
     return answered
 
 
-def _wants(questions: Sequence[Question], answered: list[Question], follow: bool) -> Wants:
+def _wants(questions: Sequence[Question], answered: list[Question]) -> Wants:
     """What each question wants; those that want nothing go to the answered ones, and those that follow take their place."""
     left, wants = deque(questions), []
     while left:
@@ -50,5 +50,5 @@ def _wants(questions: Sequence[Question], answered: list[Question], follow: bool
             wants.append((question, wanted))
         else:
             answered.append(question)
-            left.extend(question.then() if follow else ())
+            left.extend(question.then())
     return wants

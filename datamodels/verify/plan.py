@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,14 +69,6 @@ class Questions:
     def all(self) -> list[Question]:
         """Those to begin with."""
         return [self.base, *([self.subsets] if self.subsets else []), *self.removals, *self.counterfactuals]
-
-    def phases(self) -> Iterator[list[Question]]:
-        """One after another."""
-        yield [self.base]
-        yield [self.subsets] if self.subsets else []
-        yield list(self.base.searches)
-        controls = [control for search in self.base.searches for control in search.then()]
-        yield [*self.removals, *controls, *self.counterfactuals]
 
     def records(self, settings: Settings, models: Datamodels, models_used: int) -> Verified:
         """The answers, once all are there."""

@@ -76,9 +76,7 @@ def _with_new(
         return kept
     used = digests([]) if kept is None else read_used(folder, kept.models_used)
     questions = Questions.of(plan, plan.orders(settings, subject, models, new, folder), new, subsets)
-    asked = []
-    for phase in questions.phases():
-        asked += _ask(phase, settings, subject)
+    asked = _ask(questions.all(), settings, subject)
     used = np.union1d(used, digests(request for question in asked for request in question.used()))
     found = questions.records(settings, models, len(used))
     write_used(folder, used)
@@ -91,7 +89,7 @@ def _with_new(
 
 def _ask(questions: Sequence[Question], settings: Settings, subject: Subject) -> list[Question]:
     with progress("verify", "models", 0) as bar:
-        return ask(questions, retraining(settings, subject), bar, follow=False)
+        return ask(questions, retraining(settings, subject), bar)
 
 
 def retraining(settings: Settings, subject: Subject) -> Train:

@@ -27,8 +27,9 @@ FLAT = "flat"
 def to_json(value: object) -> Any:
     """A record, or what may be in one, as JSON content; the order is that of the fields."""
     if _is_record(value):
+        kind: Any = type(value)
         content: dict[str, Any] = {}
-        for name, _, is_flat in _parts(type(value)):
+        for name, _, is_flat in _parts(kind):
             part = to_json(getattr(value, name))
             content |= part if is_flat else {name: part}
         return content
@@ -39,13 +40,10 @@ def to_json(value: object) -> Any:
 
 def read(kind: type[T], content: Any, path: Path) -> T:
     """The record of that kind that JSON content holds. Raises Unreadable, naming the file, where it holds none."""
-    found: T = _read(kind, content, path)
+    of: Any = kind
+    require(content, form_of(of), path)
+    found: T = _made(of, content, path)
     return found
-
-
-def _read(kind: Any, content: Any, path: Path) -> Any:
-    require(content, form_of(kind), path)
-    return _made(kind, content, path)
 
 
 @functools.cache
