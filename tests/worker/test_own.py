@@ -18,7 +18,7 @@ from datamodels.runs import read_store, stage_folder
 from datamodels.settings import RegressSettings, parse
 from datamodels.store import ArraySpec, Rows, Store
 from datamodels.subsets import draw_masks
-from datamodels.verify import own_subject, verify
+from datamodels.verify import own_subject, verify_targets
 from datamodels.verify.subject import Request
 from datamodels.worker import own_function, train_missing_by
 from datamodels.worker.arrays import declared_arrays
@@ -281,10 +281,10 @@ def test_verification_leaves_a_set_out_on_which_the_function_fails_and_stops_whe
     models = Datamodels(weights, np.full(6, -2.2), np.ones(6), np.arange(2), {}, meta)
     monkeypatch.setenv("LEAST", "31")
     with pytest.raises(InputError, match=r"first model of the verification could not be trained: .*ValueError: one class only"):
-        verify(settings, own_subject(settings), models, [2])
+        verify_targets(settings, own_subject(settings), models, [2])
     assert not len(Store(stage_folder(settings, "verify") / "store").done)
     monkeypatch.setenv("LEAST", "26")
-    verify(settings, own_subject(settings), models, [2])
+    verify_targets(settings, own_subject(settings), models, [2])
     (removal,) = json.loads((stage_folder(settings, "verify") / "verify.json").read_text())["removals"]
     assert removal["before"]["models"] == 8
     assert 2 <= removal["after"]["models"] < 16
@@ -344,7 +344,7 @@ def test_without_labels_controls_come_from_all_examples(tmp_path, monkeypatch):
         {},
         {"store_digest": read_store(settings).digest(), "regress": {}, "targets": [0, 6]},
     )
-    verify(settings, own_subject(settings), models, [2])
+    verify_targets(settings, own_subject(settings), models, [2])
     (removal,) = json.loads((stage_folder(settings, "verify") / "verify.json").read_text())["removals"]
     assert (removal["label"], sorted(removal["removed_indices"])) == (None, list(range(10, 15)))
     assert removal["after"]["mean_margin"] < 0 < removal["control"]["mean_margin"] < removal["before"]["mean_margin"]
