@@ -3,35 +3,25 @@
 >>> from datamodels import Datamodels, Store, support                       # doctest: +SKIP
 >>> models = Datamodels.load("runs/digits/regress")                         # doctest: +SKIP
 >>> support(*models.of(3)).indices         # images whose removal should flip target 3   # doctest: +SKIP
+>>> from datamodels.verify import verify   # and whether it does: `verify("configs/digits.yaml", [3])`   # doctest: +SKIP
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["Datamodels", "Store", "support", "verify"]
-
 if TYPE_CHECKING:
     from datamodels.brittleness import support
     from datamodels.regress import Datamodels
     from datamodels.store import Store
-    from datamodels.verify import verify_run as verify
+
+__version__ = "0.1.0"
+__all__ = ["Datamodels", "Store", "support"]
+
+# Imported when asked for, not before: a worker needs no SciPy, and --help nothing at all.
+_LIES_IN = {"Datamodels": "datamodels.regress", "Store": "datamodels.store", "support": "datamodels.brittleness"}
 
 
 def __getattr__(name: str) -> Any:
-    # When asked for, not before: a worker needs no SciPy, and --help nothing at all.
-    if name == "support":
-        from datamodels.brittleness import support
-
-        return support
-    if name == "Datamodels":
-        from datamodels.regress import Datamodels
-
-        return Datamodels
-    if name == "Store":
-        from datamodels.store import Store
-
-        return Store
-    if name == "verify":
-        return importlib.import_module("datamodels.verify")
-    raise AttributeError(f"module 'datamodels' has no attribute {name!r}")
+    if name not in _LIES_IN:
+        raise AttributeError(f"module 'datamodels' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LIES_IN[name]), name)

@@ -42,11 +42,20 @@ class Advance:
             self.where = where
             self._show()
 
-    def to(self, done: int) -> None:
-        """`done` units are done by now, whoever did them."""
+    def to(self, done: int, total: int | None = None) -> None:
+        """`done` units are done by now, whoever did them, of `total`, where that is another than before."""
         with self.lock:
-            if done > self.done:
-                self.done = done
+            changed = done > self.done or total not in (None, self.total)
+            self.done, self.total = max(done, self.done), self.total if total is None else total
+            if changed:
+                self._show()
+
+    def there(self, n: int) -> None:
+        """`n` more units are done, and were so before: they do not count for the speed."""
+        with self.lock:
+            self.done += n
+            self.first += n
+            if n:
                 self._show()
 
     @property
@@ -55,6 +64,8 @@ class Advance:
         return (self.done - self.first) / max(time.monotonic() - self.start, 1e-9)
 
     def _show(self) -> None:
+        if self.done == self.first:
+            return  # nothing was there to do so far
         now = time.monotonic()
         if now - self.last_line >= LOG_INTERVAL_S or self.done >= self.total:
             self.last_line = now
@@ -76,7 +87,7 @@ class _Bar(Advance):
         self.task = progress.add_task(label, total=total, completed=done, unit=unit, where="")
 
     def _show(self) -> None:
-        self.progress.update(self.task, completed=self.done, where=self.where)
+        self.progress.update(self.task, completed=self.done, total=self.total, where=self.where)
 
 
 class _Terminal(Console):

@@ -3,6 +3,7 @@
 RUN/data/      images, see data/files.py            RUN/regress/   weights, see regress/results.py
 RUN/store/     masks and margins, store/FORMAT.md   RUN/verify/    retrained models and verdicts
 RUN/report/    the page                             RUN/seconds.json
+RUN/NAME/      verdicts under verify.name NAME, whose models are in RUN/verify/store/ too; RUN/report-NAME/ is their page
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from datamodels.durable import Lock, read_json, sweep, write_json
 from datamodels.errors import InputError
 from datamodels.provenance import refuse_difference
 from datamodels.reading import Between, Each, Unreadable, require
-from datamodels.settings import BUILT_IN, PLAIN, PROGRAMS, GroupSettings, Settings
+from datamodels.settings import BUILT_IN, PLAIN, PROGRAMS, VERIFY, GroupSettings, Settings
 from datamodels.store import Meta, Store
 
 MOST_SECONDS_TO_WAIT = 10.0
@@ -28,6 +29,17 @@ MOST_SECONDS_TO_WAIT = 10.0
 def stage_folder(settings: Settings, stage: str) -> Path:
     """Where one stage of the run keeps its files: data, store, regress, verify or report."""
     return Path(settings.run.dir) / stage
+
+
+def verdicts_folder(settings: Settings) -> Path:
+    """Where the verdicts of `verify.name` lie."""
+    return Path(settings.run.dir) / settings.verify.name
+
+
+def page_folder(settings: Settings) -> Path:
+    """Where the page of the verdicts of `verify.name` lies."""
+    name = settings.verify.name
+    return Path(settings.run.dir) / ("report" if name == VERIFY else f"report-{name}")
 
 
 def deciding_settings(settings: Settings) -> dict[str, Any]:

@@ -30,6 +30,10 @@ BUILT_IN = "built-in"
 NO_ARRAYS = "none"
 MEASURED = "measured"
 PLAIN, PADDED, COMPILED, COMPILED_PADDED = PROGRAMS = ("plain", "padded", "compiled", "compiled-padded")
+VERIFY = "verify"
+TAKEN = ("data", "store", "prior", "regress")
+"""Names of folders within a run that are not of verifications."""
+FOLDER_NAME = re.compile(r"(?!report)[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
 LONGEST_TEXT = 4096
 UNSEEN = ("Cc", "Cs")
 """Categories of Unicode: control characters, and halves of surrogate pairs, for which Python takes bytes that are no text."""
@@ -115,6 +119,20 @@ class Text(Checker):  # type: ignore[misc]
     def help(self) -> str:
         """What is admitted, in words."""
         return "a text without control characters"
+
+
+class FolderName(Checker):  # type: ignore[misc]
+    """The name of a folder within a run, of which none of another stage is in the way."""
+
+    def check(self, value: str) -> str:
+        """The name itself, or ValueError."""
+        if not FOLDER_NAME.fullmatch(value) or value in TAKEN:
+            raise ValueError
+        return value
+
+    def help(self) -> str:
+        """What is admitted, in words."""
+        return f"a plain name of a-z, 0-9, - and _, not {', '.join(TAKEN)}, or one that begins with report"
 
 
 def setting(checker: Checker, default: Any, doc: str) -> Any:
@@ -276,6 +294,9 @@ class RegressSettings:
 class VerifySettings:
     """How a prediction is put to the proof."""
 
+    name: str = setting(
+        FolderName(), VERIFY, "folder of the verdicts within the run; what is there is added to, under the same settings only"
+    )
     methods: str = setting(
         Text(),
         "datamodel",
@@ -298,7 +319,7 @@ class VerifySettings:
     )
     relabel_to: int = count(-1, "the class that the method relabel gives to R; -1: the target's runner-up", low=-1)
     embedding: str = setting(Text(), "none", "an .npy file (N + T, d) of all images, S first, for the method embedding")
-    subsets: int = count(0, "fresh random subsets, of size αN, on which datamodels are judged, beside the ceiling", low=0)
+    subsets: int = count(0, "random subsets, of size αN, on which datamodels are judged (LDS), beside the ceiling", low=0)
     subset_models: int = count(4, "models on each of them, an even number", low=2)
     random_targets: int = count(30, "targets that `python -m datamodels` draws")
     seed: int = count(1, "of the retrained models and of random images", low=0)

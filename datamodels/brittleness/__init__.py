@@ -1,18 +1,22 @@
-"""From weights to sets R: orders of the training images, the sets that weights suggest, and the search for the smallest."""
+"""From weights to sets R: orders of the training images, sets that weights suggest, the search for the smallest, judging."""
 
+from datamodels.brittleness.judging import Outcome, judge, looks
 from datamodels.brittleness.orders import at_random, by_similarity, by_weight, cosine
 from datamodels.brittleness.search import Search
 from datamodels.brittleness.shrinkage import shrunk_weights
 from datamodels.brittleness.supports import Support, largest_weights, smallest_support, support, support_of
 
 __all__ = [
+    "Outcome",
     "Search",
     "Support",
     "at_random",
     "by_similarity",
     "by_weight",
     "cosine",
+    "judge",
     "largest_weights",
+    "looks",
     "shrunk_weights",
     "smallest_support",
     "support",

@@ -49,7 +49,15 @@ class Search:
         """Whether there is nothing more to try."""
         if self.high is None:
             return self.low >= len(self.order)
-        return self.high <= self.low + 1 or self.high <= self.ratio * self.low
+        return self._close(self.low, self.high)
+
+    @property
+    def probes_left(self) -> int:
+        """About how many more sets are to be tried after the present one: this one taken to flip, the others not."""
+        low, high, probes = self.low, self.size, 0
+        while not self._close(low, high):
+            low, probes = self._between(low, high), probes + 1
+        return probes
 
     def learn(self, flipped: bool) -> None:
         """Take in the verdict on the first `size` images; `size` is the next to try then, unless the search is done."""
@@ -58,7 +66,7 @@ class Search:
         else:
             self.low = self.size
         if not self.done:
-            self.size = self._larger() if self.high is None else self._between(self.high)
+            self.size = self._larger() if self.high is None else self._between(self.low, self.high)
 
     def _larger(self) -> int:
         self.lowered += 1
@@ -67,9 +75,12 @@ class Search:
         wanted = 2 * self.low if self.drops is None else self._predicted() or int(self.low * UNPREDICTED_GROWTH)
         return min(max(wanted, least, self.low + 1), max(most, self.low + 1), len(self.order))
 
-    def _between(self, high: int) -> int:
-        middle = round(np.sqrt(max(self.low, high / 4) * high))
-        return int(min(max(middle, self.low + 1), high - 1))
+    def _close(self, low: int, high: int) -> bool:
+        return high <= low + 1 or high <= self.ratio * low
+
+    def _between(self, low: int, high: int) -> int:
+        middle = round(np.sqrt(max(low, high / 4) * high))
+        return int(min(max(middle, low + 1), high - 1))
 
     def _predicted(self) -> int | None:
         """The fewest images whose predicted drop brings the base margin to the level C; None where it is not known, but all of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -11,7 +12,9 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from datamodels.brittleness import Outcome
 from datamodels.data import Dataset
+from datamodels.verify.record import CounterfactualRecord, Probe, RandomSubsetsRecord, RemovalRecord, SearchRecord
 
 mpl.use("agg")
 # The same figure gives the same file: no date, no random names; text stays text.
@@ -77,16 +80,16 @@ def heldout_figure(predicted: Array, true: Array, lds: Array) -> Picture:
     return _picture(figure)
 
 
-def cdf_figure(searches: dict[str, list[dict[str, Any]]]) -> Picture:
+def cdf_figure(searches: Mapping[str, Sequence[SearchRecord]]) -> Picture:
     """For each method the share of targets whose prediction flips without, or by relabelling, at most so many images.
 
     Targets that no set of the order flips are in the share's denominator: the curve ends below 1.
     """
     figure = Figure((9.6, 4.4), layout="constrained")
     axes = figure.subplots()
-    most = max((search["tried"] for found in searches.values() for search in found), default=1)
+    most = max((search.tried for found in searches.values() for search in found), default=1)
     for method, found in searches.items():
-        sizes = sorted(search["size"] for search in found if search["size"] is not None)
+        sizes = sorted(search.size for search in found if search.size is not None)
         share = np.arange(len(sizes) + 1) / max(len(found), 1)
         ends = np.array([0, *sizes, max(most, *sizes, 1)], float)
         censored = len(found) - len(sizes)
@@ -107,20 +110,20 @@ def cdf_figure(searches: dict[str, list[dict[str, Any]]]) -> Picture:
     return _picture(figure)
 
 
-def drops_figure(counterfactuals: list[dict[str, Any]], correlations: dict[str, float | None]) -> Picture:
+def drops_figure(counterfactuals: Sequence[CounterfactualRecord], correlations: Mapping[str, float | None]) -> Picture:
     """Predicted against measured drop of the margin, for sets of the largest, of random, and of the smallest weights."""
     figure = Figure((6.4, 5.2), layout="constrained")
     axes = figure.subplots()
     for kind, name in KINDS.items():
-        predicted, measured = ([c[drop] for c in counterfactuals if c["kind"] == kind] for drop in DROPS)
+        predicted, measured = ([getattr(c, drop) for c in counterfactuals if c.kind == kind] for drop in DROPS)
         r = correlations[kind]
         label = name + ("" if r is None else f" (correlation {r:.2f})")
         axes.scatter(predicted, measured, s=14, alpha=0.6, color=KIND_COLOURS[kind], label=label)
-    predicted = [c[DROPS[0]] for c in counterfactuals]
+    predicted = [c.predicted_drop for c in counterfactuals]
     ends = [min(0.0, *predicted), max(0.0, *predicted)]
     axes.plot(ends, ends, color="black", lw=0.8, label="predicted = measured")
     r = correlations["all"]
-    sets = f"{len(counterfactuals)} removals of {len({c['size'] for c in counterfactuals})} sizes"
+    sets = f"{len(counterfactuals)} removals of {len({c.size for c in counterfactuals})} sizes"
     axes.set_title(sets + ("" if r is None else f", correlation {r:.2f}"))
     axes.set(xlabel="predicted drop of the margin", ylabel="measured drop of the mean margin")
     axes.grid(alpha=0.3)
@@ -128,20 +131,20 @@ def drops_figure(counterfactuals: list[dict[str, Any]], correlations: dict[str, 
     return _picture(figure)
 
 
-def fresh_figure(predicted: Array, true: Array, fresh: dict[str, Any]) -> Picture:
-    """Predicted against true mean margin (s, T) on fresh subsets, and the correlations beside what could be reached."""
+def random_subsets_figure(predicted: Array, true: Array, found: RandomSubsetsRecord) -> Picture:
+    """Predicted against true mean margin (s, T) on random subsets, and the correlations beside what could be reached."""
     figure = Figure((9.6, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     bins = left.hexbin(predicted.ravel(), true.ravel(), gridsize=60, bins="log", cmap="viridis", mincnt=1, linewidths=0)
     low, high = float(predicted.min()), float(predicted.max())
     left.plot([low, high], [low, high], color=COLOURS["after"], lw=1.2, label="predicted = true")
-    title = f"{len(true)} fresh subsets × {true.shape[1]} targets"
+    title = f"{len(true)} random subsets × {true.shape[1]} targets"
     left.set(xlabel="predicted margin", ylabel="mean margin of the networks", title=title)
     left.legend(loc="upper left", frameon=False)
     figure.colorbar(bins, ax=left, label="subset–target pairs")
     names = {"pooled": "all pairs\n(Pearson)", "lds": "over subsets, mean\nof targets (Spearman)"}
     for x, key in enumerate(names):
-        reached, most = fresh[key], fresh[f"{key}_ceiling"]
+        reached, most = getattr(found, key), getattr(found, f"{key}_ceiling")
         right.bar(x, most, color="none", edgecolor=COLOURS["before"], lw=1.5, label="" if x else "ceiling")
         right.bar(x, reached, color=COLOURS["control"], width=0.6, label="" if x else "datamodel")
         right.annotate(f"{reached:.2f} of {most:.2f}", (x, most), ha="center", va="bottom")
@@ -151,41 +154,43 @@ def fresh_figure(predicted: Array, true: Array, fresh: dict[str, Any]) -> Pictur
     return _picture(figure)
 
 
-def verified_figure(verdicts: list[dict[str, Any]], title: str) -> Picture:
+def verified_figure(verdicts: Sequence[RemovalRecord], title: str) -> Picture:
     """Mean margins with their intervals for all targets of one rule, sorted by the margin before."""
-    ordered = sorted(verdicts, key=lambda v: v["before"]["mean_margin"])
+    ordered = sorted(verdicts, key=lambda v: v.before.mean_margin)
     figure = Figure((9.6, 1.4 + 0.24 * len(ordered)), layout="constrained")
     axes = figure.subplots()
     y = np.arange(len(ordered))
     for offset, state in zip((0.0, -0.16, 0.16), COLOURS, strict=True):
-        mean, low, high = (np.array([v[state][key] for v in ordered]) for key in ("mean_margin", "low", "high"))
+        mean, low, high = (
+            np.array([getattr(getattr(v, state), key) for v in ordered]) for key in ("mean_margin", "low", "high")
+        )
         error = np.stack([mean - low, high - mean])
         axes.errorbar(mean, y + offset, xerr=error, fmt="o", ms=4, lw=1.2, color=COLOURS[state], label=NAMES[state])
     axes.axvline(0, color="black", lw=0.8)
-    axes.set_yticks(y, [f"{v['target']}" for v in ordered], fontsize=8)
+    axes.set_yticks(y, [f"{v.target}" for v in ordered], fontsize=8)
     axes.set(xlabel="mean margin of the models, with 95 % interval (below 0: misclassified)", ylabel="target", title=title)
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
     return _picture(figure)
 
 
-def target_figure(verdict: dict[str, Any], data: Dataset, probes: list[dict[str, Any]]) -> Picture:
+def target_figure(verdict: RemovalRecord, data: Dataset, probes: Sequence[Probe]) -> Picture:
     """One target: its picture, the images of R with their weights, the margin before, after and after more, and the control's.
 
     `probes` are the sets of the datamodel's order that were tried on the way, with what came of them.
     """
     figure = Figure((9.6, 3.0), layout="constrained")
     picture, removed, course = figure.subplots(1, 3, width_ratios=(1.3, 4.4, 3.0))
-    _show(picture, data.test.images[verdict["target"]].numpy())
-    picture.set_title(f"target {verdict['target']}\nclass {data.class_names[verdict['label']]}", fontsize=10)
+    _show(picture, data.test.images[verdict.target].numpy())
+    picture.set_title(f"target {verdict.target}\nclass {data.class_names[verdict.label or 0]}", fontsize=10)
     _thumbnails(removed, verdict, data)
     _course(course, verdict, probes)
     return _picture(figure)
 
 
-def _thumbnails(axes: Axes, verdict: dict[str, Any], data: Dataset) -> None:
+def _thumbnails(axes: Axes, verdict: RemovalRecord, data: Dataset) -> None:
     """The images of R as one mosaic: a figure with axes for each of them takes seconds to lay out."""
-    shown = verdict["removed_indices"][:MOST_THUMBNAILS]
+    shown = list(verdict.removed_indices[:MOST_THUMBNAILS])
     images, labels = data.train.images[shown].numpy(), data.train.labels[shown].tolist()
     height, width, channels = images.shape[1:]
     row_height, column_width = round(height * 1.6), round(width * 1.15)
@@ -195,24 +200,25 @@ def _thumbnails(axes: Axes, verdict: dict[str, Any], data: Dataset) -> None:
     for k, (image, label) in enumerate(zip(images, labels, strict=True)):
         y, x = k // THUMBNAIL_COLUMNS * row_height, k % THUMBNAIL_COLUMNS * column_width
         mosaic[y : y + height, x : x + width] = image
-        text = f"{data.class_names[label]}: {verdict['removed_weights'][k]:.2f}"
+        text = f"{data.class_names[label]}: {verdict.removed_weights[k]:.2f}"
         axes.text(x + width / 2 - 0.5, y + height - 0.3, text, ha="center", va="top", fontsize=6)
     _show(axes, mosaic)
-    more = "" if len(shown) == verdict["size"] else f", the first {len(shown)} shown"
-    axes.set_title(f"R: {verdict['size']} training images{more} (class: weight)", fontsize=9)
+    more = "" if len(shown) == verdict.size else f", the first {len(shown)} shown"
+    axes.set_title(f"R: {verdict.size} training images{more} (class: weight)", fontsize=9)
 
 
-def _course(axes: Axes, verdict: dict[str, Any], probes: list[dict[str, Any]]) -> None:
+def _course(axes: Axes, verdict: RemovalRecord, probes: Sequence[Probe]) -> None:
     """Mean margins over the number of images removed, largest weights first, with the share of models that are right."""
-    by_size = {0: verdict["before"], **{probe["size"]: probe for probe in probes}, verdict["size"]: verdict["after"]}
+    assert verdict.after is not None
+    assert verdict.control is not None
+    by_size = {0: verdict.before, **{probe.size: probe.outcome for probe in probes}, verdict.size: verdict.after}
     sizes = sorted(by_size)
     _with_intervals(axes, sizes, [by_size[size] for size in sizes], fmt="o-", color=COLOURS["after"], label="R removed")
-    control = [verdict["control"]]
-    _with_intervals(axes, [verdict["size"]], control, fmt="s", color=COLOURS["control"], label="control")
-    right = {0: verdict["before"], verdict["size"]: verdict["after"], sizes[-1]: by_size[sizes[-1]]}
+    _with_intervals(axes, [verdict.size], [verdict.control], fmt="s", color=COLOURS["control"], label="control")
+    right = {0: verdict.before, verdict.size: verdict.after, sizes[-1]: by_size[sizes[-1]]}
     for size, outcome in right.items():
         place: dict[str, Any] = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 7}
-        axes.annotate(f"{outcome['correct']:.0%}", (size, outcome["mean_margin"]), **place)
+        axes.annotate(f"{outcome.correct:.0%}", (size, outcome.mean_margin), **place)
     axes.axhline(0, color="black", lw=0.8)
     axes.set_xlabel("images removed", fontsize=8)
     axes.set_ylabel("mean margin", fontsize=8)
@@ -221,8 +227,8 @@ def _course(axes: Axes, verdict: dict[str, Any], probes: list[dict[str, Any]]) -
     axes.legend(fontsize=7, frameon=False)
 
 
-def _with_intervals(axes: Axes, x: list[int], outcomes: list[dict[str, Any]], **style: Any) -> None:
-    mean, low, high = (np.array([outcome[key] for outcome in outcomes]) for key in ("mean_margin", "low", "high"))
+def _with_intervals(axes: Axes, x: list[int], outcomes: Sequence[Outcome], **style: Any) -> None:
+    mean, low, high = (np.array([getattr(outcome, key) for outcome in outcomes]) for key in ("mean_margin", "low", "high"))
     axes.errorbar(x, mean, yerr=np.stack([mean - low, high - mean]), ms=4, lw=1.2, capsize=2, **style)
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: summary.json, PNGs and SVGs, and index.html with everything in it."""
+"""The report of a run, of the verdicts of one `verify.name`: summary.json, PNGs and SVGs, and index.html with all in it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import dataclasses
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
 import yaml
 
 from datamodels import __version__
+from datamodels.brittleness import Outcome
 from datamodels.data import Dataset
-from datamodels.durable import new_folder, only_maker, read_arrays, read_json, tidy, write_json
+from datamodels.durable import new_folder, only_maker, read_json, tidy, write_json
 from datamodels.errors import InputError
 from datamodels.machine import describe_machine
 from datamodels.reading import Unreadable, require
@@ -26,17 +28,19 @@ from datamodels.report.figures import (
     Picture,
     cdf_figure,
     drops_figure,
-    fresh_figure,
     heldout_figure,
+    random_subsets_figure,
     target_figure,
     verified_figure,
 )
-from datamodels.runs import read_seconds, read_store, stage_folder
+from datamodels.runs import page_folder, read_seconds, read_store, stage_folder, verdicts_folder
 from datamodels.settings import Settings
 from datamodels.store import Store
 from datamodels.verify.methods import DATAMODEL
-from datamodels.verify.record import SUPPORT, read_verified
-from datamodels.verify.run import FRESH, drop_correlations, median_size
+from datamodels.verify.questions.random_subsets import read_margins
+from datamodels.verify.record import SUPPORT, VERDICTS, RemovalRecord, SearchRecord, Verified, read_verified
+from datamodels.verify.summary import drop_correlations, median_size
+from datamodels.verify.typed import to_json
 
 Record = dict[str, Any]
 
@@ -50,7 +54,7 @@ def report(settings: Settings, data: Dataset) -> str:
     store, models = read_store(settings), Datamodels.load(stage_folder(settings, "regress"))
     verified = _read_verified(settings, models, store, len(data.class_names))
     models.refuse_other(store)
-    folder, made_from = stage_folder(settings, "report"), _made_from(verified, models)
+    folder, made_from = page_folder(settings), _made_from(verified, models)
     already = f"report: already in {folder / 'index.html'}"
     if _is_made(folder, made_from):
         tidy(folder)
@@ -63,10 +67,10 @@ def report(settings: Settings, data: Dataset) -> str:
 
 
 def _make(
-    settings: Settings, data: Dataset, store: Store, models: Datamodels, verified: Record, made_from: Any, start: float
+    settings: Settings, data: Dataset, store: Store, models: Datamodels, verified: Verified, made_from: str, start: float
 ) -> None:
-    with new_folder(stage_folder(settings, "report"), replace=True) as temporary:
-        pictures = _pictures(store, models, verified, data, stage_folder(settings, "verify") / FRESH)
+    with new_folder(page_folder(settings), replace=True) as temporary:
+        pictures = _pictures(store, models, verified, data, verdicts_folder(settings))
         for name, picture in pictures.items():
             (temporary / f"{name}.png").write_bytes(picture.png)
             (temporary / f"{name}.svg").write_bytes(picture.svg)
@@ -82,7 +86,7 @@ def _make(
         write_json(temporary / "summary.json", summary)
 
 
-def summarise(store: Store, models: Datamodels, verified: Record) -> Record:
+def summarise(store: Store, models: Datamodels, verified: Verified) -> Record:
     """The figures of the run. Those about removals are of the fixed size where there is one; `by_rule` has them all."""
     rules = {rule: _summarise_rule(verdicts) for rule, verdicts in _by_rule(verified).items()}
     main = next((rule for rule in rules if rule != SUPPORT), SUPPORT)
@@ -96,22 +100,22 @@ def summarise(store: Store, models: Datamodels, verified: Record) -> Record:
         **rules[main],
         "by_rule": rules,
         "by_method": {method: _summarise_method(found) for method, found in _by_method(verified).items()},
-        "fresh": verified["fresh"],
-        "drop_correlations": drop_correlations(verified),
-        "models_retrained": verified["models_used"],
+        "random_subsets": to_json(verified.random_subsets),
+        "drop_correlations": drop_correlations(verified.counterfactuals),
+        "models_retrained": verified.models_used,
         "version": __version__,
         "machine": describe_machine(),
         "store_digest": models.meta["store_digest"],
     }
 
 
-def _summarise_method(searches: list[Record]) -> Record:
-    flipped = [search for search in searches if search["size"] is not None]
+def _summarise_method(searches: list[SearchRecord]) -> Record:
+    flipped = [search for search in searches if search.size is not None]
     return {
         "targets": len(searches),
         "flipped": len(flipped),
         "median_size": median_size(searches),
-        "models_per_target": float(np.mean([search["models"] for search in searches])) if searches else None,
+        "models_per_target": float(np.mean([search.models for search in searches])) if searches else None,
     }
 
 
@@ -121,45 +125,45 @@ def _accuracy(store: Store) -> float:
     return right / (len(store.done) * store.meta.num_targets)
 
 
-def _summarise_rule(verdicts: list[Record]) -> Record:
-    tried = [v for v in verdicts if v["after"]]
+def _summarise_rule(verdicts: list[RemovalRecord]) -> Record:
+    tried = [v for v in verdicts if v.after]
 
     def mean(values: list[float]) -> float | None:
         return float(np.mean(values)) if values else None
 
-    def drop(state: str) -> float | None:
-        return mean([v["before"]["mean_margin"] - v[state]["mean_margin"] for v in tried])
+    def drop(after: Callable[[RemovalRecord], Outcome | None]) -> float | None:
+        found = [(v.before, after(v)) for v in tried]
+        return mean([before.mean_margin - outcome.mean_margin for before, outcome in found if outcome is not None])
 
     return {
         "targets": len(verdicts),
         "tried": len(tried),
-        "mean_size": mean([v["size"] for v in tried]),
-        "mean_margin_drop_removed": drop("after"),
-        "mean_margin_drop_control": drop("control"),
-        "right_before": sum(v["right_before"] for v in tried),
-        "flipped_removed": sum(v["flipped"] for v in verdicts),
-        "flipped_control": sum(v["control_flipped"] for v in verdicts),
+        "mean_size": mean([v.size for v in tried]),
+        "mean_margin_drop_removed": drop(lambda v: v.after),
+        "mean_margin_drop_control": drop(lambda v: v.control),
+        "right_before": sum(v.right_before for v in tried),
+        "flipped_removed": sum(v.flipped for v in verdicts),
+        "flipped_control": sum(v.control_flipped for v in verdicts),
     }
 
 
-def _read_verified(settings: Settings, models: Datamodels, store: Store, classes: int) -> Record:
-    path = stage_folder(settings, "verify") / "verify.json"
+def _read_verified(settings: Settings, models: Datamodels, store: Store, classes: int) -> Verified:
+    path = verdicts_folder(settings) / VERDICTS
     try:
         verified = read_verified(path, store.meta.num_train, store.meta.num_targets, classes)
     except Unreadable as e:
         what = f"there is no {path}" if e.missing else str(e)
         raise InputError(f"{what}; run python -m datamodels.verify --targets file.txt with the same config") from e
-    digest = verified["store_digest"]
-    if not digest == models.meta["store_digest"] == store.digest():
+    if not verified.store_digest == models.meta["store_digest"] == store.digest():
         raise InputError(
             f"{path}, the weights and the store are not of one state; run datamodels.regress and datamodels.verify again"
         )
     return verified
 
 
-def _made_from(verified: Record, models: Datamodels) -> str:
+def _made_from(verified: Verified, models: Datamodels) -> str:
     """SHA-256 of everything that a report shows; equal before and after means that there is nothing to do again."""
-    return hashlib.sha256(json.dumps([__version__, verified, models.meta], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([__version__, to_json(verified), models.meta], sort_keys=True).encode()).hexdigest()
 
 
 def _is_made(folder: Path, made_from: str) -> bool:
@@ -171,17 +175,17 @@ def _is_made(folder: Path, made_from: str) -> bool:
     return bool(summary["made_from"] == made_from)
 
 
-def _by_rule(verified: Record) -> dict[str, list[Record]]:
-    rules: dict[str, list[Record]] = {}
-    for verdict in verified["removals"]:
-        rules.setdefault(verdict["rule"], []).append(verdict)
+def _by_rule(verified: Verified) -> dict[str, list[RemovalRecord]]:
+    rules: dict[str, list[RemovalRecord]] = {}
+    for verdict in verified.removals:
+        rules.setdefault(verdict.rule, []).append(verdict)
     return rules
 
 
-def _by_method(verified: Record) -> dict[str, list[Record]]:
-    methods: dict[str, list[Record]] = {}
-    for search in verified["searches"]:
-        methods.setdefault(search["method"], []).append(search)
+def _by_method(verified: Verified) -> dict[str, list[SearchRecord]]:
+    methods: dict[str, list[SearchRecord]] = {}
+    for search in verified.searches:
+        methods.setdefault(search.method, []).append(search)
     return methods
 
 
@@ -189,42 +193,43 @@ def _title(rule: str) -> str:
     return "the smallest set that flips it" if rule == SUPPORT else f"the {rule} largest weights"
 
 
-def _target_picture(verdict: Record) -> str:
-    return f"target-{verdict['target']}-{verdict['rule']}"
+def _target_picture(verdict: RemovalRecord) -> str:
+    return f"target-{verdict.target}-{verdict.rule}"
 
 
-def _pictures(store: Store, models: Datamodels, verified: Record, data: Dataset, fresh: Path) -> dict[str, Picture]:
-    """Every picture of the report, by name; `fresh` is the file of what came of fresh subsets."""
+def _pictures(store: Store, models: Datamodels, verified: Verified, data: Dataset, folder: Path) -> dict[str, Picture]:
+    """Every picture of the report, by name; `folder` is that of the verdicts."""
     true = store.margins(models.heldout)[:, models.targets].astype(np.float32)
     predicted = models.predict(store.masks(models.heldout))
     pictures = {"heldout": heldout_figure(predicted, true, np.array(models.metrics["per_target"]["lds"]))}
     searches = _by_method(verified)
     if searches:
         pictures["cdf"] = cdf_figure(searches)
-    if verified["counterfactuals"]:
-        pictures["drops"] = drops_figure(verified["counterfactuals"], drop_correlations(verified))
-    kept = read_arrays(fresh) if verified["fresh"] else None
-    if kept is not None and _is_of_subsets(kept, verified["fresh"]["subsets"]):
-        pictures["fresh"] = fresh_figure(kept["predicted"], kept["halves"].mean(0), verified["fresh"])
-    probes = {search["target"]: search["probes"] for search in searches.get(DATAMODEL, [])}
+    if verified.counterfactuals:
+        pictures["drops"] = drops_figure(verified.counterfactuals, drop_correlations(verified.counterfactuals))
+    margins = read_margins(folder, verified.random_subsets.subsets) if verified.random_subsets else None
+    if verified.random_subsets and margins:
+        pictures["random-subsets"] = random_subsets_figure(margins.predicted, margins.true, verified.random_subsets)
+    probes = {search.target: search.probes for search in searches.get(DATAMODEL, [])}
     for rule, verdicts in _by_rule(verified).items():
-        tried = [v for v in verdicts if v["after"]]
-        pictures |= {_target_picture(v): target_figure(v, data, probes.get(v["target"], [])) for v in tried}
+        tried = [v for v in verdicts if v.after]
+        pictures |= {_target_picture(v): target_figure(v, data, probes.get(v.target, ())) for v in tried}
         if tried:
             pictures[f"verified-{rule}"] = verified_figure(tried, f"Removed: {_title(rule)}")
     return pictures
 
 
-def _is_of_subsets(kept: dict[str, Any], subsets: int) -> bool:
-    """Whether arrays are predictions (m, T) and the two halves (2, m, T) of what m subsets say."""
-    if kept.keys() != {"predicted", "halves"} or kept["predicted"].ndim != 2:
-        return False
-    shape = kept["predicted"].shape
-    numbers = all(array.dtype.kind == "f" and np.isfinite(array).all() for array in kept.values())
-    return numbers and len(kept["predicted"]) == subsets and kept["halves"].shape == (2, *shape)
+class _Shown(NamedTuple):
+    """A removal as the page shows it; `first` is the first of its target with a figure."""
+
+    record: RemovalRecord
+    title: str
+    class_name: str
+    figure: str | None
+    first: bool
 
 
-def _page(settings: Settings, data: Dataset, verified: Record, summary: Record, pictures: dict[str, Picture]) -> str:
+def _page(settings: Settings, data: Dataset, verified: Verified, summary: Record, pictures: dict[str, Picture]) -> str:
     embedded = {name: "data:image/png;base64," + base64.b64encode(picture.png).decode() for name, picture in pictures.items()}
     rules = [
         {**values, "title": _title(rule), "figure": embedded.get(f"verified-{rule}")}
@@ -232,32 +237,28 @@ def _page(settings: Settings, data: Dataset, verified: Record, summary: Record, 
     ]
     seen: set[int] = set()
     verdicts = []
-    for v in sorted(verified["removals"], key=lambda v: v["target"]):
-        shown = {
-            "title": _title(v["rule"]),
-            "class_name": data.class_names[v["label"]],
-            "figure": embedded.get(_target_picture(v)),
-        }
-        verdicts.append({**v, **shown, "first": v["target"] not in seen and v["after"]})
-        seen |= {v["target"]} if v["after"] else set()
+    for v in sorted(verified.removals, key=lambda v: v.target):
+        first = v.after is not None and v.target not in seen
+        verdicts.append(_Shown(v, _title(v.rule), data.class_names[v.label or 0], embedded.get(_target_picture(v)), first))
+        seen |= {v.target} if v.after else set()
     environment = jinja2.Environment(loader=jinja2.PackageLoader("datamodels.report", "."), autoescape=True)
     return environment.get_template("page.html.j2").render(
         run=Path(settings.run.dir).name,
         alpha=settings.store.alpha,
         train_images=len(data.train.labels),
         test_images=len(data.test.labels),
-        looks=verified["looks"],
+        looks=verified.looks,
         base_models=settings.verify.base_models,
         max_size=settings.verify.max_size,
         heldout=embedded["heldout"],
         rules=rules,
         cdf=embedded.get("cdf"),
         drops=embedded.get("drops"),
-        fresh=embedded.get("fresh"),
-        fresh_subsets=verified["fresh"],
+        random_subsets=embedded.get("random-subsets"),
+        on_random_subsets=verified.random_subsets,
         methods=METHODS,
-        base=verified["base"],
-        searches=sorted(verified["searches"], key=lambda s: (s["target"], s["method"])),
+        base=verified.base,
+        searches=sorted(verified.searches, key=lambda s: (s.target, s.method)),
         class_names=data.class_names,
         verdicts=verdicts,
         summary=summary,

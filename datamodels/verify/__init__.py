@@ -1,35 +1,21 @@
 """Verification: retrain on S∖R, and judge by the margins of several models.
 
-The package is a function as well, `datamodels.verify(config, targets)`: see `verify_run`.
+`verify(config, targets)` is the whole of it by one call, for notebooks.
 """
 
-import sys
-from types import ModuleType
-from typing import Any
-
-from datamodels.verify.call import subject_of, verify_run
-from datamodels.verify.run import recheck, verify
-from datamodels.verify.subject import built_in_subject, own_subject
+from datamodels.verify.notebook import verify
+from datamodels.verify.rechecking import recheck
+from datamodels.verify.record import Verified
+from datamodels.verify.run import verify_targets
 from datamodels.verify.targets import draw_targets, read_targets, targets_named, write_targets
 
 __all__ = [
-    "built_in_subject",
+    "Verified",
     "draw_targets",
-    "own_subject",
     "read_targets",
     "recheck",
-    "subject_of",
     "targets_named",
     "verify",
-    "verify_run",
+    "verify_targets",
     "write_targets",
 ]
-
-
-class _CallableModule(ModuleType):
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """See `verify_run`."""
-        return verify_run(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _CallableModule

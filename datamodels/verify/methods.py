@@ -2,55 +2,52 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datamodels.brittleness import at_random, by_similarity, by_weight, cosine, shrunk_weights
-from datamodels.durable import read_arrays, write_arrays
 from datamodels.errors import InputError
-from datamodels.progress import say
+from datamodels.learners import Attributes, Features, Learner, Relabels, offered
 from datamodels.reading import Unreadable, open_npy, whole_number
 from datamodels.regress import Datamodels
 from datamodels.regress.prior import GRADIENTS, covariates_named
-from datamodels.runs import stage_folder, stage_seconds
+from datamodels.runs import stage_folder
 from datamodels.settings import Settings, VerifySettings
 from datamodels.store import Store
-from datamodels.store.layout import Array
-from datamodels.subsets import IndexArray, mask_without
+from datamodels.subsets import Array, IndexArray
 from datamodels.training import LIBRARY_METHODS, require_dattri
-from datamodels.verify.subject import Request, Subject
+from datamodels.verify.kept import OfBaseModels, by_library
+from datamodels.worker.engine import Engine
 
 DATAMODEL, RELABEL, RANDOM, SIMILARITY, EMBEDDING = "datamodel", "relabel", "random", "similarity", "embedding"
 METHODS = (DATAMODEL, RELABEL, RANDOM, SIMILARITY, GRADIENTS, *LIBRARY_METHODS, EMBEDDING)
-DESCRIBED = {RELABEL, SIMILARITY}
-"""Methods that need logits or features of the base models."""
-LIBRARY_MODELS = 4
-"""Of the base models, dattri is given so many; it takes seconds for each."""
+NEEDS: dict[str, type[Any]] = {RELABEL: Relabels, SIMILARITY: Features, **dict.fromkeys(LIBRARY_METHODS, Attributes)}
+"""What a learner must offer for a method."""
 NONE, CLASS = "none", "class"
 
 
-def methods_named(settings: VerifySettings, subject: Subject) -> list[str]:
+def methods_named(settings: VerifySettings, learner: Learner) -> list[str]:
     """The methods in `verify.methods`. Raises InputError for an unknown one, or one that the run's models do not admit."""
     words = [] if settings.methods == NONE else [word.strip() for word in settings.methods.split(",")]
     for word in words:
         if word not in METHODS:
             raise InputError(f"verify.methods takes some of {', '.join(METHODS)}, or {NONE}, not {word!r}")
-        if word in {*DESCRIBED, GRADIENTS, *LIBRARY_METHODS} and subject.describe is None:
-            raise InputError(f"the method {word} looks into models of this package; with worker.main take the others")
+        if word in NEEDS:
+            offered(learner, NEEDS[word], f"the method {word}")
     if set(LIBRARY_METHODS) & set(words):
         require_dattri()
     if EMBEDDING in words and settings.embedding == NONE:
         raise InputError("the method embedding needs verify.embedding, an .npy file of all images")
-    last = int(subject.train_labels.max())
+    last = int(learner.train_labels.max())
     if RELABEL in words and settings.relabel_to > last:
         raise InputError(f"verify.relabel_to is {settings.relabel_to}, but the classes run from 0 to {last}")
     return list(dict.fromkeys(words))
 
 
 def check_subsets(settings: VerifySettings) -> None:
-    """Raise InputError where models on a fresh subset cannot be halved."""
+    """Raise InputError where models on a random subset cannot be halved."""
     if settings.subset_models % 2:
         raise InputError(f"verify.subset_models must be even, so that there are two halves, not {settings.subset_models}")
 
@@ -65,23 +62,27 @@ def sizes_named(setting: str, sizes: str, n: int) -> list[int]:
 
 
 class Orders:
-    """The orders of the training images for a run's targets, and the labels that images get where they are relabelled."""
+    """The orders of the training images for a run's targets, and the labels that images get where they are relabelled.
+
+    `base` gives mean logits and similarities of the base models, when they are wanted.
+    """
 
     def __init__(
         self,
         settings: VerifySettings,
-        subject: Subject,
+        learner: Learner,
         models: Datamodels,
         store: Store,
         targets: list[int],
         embedding: Array | None,
         scores: dict[str, Array],
-        described: dict[str, Array],
+        base: OfBaseModels,
     ) -> None:
-        self.settings, self.subject, self.described = settings, subject, described
-        self.most = min(settings.max_size, len(subject.train_labels) - 1)
+        self.settings, self.learner, self.base = settings, learner, base
+        self.n = len(learner.train_labels)
+        self.most = min(settings.max_size, self.n - 1)
         self.column = {target: k for k, target in enumerate(targets)}
-        self.same_class = subject.train_labels[:, None] == subject.test_labels[targets]
+        self.same_class = learner.train_labels[:, None] == learner.test_labels[targets]
         weights = np.stack([models.of(target)[0] for target in targets], 1)
         how = models.meta["regress"]
         # Posterior means are what they should be already; the lasso's weights, with a prior or without, are not.
@@ -89,19 +90,23 @@ class Orders:
         self.chosen_by = shrunk_weights(store, targets, weights, self.same_class) if lasso else weights.astype(np.float64)
         self.embedding, self.scores = embedding, scores
 
+    def label(self, target: int) -> int:
+        """The target's class, -1 where it is not known."""
+        return int(self.learner.test_labels[target])
+
     def of(self, method: str, target: int) -> IndexArray:
         """Images for one target, most important first."""
         same_class = np.flatnonzero(self.same_class[:, self.column[target]])
         if method == RANDOM:
             return at_random(same_class, self.most, self.settings.seed, target)
         if method == SIMILARITY:
-            return by_similarity(self.described["similarity"][self.column[target]], same_class, self.most)
+            return by_similarity(self.base.similarity[self.column[target]], same_class, self.most)
         if method in self.scores:
             return by_similarity(self.scores[method][:, self.column[target]], same_class, self.most)
         if method == EMBEDDING:
             assert self.embedding is not None
-            n = len(self.subject.train_labels)
-            similarity = cosine(self.embedding[n + target : n + target + 1], self.embedding[:n])[0]
+            of = self.n + target
+            similarity = cosine(self.embedding[of : of + 1], self.embedding[: self.n])[0]
             return by_similarity(similarity, same_class, self.most)
         if self.settings.candidates == CLASS:
             return same_class[np.argsort(-self.weights(target)[same_class], kind="stable")][: self.most]
@@ -120,47 +125,15 @@ class Orders:
         """The class that R gets: the runner-up of the target, or the one given; -1 where R is removed."""
         if method != RELABEL:
             return -1
-        label, given = int(self.subject.test_labels[target]), self.settings.relabel_to
-        logits = self.described["logits"][target].copy()
+        label, given = self.label(target), self.settings.relabel_to
+        if given not in (-1, label):
+            return given
+        logits = self.base.logits[target].copy()
         logits[label] = -np.inf
-        return given if given not in (-1, label) else int(np.argmax(logits))
+        return int(np.argmax(logits))
 
 
-def describe(file: Path, settings: Settings, subject: Subject, targets: list[int]) -> dict[str, Array]:
-    """Mean logits (T, classes) and similarities (targets, N) of the base models, kept in a file, made anew for others."""
-    assert subject.describe is not None
-    requests = base_requests(settings.verify, len(subject.train_labels))
-    of = json.dumps([subject.provenance, targets, len(requests)], sort_keys=True)
-    shapes: dict[str, tuple[int | None, ...]]
-    shapes = {"logits": (len(subject.test_labels), None), "similarity": (len(targets), len(subject.train_labels))}
-    kept = _kept(file, of, shapes)
-    if kept is not None:
-        return kept
-    with stage_seconds(settings, "verify"):
-        found = subject.describe(requests, targets)
-    write_arrays(file, {**found, "of": np.array(of)})
-    return found
-
-
-def _kept(file: Path, of: str, shapes: dict[str, tuple[int | None, ...]]) -> dict[str, Array] | None:
-    """The arrays of a file that was made of just this, finite and of these shapes; None where there is no such file."""
-    found = read_arrays(file) or {}
-    if str(found.pop("of", None)) != of or found.keys() != shapes.keys():
-        return None
-
-    def fits(array: Array, shape: tuple[int | None, ...]) -> bool:
-        sizes = array.ndim == len(shape) and all(want in (None, have) for have, want in zip(array.shape, shape, strict=True))
-        return sizes and array.dtype.kind == "f" and bool(np.isfinite(array).all())
-
-    return found if all(fits(found[name], shape) for name, shape in shapes.items()) else None
-
-
-def base_requests(settings: VerifySettings, n: int) -> list[Request]:
-    """The models trained on all of S."""
-    return [Request.of(mask_without(n, []), repetition) for repetition in range(settings.base_models)]
-
-
-def embedding_named(settings: VerifySettings, subject: Subject, methods: list[str]) -> Array | None:
+def embedding_named(settings: VerifySettings, learner: Learner, methods: list[str]) -> Array | None:
     """The array (N + T, d) in `verify.embedding`, where a method needs it. Raises InputError when it is none such."""
     if EMBEDDING not in methods:
         return None
@@ -168,38 +141,23 @@ def embedding_named(settings: VerifySettings, subject: Subject, methods: list[st
         found = open_npy(Path(settings.embedding))
     except Unreadable as e:
         raise InputError(f"cannot read {settings.embedding} as an .npy file: it {e.why}") from e
-    rows = len(subject.train_labels) + len(subject.test_labels)
+    rows = len(learner.train_labels) + len(learner.test_labels)
     if found.ndim != 2 or len(found) != rows or found.dtype.kind != "f" or not np.isfinite(found).all():
         raise InputError(f"{settings.embedding} must hold finite floating-point numbers, a row for each of the {rows} images")
     return found
 
 
-def scores_of(folder: Path, settings: Settings, subject: Subject, methods: list[str], targets: list[int]) -> dict[str, Array]:
+def scores_of(folder: Path, settings: Settings, engine: Engine, methods: list[str], targets: list[int]) -> dict[str, Array]:
     """Scores (N, targets) of the methods that attribute: those of the run's prior, and those of dattri, kept in the folder.
 
     Raises InputError where the prior is wanted and not there.
     """
     found = {}
     if GRADIENTS in methods:
-        n, t = len(subject.train_labels), len(subject.test_labels)
+        n, t = len(engine.learner.train_labels), len(engine.learner.test_labels)
         prior = covariates_named(GRADIENTS, stage_folder(settings, "prior"), n, t)
         assert prior is not None
         found[GRADIENTS] = np.stack([prior.parts(slice(target, target + 1))[-1, :, 0] for target in targets], 1)
     for method in set(methods) & set(LIBRARY_METHODS):
-        found[method] = _by_library(folder / f"{method}.npz", settings, subject, method, targets)
+        found[method] = by_library(folder / f"{method}.npz", settings, engine, method, targets)
     return found
-
-
-def _by_library(file: Path, settings: Settings, subject: Subject, method: str, targets: list[int]) -> Array:
-    assert subject.attribute is not None
-    requests = base_requests(settings.verify, len(subject.train_labels))[:LIBRARY_MODELS]
-    of = json.dumps([subject.provenance, targets, len(requests)], sort_keys=True)
-    kept = _kept(file, of, {"scores": (len(subject.train_labels), len(targets))})
-    if kept is not None:
-        return kept["scores"]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    say(f"verify: {method}, by dattri, from {len(requests)} models")
-    with stage_seconds(settings, "verify"):
-        scores = subject.attribute(method, requests, targets)
-    write_arrays(file, {"scores": scores, "of": np.array(of)})
-    return scores

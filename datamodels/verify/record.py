@@ -1,68 +1,228 @@
-"""The form of verify.json, checked before anything is made of it: also a file of one's own can be given to be checked again."""
+"""What a verification has found, and the one place that writes and reads verify.json; page, table and Python take the records.
+
+What is read is checked before it is believed: also a file of one's own can be given to be checked again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from datamodels.brittleness.judging import FLIPPED, Outcome
+from datamodels.durable import write_json
 from datamodels.errors import InputError
-from datamodels.reading import Between, Each, Unreadable, read_json, require, whole_number
-from datamodels.seals import SEAL, unsealed
-from datamodels.verify.counterfactuals import KINDS
+from datamodels.reading import Between, Unreadable, read_json, require, whole_number
+from datamodels.seals import SEAL, unsealed, write_sealed
 from datamodels.verify.methods import METHODS
+from datamodels.verify.typed import FLAT, read, to_json
 
-FORMAT_VERSION = 5
+VERDICTS = "verify.json"
+FORMAT_VERSION = 6
 SUPPORT = "support"
 """The rule of a removal whose size the search has found; others are of a fixed size, in digits."""
+TOP, RANDOM, BOTTOM = KINDS = ("top", "random", "bottom")
+"""Of counterfactuals: the largest weights, random images, the smallest weights."""
 MOST = 2**31
-INDEX, COUNT, LABEL = Between(0, MOST), Between(0, MOST), Between(-1, MOST)
 
-Record = dict[str, Any]
-
-NUMBERS = dict.fromkeys(("mean_margin", "low", "high", "correct", "correct_low", "correct_high"), float)
-OUTCOME = {"models": COUNT, **NUMBERS, "confidence": (float, None)}
-SIZE = (Between(1, MOST), None)
-CHECKED = {"target": INDEX, "method": str, "verdict": str, "size": SIZE, "order": [INDEX], "relabelled": (LABEL, None)}
-SEARCH = {
-    **CHECKED,
-    "label": LABEL,
-    "tried": COUNT,
-    "base_margin": float,
-    "models": COUNT,
-    "probes": [{"size": COUNT, "predicted_drop": float, **OUTCOME}],
-}
-REMOVAL = {
-    "target": INDEX,
-    "label": (LABEL, None),
-    "rule": str,
-    "size": COUNT,
-    "removed_indices": [INDEX],
-    "removed_weights": [float],
-    "predicted_before": float,
-    "predicted_after": float,
-    "before": OUTCOME,
-    "after": (OUTCOME, None),
-    "control": (OUTCOME, None),
-    "right_before": bool,
-    "flipped": bool,
-    "control_flipped": bool,
-}
-DROPS = {"target": INDEX, "kind": str, "predicted_drop": float, "measured_drop": float}
-VERIFIED = {
-    "store_digest": str,
-    "looks": [COUNT],
-    "models_used": COUNT,
-    "fresh": (dict.fromkeys(("subsets", "lds", "lds_ceiling", "pooled", "pooled_ceiling"), float), None),
-    "base": Each({**OUTCOME, "label": LABEL}),
-    "searches": [SEARCH],
-    "removals": [REMOVAL],
-    "counterfactuals": [DROPS],
-}
+Index = Annotated[int, Between(0, MOST)]
+Count = Annotated[int, Between(0, MOST)]
+Size = Annotated[int, Between(1, MOST)]
+Label = Annotated[int, Between(-1, MOST)]
 
 
-def read_verified(path: Path, n: int, t: int, classes: int) -> Record:
-    """What a verification of T targets has found about N images.
+@dataclass(frozen=True)
+class OnAll:
+    """A target's margin before: what networks trained on all of S say, and its class, -1 where that is not known."""
+
+    outcome: Annotated[Outcome, FLAT]
+    label: Label
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One set that a search tried, its first `size` images: what `asked` networks said, and what the weights predict.
+
+    `threshold` is the bound C on the predicted margin from which the size came; of the networks those that diverged do not
+    count in `outcome.models`. `predicted_drop` is for the removal of the images, in logits.
+    """
+
+    size: Count
+    threshold: float
+    asked: Count
+    verdict: str
+    outcome: Annotated[Outcome, FLAT]
+    predicted_drop: float
+
+
+@dataclass(frozen=True)
+class Claim:
+    """That the first `size` images of an order flip a target's prediction: what a recheck needs to know of a search."""
+
+    target: Index
+    method: str
+    verdict: str
+    size: Size | None
+    order: tuple[Index, ...]
+    relabelled: Label | None
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """All that a search tried. `verdict` is 'flipped', or 'censored' where not even the whole order flips the prediction.
+
+    `size` is the smallest verified |R|, `tried` the largest set tried, `relabelled` the class that R gets where it stays in,
+    `base_margin` the mean margin on all of S, `models` how many networks the search asked for.
+    """
+
+    target: Index
+    label: Label
+    method: str
+    relabelled: Label | None
+    verdict: str
+    size: Size | None
+    tried: Count
+    order: tuple[Index, ...]
+    weights: tuple[float, ...]
+    base_margin: float
+    models: Count
+    probes: tuple[Probe, ...]
+
+    @property
+    def last(self) -> Probe | None:
+        """The probe of the set that was found, or else of the largest one; None where nothing was tried."""
+        return next((probe for probe in self.probes if probe.size == (self.size or self.tried)), None)
+
+
+@dataclass(frozen=True)
+class RemovalRecord:
+    """A set removed, beside a control: as many random images of the target's class. Margins before, after, and the control's.
+
+    `after` and `control` are None where the search found no set.
+    """
+
+    target: Index
+    label: Label | None
+    rule: str
+    size: Count
+    control_size: Count
+    removed_indices: tuple[Index, ...]
+    removed_weights: tuple[float, ...]
+    predicted_before: float
+    predicted_after: float
+    before: Outcome
+    after: Outcome | None
+    control: Outcome | None
+    right_before: bool
+    flipped: bool
+    control_flipped: bool
+
+
+@dataclass(frozen=True)
+class CounterfactualRecord:
+    """A set removed to compare the drop of the mean margin, with its interval, with the one that the weights predict."""
+
+    target: Index
+    kind: str
+    size: Count
+    indices: tuple[Index, ...]
+    predicted_drop: float
+    measured_drop: float
+    low: float
+    high: float
+    models: Count
+
+
+@dataclass(frozen=True)
+class RandomSubsetsRecord:
+    """LDS (mean over targets) and Pearson's correlation over all pairs, on random subsets, each with its ceiling."""
+
+    subsets: Count
+    lds: float
+    lds_ceiling: float
+    pooled: float
+    pooled_ceiling: float
+
+
+@dataclass(frozen=True)
+class Verified:
+    """Everything in verify.json. `regress` and `verify` are the settings under which it was made, `looks` the numbers of
+    networks of a search's looks, `models_used` the number of different networks retrained.
+    """
+
+    format_version: int
+    version: str
+    store_digest: str
+    regress: Mapping[str, object]
+    verify: Mapping[str, object]
+    looks: tuple[Count, ...]
+    models_used: Count
+    random_subsets: RandomSubsetsRecord | None
+    base: dict[int, OnAll]
+    searches: tuple[SearchRecord, ...]
+    removals: tuple[RemovalRecord, ...]
+    counterfactuals: tuple[CounterfactualRecord, ...]
+
+    def and_more(self, more: Verified) -> Verified:
+        """These findings as they are, and after them those about other targets; the number of networks is `more`'s."""
+        return dataclasses.replace(
+            self,
+            models_used=more.models_used,
+            base=self.base | more.base,
+            searches=self.searches + more.searches,
+            removals=self.removals + more.removals,
+            counterfactuals=self.counterfactuals + more.counterfactuals,
+        )
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What a recheck needs of a verify.json."""
+
+    store_digest: str
+    searches: tuple[Claim, ...]
+
+    @property
+    def flipped(self) -> list[Claim]:
+        """Those that there is something to check about."""
+        return [claim for claim in self.searches if claim.verdict == FLIPPED and claim.size is not None]
+
+
+@dataclass(frozen=True)
+class RecheckRecord:
+    """Whether a claim holds with networks that no search has seen: their mean margin is at most 0 again."""
+
+    target: Index
+    method: str
+    size: Size
+    holds: bool
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Rechecked:
+    """Everything in recheck.json: of which file, with how many networks for each claim, and how many hold."""
+
+    checked: str
+    models: Count
+    holds: Count
+    verdicts: tuple[RecheckRecord, ...]
+
+
+def write_verified(folder: Path, verified: Verified) -> None:
+    """Write verify.json, whole or not at all."""
+    write_sealed(folder / VERDICTS, to_json(verified))
+
+
+def write_rechecked(folder: Path, rechecked: Rechecked) -> None:
+    """Write recheck.json, whole or not at all."""
+    write_json(folder / "recheck.json", to_json(rechecked))
+
+
+def read_verified(path: Path, n: int, t: int, classes: int) -> Verified:
+    """What a verification of T targets has found about N images; `classes` is 0 where they are not known.
 
     Raises Unreadable or InputError where the file is missing, of another format version, damaged, or of other images.
     """
@@ -71,54 +231,60 @@ def read_verified(path: Path, n: int, t: int, classes: int) -> Record:
     version = content["format_version"]
     if version != FORMAT_VERSION:
         told = f"{path} has format version {version}, this program reads {FORMAT_VERSION}"
-        raise InputError(f"{told}; run datamodels.verify again")
-    found = unsealed(content, path)
-    require(found, VERIFIED, path)
-    for search in found["searches"]:
-        _check(search, "order", n, t, path)
-        known = search["method"] in METHODS and str(search["target"]) in found["base"]
-        if not known or not 0 <= search["label"] < classes or (search["relabelled"] or 0) >= classes:
-            raise Unreadable(
-                path, f"is damaged: its search for target {search['target']} is of no method, class or margin before"
-            )
-    for removal in found["removals"]:
-        _check(removal, "removed_indices", n, t, path)
-        rule, label, weights = removal["rule"], removal["label"], removal["removed_weights"]
-        known = rule == SUPPORT or whole_number(rule) is not None
-        paired = (removal["after"] is None) == (removal["control"] is None) and len(weights) == len(removal["removed_indices"])
-        if not known or not paired or label is None or not 0 <= label < classes:
-            raise Unreadable(
-                path, f"is damaged: its removal for target {removal['target']} is of no rule or class, or has no control"
-            )
-    if not all(drop["kind"] in KINDS for drop in found["counterfactuals"]):
-        raise Unreadable(path, "is damaged: it has a counterfactual of no kind")
+        raise InputError(f"{told}; give --verify.name, or delete it, and run datamodels.verify again")
+    found = read(Verified, unsealed(content, path), path)
+    for target in found.base:
+        _check(target, (), None, n, t, path)
+    for search in found.searches:
+        _check_search(search, found, n, t, classes, path)
+    for removal in found.removals:
+        _check_removal(removal, found, n, t, classes, path)
+    for drop in found.counterfactuals:
+        _check(drop.target, drop.indices, drop.size, n, t, path)
+        if drop.kind not in KINDS:
+            raise Unreadable(path, "is damaged: it has a counterfactual of no kind")
     return found
 
 
-def read_checked(path: Path, n: int, t: int, classes: int) -> Record:
-    """What a recheck needs of a verify.json of any version: `store_digest` and `searches`.
+def _check_search(search: SearchRecord, found: Verified, n: int, t: int, classes: int, path: Path) -> None:
+    _check(search.target, search.order, search.size, n, t, path)
+    known = search.method in METHODS and search.target in found.base and len(search.weights) == len(search.order)
+    labelled = not classes or (0 <= search.label < classes and (search.relabelled or 0) < classes)
+    if not known or not labelled:
+        raise Unreadable(path, f"is damaged: its search for target {search.target} is of no method, class or margin before")
+
+
+def _check_removal(removal: RemovalRecord, found: Verified, n: int, t: int, classes: int, path: Path) -> None:
+    _check(removal.target, removal.removed_indices, removal.size, n, t, path)
+    known = (removal.rule == SUPPORT or whole_number(removal.rule) is not None) and removal.target in found.base
+    paired = (removal.after is None) == (removal.control is None)
+    paired = paired and len(removal.removed_weights) == len(removal.removed_indices)
+    labelled = not classes or (removal.label is not None and 0 <= removal.label < classes)
+    if not known or not paired or not labelled:
+        raise Unreadable(path, f"is damaged: its removal for target {removal.target} is of no rule or class, or has no control")
+
+
+def read_claims(path: Path, n: int, t: int, classes: int) -> Claims:
+    """What a recheck needs of a verify.json of any version, and of one's own.
 
     Raises InputError where the file is none, or tells of images, targets or classes that there are not.
     """
     try:
-        found = read_json(path)
-        require(found, {"store_digest": str, "searches": [CHECKED]}, path)
+        content = read_json(path)
+        found = read(Claims, content, path)
     except Unreadable as e:
         raise InputError(f"cannot read {path} as the verify.json of a verification: it {e.why}") from e
-    if SEAL in found:
-        unsealed(found, path)
-    for search in found["searches"]:
-        _check(search, "order", n, t, path)
-        if search["relabelled"] is not None and not 0 <= search["relabelled"] < classes:
-            raise InputError(
-                f"{path} relabels images as class {search['relabelled']}, and the classes run from 0 to {classes - 1}"
-            )
-    return dict(found)
+    if SEAL in content:
+        unsealed(content, path)
+    for claim in found.searches:
+        _check(claim.target, claim.order, claim.size, n, t, path)
+        if claim.relabelled is not None and not 0 <= claim.relabelled < classes:
+            raise InputError(f"{path} relabels images as class {claim.relabelled}, and the classes run from 0 to {classes - 1}")
+    return found
 
 
-def _check(told: Mapping[str, Any], indices: str, n: int, t: int, path: Path) -> None:
-    """Raise Unreadable where a search or removal tells of a target or images that there are not, or of fewer than its size."""
-    target, images, size = told["target"], told[indices], told["size"]
+def _check(target: int, images: Sequence[int], size: int | None, n: int, t: int, path: Path) -> None:
+    """Raise Unreadable where a record tells of a target or images that there are not, or of fewer than its size."""
     if target >= t:
         raise Unreadable(path, f"tells of target {target}; there are 0 to {t - 1}")
     if len(set(images)) < len(images) or not all(image < n for image in images) or (size or 0) > len(images):

@@ -13,12 +13,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import numpy as np
 
 from datamodels.durable import sweep
 from datamodels.errors import InputError
-from datamodels.learners import Learner, SideBySide
+from datamodels.learners import Learner, Model, SideBySide
 from datamodels.progress import say
 from datamodels.store import Store, Writer, claim, deliver, delivered, forget_claims, merge_if_free
 from datamodels.store.layout import DONE, MISSING
@@ -31,6 +32,7 @@ STOPPING = "stopping after the blocks that are being trained; once more drops th
 ENOUGH = 16
 """After so many models, or a block where that is more, of which not one could be trained, none is held to be trainable."""
 
+R = TypeVar("R")
 Shown = Callable[[int], None]
 """Is told how many of a job's models are there."""
 Pass = Callable[[threading.Event], None]
@@ -87,6 +89,24 @@ def there(job: Job, store: Store) -> int:
     return len(job.wanted(store)) - len(job.missing(store))
 
 
+def in_parts(models: Sequence[Model], learner: Learner, work: Callable[[Sequence[Model]], R]) -> list[R]:
+    """What `work` gives of models, as many at once as the learner likes, part by part in their order."""
+    size = learner.models_at_once
+    parts = [models[k : k + size] for k in range(0, len(models), size)]
+    found: dict[int, R] = {}
+
+    def work_on(k: int) -> None:
+        found[k] = work(parts[k])
+
+    side_by_side(learner)(range(len(parts)), work_on)
+    return [found[k] for k in range(len(parts))]
+
+
+def side_by_side(learner: Learner) -> Callable[[Sequence[int], Callable[[int], None]], None]:
+    """How a learner likes to be called with several items."""
+    return learner.side_by_side if isinstance(learner, SideBySide) else in_turn
+
+
 def in_turn(items: Sequence[int], work: Callable[[int], None]) -> None:
     """Work on one item after another."""
     for item in items:
@@ -101,8 +121,7 @@ def _one_pass(job: Job, learner: Learner, hope: Hope, stop: threading.Event, sho
         if not stop.is_set() and _train_block(job, store, block, blocks[block], learner, hope):
             show(there(job, store))
 
-    side_by_side = learner.side_by_side if isinstance(learner, SideBySide) else in_turn
-    side_by_side(list(blocks), work)
+    side_by_side(learner)(list(blocks), work)
 
 
 def _train_block(job: Job, store: Store, block: int, ids: range, learner: Learner, hope: Hope) -> bool:

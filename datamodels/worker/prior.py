@@ -23,13 +23,13 @@ import numpy as np
 from datamodels import __version__
 from datamodels.durable import new_folder, only_maker, save_array, tidy
 from datamodels.errors import InputError
-from datamodels.learners import Features, Gradients, Learner, Model, SideBySide, offered
+from datamodels.learners import Features, Gradients, Learner, Model, offered
 from datamodels.progress import progress, say
 from datamodels.runs import OF_NETWORKS, SIMILARITY, stage_folder, stage_seconds
 from datamodels.seals import read_sealed_folder, seal_folder
 from datamodels.settings import BUILT_IN, Settings
 from datamodels.subsets import Array, draw_mask
-from datamodels.worker.blocks import in_turn
+from datamodels.worker.blocks import side_by_side
 from datamodels.worker.engine import Engine
 
 GRADIENTS, FEATURES = "gradients", ("features_train", "features_test")
@@ -102,8 +102,7 @@ def _found(settings: Settings, learner: Learner) -> dict[str, Array]:
                 sums.add(number, found)
             advance(len(ids))
 
-        side_by_side = learner.side_by_side if isinstance(learner, SideBySide) else in_turn
-        side_by_side(range(len(groups)), work)
+        side_by_side(learner)(range(len(groups)), work)
     features = {name: np.concatenate([part[name] for part in sums.features]) for name in FEATURES}
     models = len(features[FEATURES[0]])
     if not models:

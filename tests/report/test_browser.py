@@ -16,10 +16,10 @@ from datamodels.regress.run import regress
 from datamodels.report import report
 from datamodels.runs import read_store, stage_folder
 from datamodels.settings import parse
-from datamodels.verify import verify
+from datamodels.verify import verify_targets
 from datamodels.worker import train_missing
 from tests.conftest import flags
-from tests.verify.test_run import by_the_rule, planted
+from tests.verify.rule import by_the_rule, planted
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
     regress(settings)
     rule = planted(read_store(settings))
     subject = by_the_rule(data, rule)
-    verify(settings, subject, Datamodels.load(stage_folder(settings, "regress")), [3, 7, 12, 19])
+    verify_targets(settings, subject, Datamodels.load(stage_folder(settings, "regress")), [3, 7, 12, 19])
     report(settings, data)
     return run / "report"
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from datamodels.brittleness.judging import FLIPPED, HELD, UNDECIDED, judge, looks, wilson
 from datamodels.errors import InputError
-from datamodels.verify.judge import FLIPPED, HELD, UNDECIDED, judge, looks, wilson
 
 
 def sequential(margins, numbers):

@@ -1,0 +1,94 @@
+"""What a verification asks of which targets, from the settings, and what the answers make up."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from datamodels import __version__
+from datamodels.brittleness.judging import looks
+from datamodels.learners import Learner
+from datamodels.regress import Datamodels
+from datamodels.runs import read_store
+from datamodels.settings import Settings
+from datamodels.subsets import Array
+from datamodels.verify.kept import OfBaseModels
+from datamodels.verify.methods import DATAMODEL, Orders, check_subsets, embedding_named, methods_named, scores_of, sizes_named
+from datamodels.verify.questions import Question
+from datamodels.verify.questions.base import BaseMargin
+from datamodels.verify.questions.counterfactuals import Counterfactual, counterfactuals
+from datamodels.verify.questions.random_subsets import RandomSubsets
+from datamodels.verify.questions.removals import Removal
+from datamodels.verify.record import FORMAT_VERSION, RandomSubsetsRecord, Verified
+from datamodels.worker.engine import Engine
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of every target: searches by methods, removals of fixed sizes, counterfactuals of sizes."""
+
+    methods: list[str]
+    sizes: list[int]
+    counterfactuals: list[int]
+    embedding: Array | None
+
+    @classmethod
+    def of(cls, settings: Settings, learner: Learner) -> Plan:
+        """As the settings want it. Raises InputError where a method or size makes no sense."""
+        chosen, n = settings.verify, len(learner.train_labels)
+        methods = methods_named(chosen, learner)
+        sizes = sizes_named("verify.sizes", chosen.sizes, n)
+        tested = sizes_named("verify.counterfactuals", chosen.counterfactuals, n)
+        check_subsets(chosen)
+        return cls(methods, sizes, tested, embedding_named(chosen, learner, methods))
+
+    def orders(self, settings: Settings, engine: Engine, models: Datamodels, targets: list[int], folder: Path) -> Orders:
+        """The orders of images for some targets; what was found out for them is kept in the folder."""
+        scores = scores_of(folder, settings, engine, self.methods, targets)
+        base = OfBaseModels(folder, settings, engine, targets)
+        store = read_store(settings)
+        return Orders(settings.verify, engine.learner, models, store, targets, self.embedding, scores, base)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """All that is asked about some targets; searches, and their controls, follow from `base`."""
+
+    base: BaseMargin
+    removals: list[Removal]
+    counterfactuals: list[Counterfactual]
+    subsets: RandomSubsets | None
+
+    @classmethod
+    def of(cls, plan: Plan, orders: Orders, targets: list[int], subsets: RandomSubsets | None) -> Questions:
+        """About each of the targets, and of random subsets where these are to be asked about."""
+        removals = [Removal.of_size(orders, target, size) for target in targets for size in plan.sizes]
+        base, drops = BaseMargin(orders, targets, plan.methods), counterfactuals(orders, targets, plan.counterfactuals)
+        return cls(base, removals, drops, subsets)
+
+    def all(self) -> list[Question]:
+        """Those to begin with."""
+        return [self.base, *([self.subsets] if self.subsets else []), *self.removals, *self.counterfactuals]
+
+    def records(self, settings: Settings, models: Datamodels, models_used: int) -> Verified:
+        """The answers, once all are there."""
+        before, searches = self.base.outcomes, self.base.searches
+        removals = [*self.removals, *(search.control for search in searches if search.method == DATAMODEL)]
+        return Verified(
+            format_version=FORMAT_VERSION,
+            version=__version__,
+            store_digest=models.meta["store_digest"],
+            regress=models.meta["regress"],
+            verify=dataclasses.asdict(settings.verify),
+            looks=tuple(looks(settings.verify.models, settings.verify.most_models)),
+            models_used=models_used,
+            random_subsets=self._on_random_subsets(),
+            base=self.base.records(),
+            searches=tuple(search.record() for search in searches),
+            removals=tuple(removal.record(before[removal.target]) for removal in removals),
+            counterfactuals=tuple(drop.record(before[drop.target]) for drop in self.counterfactuals),
+        )
+
+    def _on_random_subsets(self) -> RandomSubsetsRecord | None:
+        return self.subsets.margins.record() if self.subsets else None

@@ -1,0 +1,30 @@
+"""Whether a verdict holds with networks that its search has not seen."""
+
+from __future__ import annotations
+
+from datamodels.brittleness.judging import judge
+from datamodels.subsets import mask_without
+from datamodels.verify.questions import Listed
+from datamodels.verify.record import Claim, RecheckRecord
+from datamodels.verify.retrain import Request, Retrained
+
+RECHECK_FROM = 10**6
+"""Repetitions of a recheck count from here: models that no search has seen."""
+
+
+class Recheck(Listed):
+    """A claim that some set of N images' first ones flips a prediction, asked of `number` networks again."""
+
+    def __init__(self, claim: Claim, n: int, number: int) -> None:
+        self.claim, self.size = claim, claim.size or 0
+        mask = mask_without(n, list(claim.order[: self.size]))
+        to = -1 if claim.relabelled is None else claim.relabelled
+        super().__init__([Request.of(mask, repetition, to) for repetition in range(RECHECK_FROM, RECHECK_FROM + number)])
+
+    def judge(self, found: Retrained) -> None:
+        """The margin again."""
+        self.outcome = judge(*found.of(self.requests, self.claim.target))
+
+    def record(self) -> RecheckRecord:
+        """It holds when the mean margin is at most 0 again."""
+        return RecheckRecord(self.claim.target, self.claim.method, self.size, self.outcome.mean_margin <= 0, self.outcome)

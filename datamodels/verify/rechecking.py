@@ -1,0 +1,42 @@
+"""Verdicts put to the proof again: of this run's verify.json, or of any other file of that form about the same store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datamodels.brittleness.judging import looks
+from datamodels.errors import InputError
+from datamodels.progress import progress
+from datamodels.runs import read_store, verdicts_folder
+from datamodels.settings import Settings
+from datamodels.verify.asking import ask
+from datamodels.verify.questions.rechecks import Recheck
+from datamodels.verify.record import Rechecked, read_claims, write_rechecked
+from datamodels.verify.retrain import alone
+from datamodels.verify.run import retraining
+from datamodels.worker.engine import Engine
+
+
+def recheck(settings: Settings, engine: Engine, file: Path) -> str:
+    """Retrain the sets that a verify.json calls flipped, with models no search has seen, and write recheck.json.
+
+    A verdict holds when the mean margin of these models, as many as of a last look, is at most 0 again. Raises InputError when
+    the file is none, or has no such verdict.
+    """
+    learner = engine.learner
+    n, t = len(learner.train_labels), len(learner.test_labels)
+    claims = read_claims(file, n, t, int(learner.train_labels.max()) + 1)
+    if claims.store_digest != read_store(settings).digest():
+        raise InputError(f"{file} was made from another store than that of this run")
+    if not claims.flipped:
+        raise InputError(f"{file} has no prediction that was flipped; there is nothing to check again")
+    number = looks(settings.verify.models, settings.verify.most_models)[-1]
+    questions = [Recheck(claim, n, number) for claim in claims.flipped]
+    with alone(settings), progress("recheck", "models", 0) as bar:
+        folder = verdicts_folder(settings)
+        folder.mkdir(exist_ok=True)
+        ask(questions, retraining(settings, engine), bar)
+        verdicts = tuple(question.record() for question in questions)
+        holds = sum(verdict.holds for verdict in verdicts)
+        write_rechecked(folder, Rechecked(str(file), number, holds, verdicts))
+        return f"recheck: {holds} of {len(verdicts)} flipped verdicts hold with {number} new models each, in {folder}"
