@@ -60,12 +60,6 @@ def read_store(settings: Settings) -> Store:
     return store
 
 
-def refuse_own_function(settings: Settings) -> None:
-    """Raise InputError where a run's models are not this package's, for what shows or needs its images."""
-    if settings.worker.main != BUILT_IN:
-        raise InputError("the page shows built-in data sets; with worker.main run datamodels.worker, .regress and .verify")
-
-
 GRADIENTS, SIMILARITY = OF_NETWORKS = ("gradients", "similarity")
 """Values of `regress.prior` that need the folder RUN/prior, which the worker makes of networks of the learner's."""
 

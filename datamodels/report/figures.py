@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from datamodels.brittleness import Outcome
-from datamodels.data import Dataset
+from datamodels.report.examples import Examples
 from datamodels.verify.record import CounterfactualRecord, Probe, RandomSubsetsRecord, RemovalRecord, SearchRecord
 
 mpl.use("agg")
@@ -174,33 +174,33 @@ def verified_figure(verdicts: Sequence[RemovalRecord], title: str) -> Picture:
     return _picture(figure)
 
 
-def target_figure(verdict: RemovalRecord, data: Dataset, probes: Sequence[Probe]) -> Picture:
+def target_figure(verdict: RemovalRecord, examples: Examples, probes: Sequence[Probe]) -> Picture:
     """One target: its picture, the images of R with their weights, the margin before, after and after more, and the control's.
 
     `probes` are the sets of the datamodel's order that were tried on the way, with what came of them.
     """
     figure = Figure((9.6, 3.0), layout="constrained")
     picture, removed, course = figure.subplots(1, 3, width_ratios=(1.3, 4.4, 3.0))
-    _show(picture, data.test.images[verdict.target].numpy())
-    picture.set_title(f"target {verdict.target}\nclass {data.class_names[verdict.label or 0]}", fontsize=10)
-    _thumbnails(removed, verdict, data)
+    _show(picture, examples.pictures(False, [verdict.target])[0])
+    picture.set_title(f"target {verdict.target}\n{examples.class_name(verdict.label)}", fontsize=10)
+    _thumbnails(removed, verdict, examples)
     _course(course, verdict, probes)
     return _picture(figure)
 
 
-def _thumbnails(axes: Axes, verdict: RemovalRecord, data: Dataset) -> None:
+def _thumbnails(axes: Axes, verdict: RemovalRecord, examples: Examples) -> None:
     """The images of R as one mosaic: a figure with axes for each of them takes seconds to lay out."""
     shown = list(verdict.removed_indices[:MOST_THUMBNAILS])
-    images, labels = data.train.images[shown].numpy(), data.train.labels[shown].tolist()
+    images = examples.pictures(True, shown)
     height, width, channels = images.shape[1:]
     row_height, column_width = round(height * 1.6), round(width * 1.15)
     rows = max(1, -(-len(shown) // THUMBNAIL_COLUMNS))
     background = 0 if channels == 1 else 255  # white in either colour map
     mosaic = np.full((rows * row_height, THUMBNAIL_COLUMNS * column_width, channels), background, np.uint8)
-    for k, (image, label) in enumerate(zip(images, labels, strict=True)):
+    for k, image in enumerate(images):
         y, x = k // THUMBNAIL_COLUMNS * row_height, k % THUMBNAIL_COLUMNS * column_width
         mosaic[y : y + height, x : x + width] = image
-        text = f"{data.class_names[label]}: {verdict.removed_weights[k]:.2f}"
+        text = f"{examples.of_training(shown[k])}: {verdict.removed_weights[k]:.2f}"
         axes.text(x + width / 2 - 0.5, y + height - 0.3, text, ha="center", va="top", fontsize=6)
     _show(axes, mosaic)
     more = "" if len(shown) == verdict.size else f", the first {len(shown)} shown"

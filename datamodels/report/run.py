@@ -17,12 +17,13 @@ import yaml
 
 from datamodels import __version__
 from datamodels.brittleness import Outcome
-from datamodels.data import Dataset
 from datamodels.durable import new_folder, only_maker, read_json, tidy, write_json
 from datamodels.errors import InputError
+from datamodels.learners import Learner
 from datamodels.machine import describe_machine
 from datamodels.reading import Unreadable, require
 from datamodels.regress import Datamodels
+from datamodels.report.examples import Examples
 from datamodels.report.figures import (
     METHODS,
     Picture,
@@ -45,14 +46,14 @@ from datamodels.verify.typed import to_json
 Record = dict[str, Any]
 
 
-def report(settings: Settings, data: Dataset) -> str:
+def report(settings: Settings, learner: Learner) -> str:
     """Make the page, its pictures and summary.json; say in one line where the page is.
 
     Raises InputError when a stage before is missing, or was made from another state of the store.
     """
-    start = time.monotonic()
+    start, examples = time.monotonic(), Examples(learner)
     store, models = read_store(settings), Datamodels.load(stage_folder(settings, "regress"))
-    verified = _read_verified(settings, models, store, len(data.class_names))
+    verified = _read_verified(settings, models, store, examples.classes)
     models.refuse_other(store)
     folder, made_from = page_folder(settings), _made_from(verified, models)
     already = f"report: already in {folder / 'index.html'}"
@@ -62,15 +63,15 @@ def report(settings: Settings, data: Dataset) -> str:
     with only_maker(folder, f"report: waiting for another process that is making {folder}"):
         if _is_made(folder, made_from):
             return already
-        _make(settings, data, store, models, verified, made_from, start)
+        _make(settings, examples, store, models, verified, made_from, start)
     return f"report: {folder / 'index.html'}"
 
 
 def _make(
-    settings: Settings, data: Dataset, store: Store, models: Datamodels, verified: Verified, made_from: str, start: float
+    settings: Settings, examples: Examples, store: Store, models: Datamodels, verified: Verified, made_from: str, start: float
 ) -> None:
     with new_folder(page_folder(settings), replace=True) as temporary:
-        pictures = _pictures(store, models, verified, data, verdicts_folder(settings))
+        pictures = _pictures(store, models, verified, examples, verdicts_folder(settings))
         for name, picture in pictures.items():
             (temporary / f"{name}.png").write_bytes(picture.png)
             (temporary / f"{name}.svg").write_bytes(picture.svg)
@@ -81,7 +82,7 @@ def _make(
             "machine": describe_machine(),
             "made_from": made_from,
         }
-        page = _page(settings, data, verified, summary, pictures)
+        page = _page(settings, examples, verified, summary, pictures)
         (temporary / "index.html").write_text(page, encoding="utf-8")
         write_json(temporary / "summary.json", summary)
 
@@ -197,7 +198,7 @@ def _target_picture(verdict: RemovalRecord) -> str:
     return f"target-{verdict.target}-{verdict.rule}"
 
 
-def _pictures(store: Store, models: Datamodels, verified: Verified, data: Dataset, folder: Path) -> dict[str, Picture]:
+def _pictures(store: Store, models: Datamodels, verified: Verified, examples: Examples, folder: Path) -> dict[str, Picture]:
     """Every picture of the report, by name; `folder` is that of the verdicts."""
     true = store.margins(models.heldout)[:, models.targets].astype(np.float32)
     predicted = models.predict(store.masks(models.heldout))
@@ -213,7 +214,7 @@ def _pictures(store: Store, models: Datamodels, verified: Verified, data: Datase
     probes = {search.target: search.probes for search in searches.get(DATAMODEL, [])}
     for rule, verdicts in _by_rule(verified).items():
         tried = [v for v in verdicts if v.after]
-        pictures |= {_target_picture(v): target_figure(v, data, probes.get(v.target, ())) for v in tried}
+        pictures |= {_target_picture(v): target_figure(v, examples, probes.get(v.target, ())) for v in tried}
         if tried:
             pictures[f"verified-{rule}"] = verified_figure(tried, f"Removed: {_title(rule)}")
     return pictures
@@ -229,7 +230,7 @@ class _Shown(NamedTuple):
     first: bool
 
 
-def _page(settings: Settings, data: Dataset, verified: Verified, summary: Record, pictures: dict[str, Picture]) -> str:
+def _page(settings: Settings, examples: Examples, verified: Verified, summary: Record, pictures: dict[str, Picture]) -> str:
     embedded = {name: "data:image/png;base64," + base64.b64encode(picture.png).decode() for name, picture in pictures.items()}
     rules = [
         {**values, "title": _title(rule), "figure": embedded.get(f"verified-{rule}")}
@@ -239,14 +240,14 @@ def _page(settings: Settings, data: Dataset, verified: Verified, summary: Record
     verdicts = []
     for v in sorted(verified.removals, key=lambda v: v.target):
         first = v.after is not None and v.target not in seen
-        verdicts.append(_Shown(v, _title(v.rule), data.class_names[v.label or 0], embedded.get(_target_picture(v)), first))
+        verdicts.append(_Shown(v, _title(v.rule), examples.class_name(v.label), embedded.get(_target_picture(v)), first))
         seen |= {v.target} if v.after else set()
     environment = jinja2.Environment(loader=jinja2.PackageLoader("datamodels.report", "."), autoescape=True)
     return environment.get_template("page.html.j2").render(
         run=Path(settings.run.dir).name,
         alpha=settings.store.alpha,
-        train_images=len(data.train.labels),
-        test_images=len(data.test.labels),
+        train_images=len(examples.learner.train_labels),
+        test_images=len(examples.learner.test_labels),
         looks=verified.looks,
         base_models=settings.verify.base_models,
         max_size=settings.verify.max_size,
@@ -259,7 +260,7 @@ def _page(settings: Settings, data: Dataset, verified: Verified, summary: Record
         methods=METHODS,
         base=verified.base,
         searches=sorted(verified.searches, key=lambda s: (s.target, s.method)),
-        class_names=data.class_names,
+        class_name=examples.class_name,
         verdicts=verdicts,
         summary=summary,
         version=__version__,

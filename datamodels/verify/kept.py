@@ -78,7 +78,8 @@ def mean_logits(models: Sequence[Model], learner: Learner) -> dict[str, Array]:
         trained = learner.train(part)
         if "logits" not in trained.arrays:
             raise InputError(f"to relabel as the runner-up needs logits, and {learner.name} gives none; set verify.relabel_to")
-        return trained.arrays["logits"][[k for k in range(len(part)) if k not in trained.failures]]
+        fine: Array = trained.arrays["logits"][[k for k in range(len(part)) if k not in trained.failures]]
+        return fine
 
     logits = np.concatenate(in_parts(models, learner, of_part))
     if not len(logits):

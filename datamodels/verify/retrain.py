@@ -103,8 +103,8 @@ def alone(settings: Settings) -> Iterator[Path]:
 def retrain(folder: Path, settings: Settings, engine: Engine, requests: Sequence[Request], show: Shown = no_show) -> Retrained:
     """The models asked for; those that the folder's store lacks are trained first.
 
-    `show` is told how many of those asked for are there, first before any is trained. A model that cannot be trained has NaN for
-    margins. To be called within `alone`. Raises InputError when the store was made under other settings.
+    `show` is told how many of those asked for are there, first before any is trained. A model that cannot be trained has NaN
+    for margins. To be called within `alone`. Raises InputError when the store was made under other settings.
     """
     store = _opened(folder, settings, engine.learner)
     rows = _rows(store)
