@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,11 +61,13 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `python -m datamodels.STAGE` with the given arguments, in the current folder or `cwd`."""
+    """Runs `python -m datamodels.STAGE` with the given arguments, in the current folder or `cwd`; `path` has modules of one's own."""
 
-    def run(stage: str, *args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", f"datamodels.{stage}", *map(str, args)]
-        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=300, cwd=cwd)
+    def run(stage: str, *args: object, cwd: Path | None = None, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", f"datamodels.{stage}".rstrip("."), *map(str, args)]
+        more = {} if path is None else {"PYTHONPATH": os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])}
+        environment = {**os.environ, **more}
+        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=300, cwd=cwd, env=environment)
 
     return run
 
