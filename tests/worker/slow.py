@@ -1,0 +1,48 @@
+"""A learner for tests of engines: its margins follow from the key and the mask, and take as long as the environment says."""
+
+import os
+import signal
+import time
+
+import numpy as np
+
+from datamodels.learners import Trained
+from datamodels.subsets import pack
+
+N, T = 40, 6
+
+
+class Slow:
+    """SLOW_S seconds a block; at the first block that finds the file DIE_AT the process kills itself, at every one with DIE_ALWAYS."""
+
+    name, provenance, models_at_once = "slow models", {"learner": "slow"}, 4
+    classes = 3
+    train_labels, test_labels = np.arange(N) % 3, np.arange(T) % 3
+
+    def train(self, models):
+        """Margins of a rule: each target is carried by the images of its class, the first of them most."""
+        time.sleep(float(os.environ.get("SLOW_S", "0")))
+        if os.environ.get("DIE_ALWAYS") or _taken(os.environ.get("DIE_AT")):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Trained({"margins": np.stack([self.margins(model) for model in models])})
+
+    def margins(self, model):
+        """Of one model."""
+        labels = self.train_labels if model.labels is None else model.labels
+        weights = np.where(labels[:, None] == self.test_labels, 1, -0.1) * np.linspace(2, 0.5, N)[:, None] / 12
+        noise = np.random.default_rng([*model.key, *pack(model.mask).tolist()]).normal(size=T)
+        return model.mask @ weights - 0.6 + 0.15 * noise
+
+
+def _taken(file):
+    """Whether this process is the one that removes a file."""
+    try:
+        os.remove(file or "")
+    except OSError:
+        return False
+    return True
+
+
+def failing(index, mask):
+    """A function that fails at each subset."""
+    raise ValueError("never")

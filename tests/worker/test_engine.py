@@ -1,0 +1,100 @@
+"""Engines: one device or several bring the same rows; who dies is replaced; what cannot go on is said."""
+
+import functools
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datamodels.errors import InputError
+from datamodels.learners.function import learner_named
+from datamodels.store import Store
+from datamodels.store.check import check
+from datamodels.worker import Local, engine_of, train_missing
+from datamodels.worker.engine import MOST_DEATHS
+from tests.worker.slow import N, Slow
+
+OWN = {"worker__main": "tests.worker.slow:Slow", "groups__models_at_once": 0, "store__num_models": 60}
+
+
+def several(settings, devices=("cpu", "cpu")):
+    return Local(functools.partial(learner_named, settings), devices)
+
+
+def test_several_devices_bring_the_rows_of_one(settings, tmp_path):
+    one, two = (settings(run__dir=str(tmp_path / name), **OWN) for name in ("one", "two"))
+    assert "60 of 60" in train_missing(one, engine_of(one, None))
+    with engine_of(two, "cpu,cpu") as engine:
+        assert isinstance(engine, Local)
+        assert "60 of 60" in train_missing(two, engine)
+    stores = [Store(tmp_path / name / "store") for name in ("one", "two")]
+    assert stores[0].digest() == stores[1].digest()
+    assert check(stores[1].folder) == []
+
+
+def test_the_work_is_shared(settings, monkeypatch):
+    monkeypatch.setenv("SLOW_S", "0.2")
+    chosen = settings(**OWN)
+    with several(chosen) as engine:
+        engine.ask(who)  # its processes are up
+        start = time.monotonic()
+        train_missing(chosen, engine)
+        seconds = time.monotonic() - start
+    # 15 blocks of 0.2 s: 3 s by one.
+    assert seconds < 2.7
+
+
+def who(learner):
+    """A question that can be sent."""
+    return learner.name, os.getpid()
+
+
+def test_a_question_is_answered_where_the_learner_trains(settings):
+    chosen = settings(**OWN)
+    assert engine_of(chosen, None).ask(who) == ("slow models", os.getpid())
+    with several(chosen) as engine:
+        name, process = engine.ask(who)
+        assert name == "slow models"
+        assert process != os.getpid()
+
+
+def test_a_process_that_dies_is_started_again_and_its_block_is_trained(settings, tmp_path, monkeypatch, capsys):
+    (tmp_path / "die").touch()
+    monkeypatch.setenv("DIE_AT", str(tmp_path / "die"))
+    chosen = settings(**OWN)
+    with several(chosen) as engine:
+        assert "60 of 60" in train_missing(chosen, engine)
+    assert "(SIGKILL) has died; it is started again" in capsys.readouterr().err
+    assert not (tmp_path / "die").exists()
+    store = Store(tmp_path / "run" / "store")
+    assert len(store.done) == 60
+    assert list((store.folder / "claims").iterdir()) == []
+
+
+def test_processes_that_die_at_everything_end_the_work_in_a_sentence(settings, monkeypatch):
+    monkeypatch.setenv("DIE_ALWAYS", "1")
+    chosen = settings(**OWN)
+    with several(chosen) as engine, pytest.raises(InputError, match=f"died, {MOST_DEATHS} times over, and no model came"):
+        train_missing(chosen, engine)
+
+
+def test_what_fails_on_every_model_is_said_from_any_process(settings):
+    chosen = settings(**{**OWN, "worker__main": "tests.worker.slow:failing"})
+    with several(chosen) as engine, pytest.raises(InputError, match=r"not one could be trained; model \d+: .*ValueError: never"):
+        train_missing(chosen, engine)
+    assert len(Store(engine_folder(chosen)).missing) == 60
+
+
+def engine_folder(settings):
+    return Path(settings.run.dir) / "store"
+
+
+def test_the_margins_are_those_of_the_rule(settings):
+    chosen = settings(**OWN)
+    train_missing(chosen, engine_of(chosen, None))
+    store = Store(engine_folder(chosen))
+    assert store.meta.num_train == N
+    correlation = np.corrcoef(store.margins(store.done)[:, 0], store.masks(store.done)[:, Slow.train_labels == 0].sum(1))
+    assert correlation[0, 1] > 0.5
