@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from datamodels.errors import InputError, run_command
+from datamodels.processes import ALL, CPU
 from datamodels.regress.run import export_weights, import_weights, regress, regress_store
 from datamodels.regress.scales import BY_STORE, RAW
 from datamodels.settings import argument_parser, parse
@@ -30,7 +31,8 @@ def main() -> None:
     scale.add_argument("--raw", dest="masks", action="store_const", const=RAW, help="--import: weights for masks of 0 and 1")
     of_masks = "--import: weights for standardised masks, with a share ALPHA of images in each; without it, as in --store"
     scale.add_argument("--standardised", dest="masks", nargs="?", const=BY_STORE, metavar="ALPHA", help=of_masks)
-    parser.add_argument("--gpu", metavar="N", help="the GPU to compute on, or cpu (default: the first one that CuPy finds)")
+    of_devices = "the GPU to compute on, or cpu (default: the first one that CuPy finds); several with commas between, or all"
+    parser.add_argument("--gpu", metavar="N[,N…]", help=of_devices)
     settings, args = parse(sys.argv[1:], parser)
     if args.pt_out is not None and (args.any_store is not None or args.pt_in is not None):
         raise InputError("--export is not done together with --import or --store; give one of them")
@@ -43,8 +45,8 @@ def main() -> None:
     elif args.pt_in is not None:
         print(import_weights(args.pt_in, args.out, args.masks, args.any_store))
     else:
-        # Who names a GPU here wants that one and nothing else.
-        named = settings.regress.device == "auto" and args.gpu not in (None, "cpu")
+        # Who names GPUs here wants these and nothing else.
+        named = settings.regress.device == "auto" and args.gpu is not None and not {CPU, ALL} & {*args.gpu.split(",")}
         how = dataclasses.replace(settings.regress, device="gpu") if named else settings.regress
         if args.any_store is None:
             print(regress(dataclasses.replace(settings, regress=how), args.gpu))

@@ -62,6 +62,12 @@ def refuse_contradiction(device: str, gpu: str | None) -> None:
         raise InputError("--gpu is cpu, but regress.device is gpu; give one of them")
 
 
+def count_gpus(device: str) -> int:
+    """How many GPUs CuPy finds, for `regress.device`. Raises InputError where CuPy cannot be imported, and must."""
+    cupy = None if device == "cpu" else _cupy(device)
+    return 0 if cupy is None else int(cupy.cuda.runtime.getDeviceCount())
+
+
 def _chosen(device: str, gpu: str | None) -> tuple[Any, int | None]:
     """The module, and the number of the GPU where one is named."""
     refuse_contradiction(device, gpu)

@@ -6,8 +6,9 @@ held-out ones that only measure.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csc_matrix
-from scipy.stats import rankdata
 
 from datamodels.errors import InputError, of_memory
 from datamodels.progress import Bar, no_advance, no_progress, say
@@ -25,17 +25,16 @@ from datamodels.regress.arrays import (
     keep_columns,
     on_device,
     put_columns,
-    row_tiles,
     to_numpy,
 )
-from datamodels.regress.kernels import unpacked
 from datamodels.regress.memory import needs
 from datamodels.regress.moments import Moments
 from datamodels.regress.prior import Covariates, Prior, estimate, posterior_mean
 from datamodels.regress.repeats import Repeats, repeats
-from datamodels.regress.solvers import Gram, Lasso, Solver, plan
-from datamodels.regress.source import TILE_ROWS, Source, targets_named
-from datamodels.regress.split import Parts, Subsets, split_models
+from datamodels.regress.score import error_of, predict, score
+from datamodels.regress.solvers import Gram, Lasso, Plan, plan
+from datamodels.regress.source import Source, targets_named
+from datamodels.regress.split import Parts, Subsets, joined, split_models
 from datamodels.regress.unfinished import Kept, Unfinished
 from datamodels.regress.walk import walk
 from datamodels.settings import RegressSettings
@@ -46,9 +45,13 @@ from datamodels.subsets import BoolArray, IndexArray
 PATIENCE = 5
 """Values of λ without a smaller error after which a target's path ends."""
 METRICS = ("lds", "r2", "mse", "nonzeros")
+CHOSEN, FITTED, PRIOR, ABOUT = "chosen", "fitted", "prior", "about"
+"""What is kept: two stages by blocks of targets, the prior, and what is known of all models together."""
 
 FloatArray = npt.NDArray[np.float64]
 Work = Callable[..., Kept]
+Pieces = dict[str, list[tuple[int, int]]]
+"""Of each stage, targets that one device takes at a time: the first, and one past the last, as the store counts."""
 
 
 @dataclass(frozen=True)
@@ -96,48 +99,101 @@ def fit_datamodels(
 
     Raises InputError when too few models are finished, a margin is not a number, there is too little memory, or no such GPU.
     """
-    subsets = Subsets.of(store, store.done)
-    parts = parts or split_models(subsets, settings)
+    parts = parts or split_models(Subsets.of(store, store.done), settings)
+    unfinished = unfinished or Unfinished()
+    source = Source(store, *targets_named(store, settings.targets))
+    kept = _all_kept(source, unfinished)
+    if kept is not None:
+        return _fit_of(source, parts, *kept, {})
     with computing(settings.device, gpu) as xp:
-        return _fit(store, settings, bar, unfinished or Unfinished(), covariates, parts, subsets, xp)
+        return _whole(_run_of(source, settings, bar, unfinished, covariates, parts, xp))
 
 
-def _fit(
+@dataclass(frozen=True)
+class Share:
+    """What one of several devices has done: how many targets in each stage, in how many seconds, and the solver's work."""
+
+    targets: dict[str, int]
+    seconds: dict[str, float]
+    work: dict[str, int]
+
+
+def fit_share(
     store: Store,
     settings: RegressSettings,
     bar: Bar,
     unfinished: Unfinished,
     covariates: Covariates | None,
     parts: Parts,
-    subsets: Subsets,
-    xp: Any,
-) -> Fit:
+    gpu: str | None,
+    pieces: Pieces,
+    sharers: int,
+) -> Share:
+    """Keep what `fit_datamodels` will look for, of some pieces of the targets: of those that nobody else has or has kept.
+
+    `sharers` processes are at the same, each with all of the models and as much of this machine's memory as the others. A prior
+    is estimated by one of them for all. Raises as `fit_datamodels` does.
+    """
     source = Source(store, *targets_named(store, settings.targets))
+    with computing(settings.device, gpu) as xp:
+        return _share(_run_of(source, settings, bar, unfinished, covariates, parts, xp, sharers), pieces)
+
+
+def _whole(run: _Run) -> Fit:
+    lams, parts = run.settings.lams, run.parts
+    run.begin()
+    if not run.of_mean:
+        run.chosen = run.each(CHOSEN, "λ", lams, run.choose, parts.choice)
+        # The refit sees the choosing models too: they are added to those that are there.
+        run.take_in(parts.choice)
+    found = run.each(FITTED, "targets", 1, run.finish, parts.heldout)
+    return _fit_of(run.source, parts, found, run.about(), run.seconds)
+
+
+def _share(run: _Run, pieces: Pieces) -> Share:
+    lams, parts, done = run.settings.lams, run.parts, dict[str, int]()
+    run.begin()
+    if not run.of_mean:
+        done[CHOSEN] = run.some(CHOSEN, "λ", lams, run.choose, parts.choice, pieces[CHOSEN])
+        run.take_in(parts.choice)
+    done[FITTED] = run.some(FITTED, "targets", 1, run.finish, parts.heldout, pieces[FITTED], run.recall_chosen)
+    run.about()
+    return Share(done, run.seconds, dict(run.solver.work))
+
+
+def _run_of(
+    source: Source,
+    settings: RegressSettings,
+    bar: Bar,
+    unfinished: Unfinished,
+    covariates: Covariates | None,
+    parts: Parts,
+    xp: Any,
+    sharers: int = 1,
+) -> _Run:
     sizes = (len(parts.fit), len(parts.choice), len(parts.heldout))
     known = None if covariates is None else len(covariates.names)
     of = needs(source.n, source.t, sizes, settings, source.margin_bytes, known, on_host=xp is np)
-    planned = plan(source, settings, of, xp)
-    solver = planned.solver
-    run = _Run(source, settings, solver, planned.block, unfinished, bar, xp, subsets)
-    run.take_in(parts.fit)
-    if covariates is not None and not settings.sparse:
-        run.take_in(parts.choice)
-    if covariates is not None:
-        run.estimate(covariates.since(source.first))
-    if covariates is not None and not settings.sparse:
-        found = run.each("fitted", "targets", 1, run.with_prior, parts.heldout)
-    else:
-        run.chosen = run.each("chosen", "λ", settings.lams, run.choose, parts.choice)
-        # The refit sees the choosing models too: they are added to those that are there.
-        run.take_in(parts.choice)
-        found = run.each("fitted", "targets", 1, run.refit, parts.heldout)
-    images, targets = (to_numpy(constant) for constant in solver.constants())
-    how = {"solver": solver.name, "block": run.size, "number_format": solver.dtype.name, **solver.work}
-    how["planned_bytes"] = planned.bytes(run.size)
-    if run.prior is not None:
-        how["prior"] = run.prior.described
+    planned = plan(source, settings, of, xp, sharers)
+    since = None if covariates is None else covariates.since(source.first)
+    return _Run(source, settings, planned, planned.block, unfinished, bar, xp, parts, since)
+
+
+def _all_kept(source: Source, unfinished: Unfinished) -> tuple[Kept, Kept] | None:
+    """What was found of all targets and what is known of the models, where nothing is left to do but to join it; or None."""
+    if unfinished.missing(FITTED, source.first, source.last):
+        return None
+    about = unfinished.recall(ABOUT)
+    found = [unfinished.recall(f"{FITTED}-{a}-{b}") for a, b in unfinished.walk(FITTED, source.first, source.last)]
+    whole = [block for block in found if block is not None]
+    return None if about is None or len(whole) < len(found) else (_side_by_side(whole), about)
+
+
+def _fit_of(source: Source, parts: Parts, found: Kept, about: Kept, seconds: dict[str, float]) -> Fit:
     scores = {name: found[name] for name in METRICS}
-    return Fit(_columns(source.n, found), found["bias"], found["lam"], scores, parts, images, targets, run.seconds, how)
+    constant = about["images"], about["targets"]
+    how = json.loads(str(about["how"]))
+    return Fit(_columns(source.n, found), found["bias"], found["lam"], scores, parts, *constant, seconds, how)
 
 
 @dataclass
@@ -146,59 +202,118 @@ class _Run:
 
     source: Source
     settings: RegressSettings
-    solver: Solver
+    planned: Plan
     size: int
     unfinished: Unfinished
     bar: Bar
     xp: Any
-    subsets: Subsets
+    parts: Parts
+    covariates: Covariates | None = None
     prior: Prior | None = None
     repeats: Repeats | None = None
-    taken: list[IndexArray] = field(default_factory=list)
     chosen: Kept = field(default_factory=dict)
+    chosen_from: int = 0
     advance: Callable[..., None] = no_advance
     advanced: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.solver = self.planned.solver
+
+    @property
+    def of_mean(self) -> bool:
+        """Whether the weights are the posterior mean, of which no λ is to be chosen."""
+        return self.covariates is not None and not self.settings.sparse
+
+    @property
+    def finish(self) -> Work:
+        """The last stage's work."""
+        return self.with_prior if self.of_mean else self.refit
+
+    def begin(self) -> None:
+        """Take in the models that come first, and estimate the prior from them."""
+        self.take_in(self.parts.fit)
+        if self.of_mean:
+            self.take_in(self.parts.choice)
+        if self.covariates is not None:
+            self.estimate(self.covariates)
 
     def take_in(self, ids: IndexArray) -> None:
         """Give models to the solver."""
         with self._timed("moments"), self.bar("models", len(ids)) as advance:
             self.solver.add(ids, advance)
-        self.taken.append(ids)
 
     def each(self, stage: str, unit: str, steps: int, work: Work, judged: IndexArray) -> Kept:
         """Do a stage's work, of so many steps a target, for block after block of targets, unless that is kept.
 
         It is judged by some models. Returns what was found of all targets side by side.
         """
-        found, at = list[Kept](), 0
         with self._timed(stage), self.bar(unit, steps * self.source.t) as self.advance:
             packed = on_device(self.source.packed(judged), self.xp)
-            while at < self.source.t:
-                block, done = self._kept(stage, at)
-                if done is None:
-                    done = self._attempt(work, block, packed, judged)
-                    if done is None:
-                        continue
-                    self.unfinished.keep(self._name(stage, block), done)
-                else:
-                    self.advance(steps * (block.stop - block.start))
-                found.append(done)
-                at = block.stop
-        return {name: np.concatenate([block[name] for block in found]) for name in found[0]}
+            return _side_by_side(self._blocks(stage, steps, work, packed, judged, slice(0, self.source.t)))
 
-    def _kept(self, stage: str, at: int) -> tuple[slice, Kept | None]:
+    def some(
+        self,
+        stage: str,
+        unit: str,
+        steps: int,
+        work: Work,
+        judged: IndexArray,
+        pieces: list[tuple[int, int]],
+        ready: Callable[[int, int], bool] = lambda _first, _last: True,
+    ) -> int:
+        """As `each`, for those of the pieces that are `ready`, and that no other process has or has kept; how many targets."""
+        done, first = 0, self.source.first
+        with self._timed(stage), self.bar(unit, steps * sum(b - a for a, b in pieces)) as self.advance:
+            packed = on_device(self.source.packed(judged), self.xp)
+            for start, stop in pieces:
+                with self.unfinished.claimed(stage, start, stop) as mine:
+                    if mine and ready(start, stop):
+                        for _ in self._blocks(stage, steps, work, packed, judged, slice(start - first, stop - first)):
+                            pass
+                        done += stop - start
+        return done
+
+    def _blocks(self, stage: str, steps: int, work: Work, packed: Any, judged: IndexArray, targets: slice) -> Iterator[Kept]:
+        """What is found of one block after another, or was kept of it."""
+        at = targets.start
+        while at < targets.stop:
+            block, done = self._kept(stage, at, targets.stop)
+            if done is None:
+                done = self._attempt(work, block, packed, judged)
+                if done is None:
+                    continue
+                self.unfinished.keep(self._name(stage, block), done)
+            else:
+                self.advance(steps * (block.stop - block.start))
+            yield done
+            at = block.stop
+
+    def _kept(self, stage: str, at: int, stop: int) -> tuple[slice, Kept | None]:
         """The block of targets that begins at one, and what is kept of it; a new one ends where something kept begins."""
         first, end = self.source.first, at + self.size
-        for start, stop in self.unfinished.blocks(stage):
-            block = slice(start - first, stop - first)
+        for kept in self.unfinished.blocks(stage):
+            block = slice(kept[0] - first, kept[1] - first)
             if block.start == at and block.stop <= self.source.t:
                 done = self.unfinished.recall(self._name(stage, block))
                 if done is not None:
                     return block, done
             elif block.start > at:
                 end = min(end, block.start)
-        return slice(at, min(end, self.source.t)), None
+        return slice(at, min(end, stop)), None
+
+    def recall_chosen(self, start: int, stop: int) -> bool:
+        """Have at hand what was chosen for some targets, as the store counts them; whether all of that is kept."""
+        if self.of_mean:
+            return True
+        whole = self.unfinished.walk(CHOSEN, self.source.first, self.source.last)
+        blocks = [block for block in whole if block[0] < stop and start < block[1]]
+        found = [self.unfinished.recall(f"{CHOSEN}-{a}-{b}") for a, b in blocks]
+        kept = [block for block in found if block is not None]
+        if len(kept) < len(found) or self.unfinished.missing(CHOSEN, start, stop, blocks):
+            return False
+        self.chosen, self.chosen_from = _side_by_side(kept), blocks[0][0] - self.source.first
+        return True
 
     def _name(self, stage: str, block: slice) -> str:
         return f"{stage}-{self.source.first + block.start}-{self.source.first + block.stop}"
@@ -247,16 +362,37 @@ class _Run:
 
     def refit(self, block: slice, packed: Any, heldout: IndexArray) -> Kept:
         """Weights, bias and metrics of one block at its λ, from all models but the held-out ones."""
-        xp, lasso, every, lam = self.xp, self._lasso(block), np.arange(block.stop - block.start), self.chosen["lam"][block]
-        start = on_device(_columns(self.source.n, self.chosen)[:, block].toarray(), xp)
+        xp, lasso, every = self.xp, self._lasso(block), np.arange(block.stop - block.start)
+        of_block = slice(block.start - self.chosen_from, block.stop - self.chosen_from)
+        lam = self.chosen["lam"][of_block]
+        start = on_device(_columns(self.source.n, self.chosen)[:, of_block].toarray(), xp)
         weights = lasso.solve(every, on_device(lam, xp), start)
         return self._judged(weights, lasso.bias(every, weights), block, packed, heldout, lam)
 
     def estimate(self, covariates: Covariates) -> None:
-        """Find the prior of all targets, from all models taken in."""
-        with self._timed("prior"):
-            self.repeats = repeats(self.source, self.subsets.among(np.concatenate(self.taken)))
-            self.prior = estimate(covariates, self._moments.problem, self.source.t, self._moments.m, self.repeats)
+        """Find the prior of all targets, from all models taken in, unless it is kept."""
+        with self._timed("prior"), self.unfinished.alone(PRIOR):
+            kept = self.unfinished.recall(PRIOR)
+            if kept is None:
+                ids = joined([self.parts.fit, self.parts.choice] if self.of_mean else [self.parts.fit])
+                again = repeats(self.source, Subsets.of(self.source.store, ids))
+                found = estimate(covariates, self._moments.problem, self.source.t, self._moments.m, again)
+                kept = {name: np.asarray(getattr(found, name)) for name in ("mean", "spread", "noise", "inside")}
+                kept |= {"size": np.asarray(again.size), "among": again.noise}
+                self.unfinished.keep(PRIOR, kept)
+        self.prior = Prior(covariates, kept["mean"], kept["spread"], float(kept["noise"]), kept["inside"])
+        self.repeats = Repeats(float(kept["size"]), kept["among"])
+
+    def about(self) -> Kept:
+        """What there is to be said of all models taken in, and of how they were; it is kept."""
+        images, targets = (to_numpy(constant) for constant in self.solver.constants())
+        how = {"solver": self.solver.name, "block": self.size, "number_format": self.solver.dtype.name, **self.solver.work}
+        how["planned_bytes"] = self.planned.bytes(self.size)
+        if self.prior is not None:
+            how["prior"] = self.prior.described
+        about = {"images": images, "targets": targets, "how": np.array(json.dumps(how))}
+        self.unfinished.keep(ABOUT, about)
+        return about
 
     def _lasso(self, block: slice) -> Lasso:
         """The lasso of one block, its penalty by the prior where there is one."""
@@ -324,7 +460,7 @@ class _Choice:
         if len(targets) < len(self.of):
             self.truth = keep_columns(self.truth, on_device(np.searchsorted(self.of, targets), xp), xp)
             self.of = targets
-        error = to_numpy(_error(found, self.lasso.bias(targets, found), self.packed, self.truth, xp))
+        error = to_numpy(error_of(found, self.lasso.bias(targets, found), self.packed, self.truth, xp))
         better = error < self.least[targets]
         won = targets[better]
         self.least[won], self.at[won] = error[better], k
@@ -343,44 +479,13 @@ def _sparse(weights: Array) -> Kept:
     return {"data": columns.data, "rows": columns.indices, "counts": np.diff(columns.indptr)}
 
 
+def _side_by_side(blocks: Iterable[Kept]) -> Kept:
+    """What was found of several blocks, as of one."""
+    found = list(blocks)
+    return {name: np.concatenate([block[name] for block in found]) for name in found[0]}
+
+
 def _columns(n: int, kept: Kept) -> Any:
     """The weights that were kept by columns, a sparse matrix (N, T)."""
     ends = np.concatenate([[0], np.cumsum(kept["counts"])])
     return csc_matrix((kept["data"], kept["rows"], ends), shape=(n, len(kept["counts"])))
-
-
-def predict(weights: Any, bias: Any, packed: Any, xp: Any) -> FloatArray:
-    """Margins (m, T), on the host, predicted for packed masks (m, ⌈N/8⌉): 1_S'·w + b."""
-    tiles = row_tiles(len(packed), TILE_ROWS)
-    return np.concatenate([to_numpy(_of_tile(weights, packed[rows], xp) + bias) for rows in tiles])
-
-
-def score(predicted: FloatArray, true: Array) -> dict[str, FloatArray]:
-    """LDS, R² and mean squared error of each target, (T,) each, over m models: `predicted` and `true` are (m, T).
-
-    LDS is Spearman's rank correlation, 0 for a target whose prediction never changes. R² is 0 for one that is constant.
-    """
-    true = true.astype(np.float64)
-    error, spread = ((true - predicted) ** 2).mean(0), true.var(0)
-    r2 = 1 - np.divide(error, spread, out=np.ones_like(error), where=spread > 0)
-    return {"lds": _correlation(rankdata(predicted, axis=0), rankdata(true, axis=0)), "r2": r2, "mse": error}
-
-
-def _correlation(a: FloatArray, b: FloatArray) -> FloatArray:
-    a, b = a - a.mean(0), b - b.mean(0)
-    scale = np.sqrt((a * a).sum(0) * (b * b).sum(0))
-    correlation: FloatArray = np.divide((a * b).sum(0), scale, out=np.zeros(a.shape[1]), where=scale > 0)
-    return correlation
-
-
-def _error(weights: Any, bias: Any, packed: Any, truth: Any, xp: Any) -> Any:
-    """Mean squared error (T,) on the choosing models."""
-    total = xp.zeros(weights.shape[1])
-    for rows in row_tiles(len(packed), TILE_ROWS):
-        total += ((_of_tile(weights, packed[rows], xp) + bias - truth[rows]) ** 2).sum(0)
-    return total / len(packed)
-
-
-def _of_tile(weights: Any, packed: Any, xp: Any) -> Any:
-    """1_S'·w for a tile of masks; as a function of its own it has let go of one tile's numbers when the next come."""
-    return unpacked(packed, len(weights), xp, weights.dtype) @ weights

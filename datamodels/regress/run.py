@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from datamodels.durable import is_there, only_maker, read_json, tidy
 from datamodels.errors import InputError
 from datamodels.progress import progress, say
-from datamodels.regress.arrays import refuse_contradiction
+from datamodels.regress.devices import devices_of, fit_shares
 from datamodels.regress.exchange import export_pt, import_pt
 from datamodels.regress.path import Fit, fit_datamodels
-from datamodels.regress.prior import covariates_named
+from datamodels.regress.prior import Covariates, covariates_named
 from datamodels.regress.results import DENSE, FILES, SPARSE, Datamodels, provenance, read_about, save
+from datamodels.regress.split import Subsets, split_models
 from datamodels.regress.unfinished import Unfinished
 from datamodels.runs import no_prior_of_own, read_store, stage_folder, stage_seconds
 from datamodels.settings import RegressSettings, Settings
@@ -25,8 +28,8 @@ from datamodels.store.precision import coarse
 def regress(settings: Settings, gpu: str | None = None) -> str:
     """Fit the datamodels of a run unless they are there for just these models and settings; say what is there then.
 
-    `gpu` is the number of a GPU, or cpu, see `regress.arrays.computing`. Raises InputError where there is no store, or not the
-    prior that is asked for.
+    `gpu` names one device or several, see `processes.devices_named`, each of which does some of the targets. Raises InputError
+    where there is no store, or not the prior that is asked for, or not those devices.
     """
     folder, prior = stage_folder(settings, "regress"), stage_folder(settings, "prior")
     refusal = no_prior_of_own(settings)
@@ -79,7 +82,7 @@ def _regress(
     prior: Path | None,
     gpu: str | None,
 ) -> str:
-    refuse_contradiction(settings.device, gpu)
+    devices = devices_of(settings.device, gpu)
     covariates = covariates_named(settings.prior, prior, store.meta.num_train, store.meta.num_targets)
     meta = provenance(store, settings)
     if covariates is not None:
@@ -90,9 +93,7 @@ def _regress(
         with _alone(folder), timed:
             refuse_damaged(store)
             unfinished = Unfinished(folder.with_name(f".{folder.name}.unfinished"), meta)
-            fit = fit_datamodels(
-                store, settings, lambda unit, total: progress("regress", unit, total), unfinished, covariates, gpu=gpu
-            )
+            fit = _fit(store, settings, unfinished, covariates, prior, devices)
             _say_what_is_constant(fit)
             found = coarse(store)
             if found is not None:
@@ -103,6 +104,30 @@ def _regress(
     mean, heldout = metrics["mean"], metrics["models_heldout"]
     found = f"LDS {mean['lds']:.3f} on {heldout} held-out models of {meta['models']}"
     return f"regress: {found}, {mean['nonzeros']:.0f} non-zero weights a target, in {folder}"
+
+
+def _fit(
+    store: Store,
+    settings: RegressSettings,
+    unfinished: Unfinished,
+    covariates: Covariates | None,
+    prior: Path | None,
+    devices: Sequence[str | None],
+) -> Fit:
+    """Fit on one device, or let several keep their shares, and join them; what none has done is done on the first one then."""
+    parts = split_models(Subsets.of(store, store.done), settings)
+    several = [device for device in devices if device is not None]
+    reports = fit_shares(store, settings, unfinished, prior, parts, several, _bar) if len(several) > 1 else []
+    fit = fit_datamodels(store, settings, _bar, unfinished, covariates, parts, devices[0])
+    if not reports:
+        return fit
+    seconds = [fit.seconds, *(report["seconds"] for report in reports)]
+    longest = {part: max(of.get(part, 0.0) for of in seconds) for of in seconds for part in of}
+    return dataclasses.replace(fit, seconds=longest, solver={**fit.solver, "devices": reports})
+
+
+def _bar(unit: str, total: int) -> AbstractContextManager[Any]:
+    return progress("regress", unit, total)
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 meta.json          what decides the result; another regression's leavings are thrown away
 chosen-0-256.npz   of a block of targets, each λ and the weights there
 fitted-0-256.npz   its weights from all models, its metrics
+prior.npz          the prior's parameters
+about.npz          what is constant, and how all was solved
+*.lock             what a process is at, where several are
 
 Blocks need not be of one size: how many targets fit into memory may change from one time to the next, or on the way.
 Each of them has the SHA-256 of its arrays under `sha256`; one that does not fit them is made again.
@@ -12,16 +15,20 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datamodels.durable import read_arrays, read_json, write_arrays, write_json
+from datamodels.durable import Lock, read_arrays, read_json, write_arrays, write_json
 from datamodels.store.layout import Array
 
 Kept = dict[str, Array]
 SEAL = "sha256"
+POLL_S = 0.05
 
 
 def _seal_of(arrays: Kept) -> str:
@@ -49,6 +56,57 @@ class Unfinished:
         found = [(int(first), int(last)) for name, first, last in named if name == stage]
         return sorted(found, key=lambda block: block[0] - block[1])
 
+    def walk(self, stage: str, first: int, last: int) -> list[tuple[int, int]]:
+        """The blocks that a way over targets meets: at each target the largest that begins there, else the next one."""
+        met, at, kept = [], first, self.blocks(stage)
+        while starts := [block[0] for block in kept if at <= block[0] and block[1] <= last]:
+            met.append(next(block for block in kept if block[0] == min(starts) and block[1] <= last))
+            at = met[-1][1]
+        return met
+
+    def missing(self, stage: str, first: int, last: int, kept: list[tuple[int, int]] | None = None) -> list[tuple[int, int]]:
+        """The targets between the blocks that `walk` meets, or between others."""
+        gaps, at = [], first
+        for start, stop in self.walk(stage, first, last) if kept is None else kept:
+            if at < start:
+                gaps.append((at, start))
+            at = stop
+        return gaps if at >= last else [*gaps, (at, last)]
+
+    @contextmanager
+    def claimed(self, stage: str, first: int, last: int) -> Iterator[bool]:
+        """Whether some targets are to be done here: they are not kept, and no other process has them while the block runs."""
+        lock = Lock(self.begun() / f"{stage}-{first}-{last}.lock")
+        if not lock.take():
+            yield False
+            return
+        try:
+            yield bool(self.missing(stage, first, last))
+        finally:
+            lock.release()
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """No other process is in such a block while this one is."""
+        if self.folder is None:
+            yield
+            return
+        lock = Lock(self.begun() / f"{name}.lock")
+        while not lock.take():
+            time.sleep(POLL_S)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def begun(self) -> Path:
+        """The folder, made if need be: by one process, before others come."""
+        assert self.folder is not None
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True)
+            write_json(self.folder / "meta.json", self.meta)
+        return self.folder
+
     def recall(self, name: str) -> Kept | None:
         """What was kept under a name, or None."""
         kept = None if self.folder is None else read_arrays(self.folder / f"{name}.npz")
@@ -59,10 +117,7 @@ class Unfinished:
         """Keep arrays under a name, wholly or not at all."""
         if self.folder is None:
             return
-        if not self.folder.exists():
-            self.folder.mkdir(parents=True)
-            write_json(self.folder / "meta.json", self.meta)
-        file = self.folder / f"{name}.npz"
+        file = self.begun() / f"{name}.npz"
         if file.is_dir():
             shutil.rmtree(file)
         write_arrays(file, {**arrays, SEAL: np.array(_seal_of(arrays))})

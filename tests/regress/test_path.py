@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels, fit_datamodels, provenance, save
-from datamodels.regress.path import score
+from datamodels.regress.score import score
 from datamodels.regress.split import Subsets, split_models
 from datamodels.settings import RegressSettings
 from datamodels.store import ArraySpec, Meta, Store, Writer, create, hand_over
