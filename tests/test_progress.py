@@ -24,7 +24,7 @@ def test_a_total_may_grow_and_shrink_and_done_never_falls(capsys):
 
 def test_what_was_there_before_counts_as_done_and_not_for_the_speed(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(shown.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     advance = Advance("verify", "models", 50, 0)
     now[0] += 5
     advance.there(40)

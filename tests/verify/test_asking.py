@@ -44,7 +44,10 @@ class Trainer:
     """Keeps what it has trained; what is there is not trained again."""
 
     def __init__(self, there=()):
-        self.there, self.rounds, self.trained, self.totals = set(there), [], Counter(), []
+        self.there = set(there)
+        self.rounds: list[list[Request]] = []
+        self.trained: Counter[Request] = Counter()
+        self.totals: list[tuple[int, int]] = []
 
     def __call__(self, requests, bar):
         missing = [request for request in requests if request not in self.there]

@@ -63,7 +63,7 @@ def removals(draw, targets):
 def drops(draw):
     removed = draw(images)
     about = draw(target), draw(st.sampled_from(KINDS)), len(removed), removed
-    return CounterfactualRecord(*about, *(draw(number) for _ in range(4)), draw(count))
+    return CounterfactualRecord(*about, draw(number), draw(number), draw(number), draw(number), draw(count))
 
 
 @st.composite
