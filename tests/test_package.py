@@ -42,3 +42,22 @@ def test_every_command_explains_itself(module, monkeypatch, capsys):
         runpy.run_module(module, run_name="__main__", alter_sys=False)
     assert ended.value.code == 0
     assert module in capsys.readouterr().out
+
+
+def test_names_of_the_package_are_imported_when_they_are_asked_for():
+    script = """
+import sys, datamodels
+assert not {"scipy", "torch", "datamodels.store"} & sys.modules.keys()
+from datamodels import Store, support, Datamodels
+assert (Store.__module__, support.__module__) == ("datamodels.store.reader", "datamodels.brittleness.supports")
+assert set(datamodels.__all__) == {"Store", "support", "Datamodels"}
+from datamodels import verify
+assert type(verify) is type(sys) and callable(verify.verify) and not callable(verify)
+try:
+    datamodels.nothing
+except AttributeError as e:
+    assert "has no attribute 'nothing'" in str(e)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

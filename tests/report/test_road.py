@@ -12,11 +12,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 
-from datamodels.data import prepare
+from datamodels.data import load, prepare
 from datamodels.regress import Datamodels
+from datamodels.report import report
 from datamodels.settings import parse
 from datamodels.store import Store
+from datamodels.verify import built_in_subject, verify_targets
 from datamodels.verify.record import FORMAT_VERSION
 from tests.conftest import flags
 
@@ -177,6 +180,29 @@ def test_a_verification_of_another_version_is_refused(run, tmp_path):
     )
 
 
+def test_the_page_shows_all_targets_of_a_name_and_each_name_has_its_own(run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    first = contents(copy / "report")
+    for name, targets in (("verify", [7, 5]), ("second", [5])):
+        settings = parse(flags(copy, **MORE, verify__name=name))[0]
+        data, models = load(settings), Datamodels.load(copy / "regress")
+        verify_targets(settings, built_in_subject(settings, data, torch.device("cpu")), models, targets)
+        report(settings, data)
+    links = {}
+    for folder in ("report", "report-second"):
+        page = Page()
+        page.feed((copy / folder / "index.html").read_text())
+        links[folder] = set(page.links)
+    assert links == {"report": {"#t3", "#t5", "#t7", "#t11"}, "report-second": {"#t5"}}
+    pictures = {name: digest for name, digest in contents(copy / "report").items() if name.startswith("target-")}
+    assert {name: pictures[name] for name in first if name.startswith("target-")}.items() <= first.items()
+    assert len(Store(copy / "verify" / "store").done) > len(Store(run / "verify" / "store").done)
+    assert not (copy / "second" / "store").exists()
+
+
 def bad(name, stage, named, *extra, **changed):
     return pytest.param(stage, extra, changed, named, id=name)
 
@@ -198,6 +224,8 @@ def bad(name, stage, named, *extra, **changed):
         bad("no targets file", "verify", "cannot read the targets file", "--targets", "nowhere.txt"),
         bad("a word", "verify", "line 2: 'boat' is not a test index", "--targets", "word"),
         bad("a bad rule", "verify", "verify.sizes takes", "--targets", "good", verify__sizes="most"),
+        bad("another setting", "verify", "(verify.ratio: 1.1 → 2.0); give --verify.name", "--targets", "5", verify__ratio=2),
+        bad("a name of the store", "verify", "verify.name must be a plain name", "--targets", "5", verify__name="store"),
         bad("no GPU", "worker", "GPU", "--gpu", "99"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodels.verify import verify_run
+from datamodels.verify import verify
 from tests.robustness.case import Call, Case, main_of
 from tests.robustness.damage import (
     written,
@@ -118,6 +118,26 @@ GIVEN: dict[str, Any] = {
     "huge": [2**70],
     "NaN": [float("nan")],
 }
+NAMES = {
+    "a folder above": "..",
+    "a path": "a/b",
+    "an absolute path": "/tmp",
+    "hidden": ".verify",
+    "of the store": "store",
+    "of the weights": "regress",
+    "of the page": "report",
+    "of another's page": "report-x",
+    "capitals": "Verify",
+    "a file": "seconds.json",
+    "a space": "a b",
+    "empty": "",
+    "long": "x" * 65,
+    "letters of others": "vérify",
+    "other digits": "٣",
+    "an option": "-x",
+    "NUL": "a\0b",
+    "escapes": "\x1b[2J",
+}
 FLAGS_OF = {"worker": ("--gpu", "cpu"), "verify": ("--targets", "3", "--gpu", "cpu")}
 
 
@@ -130,6 +150,8 @@ def argument_cases() -> Iterator[Case]:
     read: Read = lambda folder: main_of("data", "-C", folder / "own.yaml")  # noqa: E731
     configs = {**whole_text(), **{name: written(text.encode()) for name, text in YAML.items()}}
     yield from damaged("config", ("own.yaml",), "own.yaml", configs, read)
+    for name, value in NAMES.items():
+        yield Case("setting verify.name", name, _command("verify", "--targets", "3", "--gpu", "cpu", f"--verify.name={value}"))
     for name, value in TARGETS.items():
         yield Case("--targets", name, _command("verify", f"--targets={value}", "--gpu", "cpu"))
     lines = {name: text for name, text in TARGETS.items() if name not in ("none", "a folder", "a device")}
@@ -153,6 +175,6 @@ def _command(stage: str, *more: str) -> Callable[[Path, Path], Call]:
 def _called(given: Any) -> Callable[[Path, Path], Call]:
     def make(material: Path, folder: Path) -> Call:
         copied(material, folder, "own.yaml")
-        return lambda: verify_run("own.yaml", given)
+        return lambda: verify("own.yaml", given)
 
     return make

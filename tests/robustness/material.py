@@ -104,7 +104,7 @@ def _planted(file: Path) -> None:
         "tried": 3,
         "base_margin": 1.0,
         "models": 4,
-        "probes": [{"size": 3, "predicted_drop": 0.6, **outcome}],
+        "probes": [{"size": 3, "threshold": 0.0, "asked": 4, "verdict": "flipped", **outcome, "predicted_drop": 0.6}],
     }
     removal: dict[str, Any] = {
         **about,
@@ -119,9 +119,10 @@ def _planted(file: Path) -> None:
         "control_flipped": False,
         **dict.fromkeys(("before", "after", "control"), outcome),
     }
-    drop = {"target": 3, "kind": "top", "predicted_drop": 0.6, "measured_drop": 0.5}
-    fresh = {"subsets": 2, **dict.fromkeys(("lds", "lds_ceiling", "pooled", "pooled_ceiling"), 0.5)}
-    planted = {"searches": [search], "removals": [removal], "counterfactuals": [drop], "fresh": fresh}
+    measured = {"predicted_drop": 0.6, "measured_drop": 0.5, "low": 0.4, "high": 0.6, "models": 2}
+    drop = {"target": 3, "kind": "top", "size": 3, "indices": images, **measured}
+    on_subsets = {"subsets": 2, **dict.fromkeys(("lds", "lds_ceiling", "pooled", "pooled_ceiling"), 0.5)}
+    planted = {"searches": [search], "removals": [removal], "counterfactuals": [drop], "random_subsets": on_subsets}
     write_sealed(file, {**found, **planted})
 
 

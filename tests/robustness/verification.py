@@ -14,8 +14,9 @@ from datamodels.runs import read_seconds
 from datamodels.store import Store, merge_if_free
 from datamodels.store.check import check
 from datamodels.subsets import draw_masks, pack
-from datamodels.verify import record
 from datamodels.verify.methods import embedding_named
+from datamodels.verify.record import Claims, Verified
+from datamodels.verify.typed import form_of
 from tests.robustness.case import GONE_ON, Call, Case, main_of
 from tests.robustness.damage import (
     ARCHIVES,
@@ -39,13 +40,19 @@ from tests.robustness.tables import (
 
 REPORTED = ("run/data", "run/store", "run/regress", "run/verify/verify.json")
 """What a report is made of, and a recheck."""
+ADDED_TO = ("run/data", "run/store", "run/regress", "run/prior", "run/verify")
+"""What further targets are verified from."""
+ON_ALL: dict[str, object] = {
+    "models": 2,
+    **dict.fromkeys(("mean_margin", "low", "high", "correct", "correct_low", "correct_high"), 0.5),
+}
+ON_ALL |= {"confidence": None, "label": 1}
 
 
 def verification_cases() -> Iterator[Case]:
     read: Read = verifies("--recheck", "run/verify/verify.json")
     yield from damaged("recheck", REPORTED, "run/verify/verify.json", {**FILES, **text_of_json()}, read)
-    form = {"store_digest": str, "searches": [record.CHECKED]}
-    yield from damaged("recheck values", REPORTED, "run/verify/verify.json", values(form, False), read)
+    yield from damaged("recheck values", REPORTED, "run/verify/verify.json", values(form_of(Claims), False), read)
     beyond = {
         "an image beyond": put(("searches", 0, "order", 0), 60),
         "an image twice": put(("searches", 0, "order"), [1, 1, 2]),
@@ -60,7 +67,7 @@ def verification_cases() -> Iterator[Case]:
         return main_of("report", *run_flags(folder))
 
     yield from damaged("report of verify.json", REPORTED, "run/verify/verify.json", {**FILES, **random_bytes(6)}, reported)
-    yield from damaged("report of values", REPORTED, "run/verify/verify.json", values(record.VERIFIED, False), reported)
+    yield from damaged("report of values", REPORTED, "run/verify/verify.json", values(form_of(Verified), False), reported)
     of_report = {
         **beyond,
         "a rule that is a path": put(("removals", 0, "rule"), "../../precious"),
@@ -69,8 +76,16 @@ def verification_cases() -> Iterator[Case]:
         "a label beyond": put(("removals", 0, "label"), 10),
         "weights for fewer": put(("removals", 0, "removed_weights"), []),
         "half a control": put(("removals", 0, "control"), None),
+        "a margin of a target beyond": put(("base", "20"), ON_ALL),
+        "a margin of no target": put(("base", "three"), ON_ALL),
+        "a target in other digits": put(("base", "٣"), ON_ALL),
+        "a removal without a margin before": put(("removals", 0, "target"), 5),
+        "a counterfactual of no kind": put(("counterfactuals", 0, "kind"), "middle"),
+        "a counterfactual beyond": put(("counterfactuals", 0, "target"), 20),
+        "another format": put(("format_version",), 5),
     }
     yield from damaged("report of images", REPORTED, "run/verify/verify.json", of_report, reported)
+    yield from _added()
     seconds: Read = lambda folder: lambda: read_seconds(settings_of(folder))  # noqa: E731
     damages = {**FILES, **text_of_json(), **{f"a value {k}": put(("data",), v, seal=False) for k, v in VALUES.items()}}
     yield from damaged("seconds.json", ("run/seconds.json",), "run/seconds.json", damages, seconds, (GONE_ON,))
@@ -86,6 +101,22 @@ def verification_cases() -> Iterator[Case]:
     yield from damaged("embedding", ("embedding.npy",), "embedding.npy", {**FILES, **all_written(HEADERS)}, embedded)
     yield from _inbox()
     yield from _own()
+
+
+def _added() -> Iterator[Case]:
+    """A target more, where verdicts are."""
+    more: Read = verifies("--targets", "5")
+    of_all = {
+        **FILES,
+        **text_of_json(),
+        "another setting": put(("verify", "ratio"), 3.0),
+        "another format": put(("format_version",), 5),
+    }
+    nothing_there = ("missing", "a link to nothing")
+    verdicts = {name: damage for name, damage in of_all.items() if name not in nothing_there}
+    yield from damaged("added to verify.json", ADDED_TO, "run/verify/verify.json", verdicts, more)
+    counted = {**FILES, **all_written(HEADERS)}
+    yield from damaged("added to models_used.npy", ADDED_TO, "run/verify/models_used.npy", counted, more)
 
 
 def _inbox() -> Iterator[Case]:

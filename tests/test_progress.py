@@ -1,0 +1,50 @@
+"""Progress whose total changes on the way, in a log and on a terminal."""
+
+import io
+import re
+
+import pytest
+
+from datamodels import progress as shown
+from datamodels.progress import Advance, progress
+
+
+def test_a_total_may_grow_and_shrink_and_done_never_falls(capsys):
+    advance = Advance("verify", "models", 0, 0)
+    advance.to(0, 30)
+    advance(10)
+    advance.to(4)
+    assert (advance.done, advance.total) == (10, 30)
+    advance.to(12, 12)
+    assert (advance.done, advance.total) == (12, 12)
+    assert re.fullmatch(r"verify: 12 of 12 models, .* models/s, 0 s left\n", capsys.readouterr().err)
+    advance.to(12, 12)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_was_there_before_counts_as_done_and_not_for_the_speed(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    advance = Advance("verify", "models", 50, 0)
+    now[0] += 5
+    advance.there(40)
+    assert (advance.done, advance.speed) == (40, 0)
+    advance(10)
+    assert advance.done == 50
+    assert advance.speed == pytest.approx(2)
+
+
+def test_a_bar_on_a_terminal_shows_the_total_of_the_moment(monkeypatch):
+    terminal = io.StringIO()
+
+    class Terminal(shown._Terminal):
+        def __init__(self, **_):
+            super().__init__(file=terminal, force_terminal=True, width=120)
+
+    monkeypatch.setattr(shown, "_Terminal", Terminal)
+    with progress("verify", "models", 0) as advance:
+        advance.to(0, 30)
+        advance(10)
+        advance.to(10, 25)
+        advance.there(5)
+    assert "15/25" in terminal.getvalue()
