@@ -61,7 +61,7 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `python -m datamodels.STAGE` with the given arguments, in the current folder or `cwd`; `path` has modules of one's own."""
+    """Runs `python -m datamodels.STAGE` with the given arguments, in `cwd`; `path` has modules of one's own."""
 
     def run(stage: str, *args: object, cwd: Path | None = None, path: Path | None = None) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, "-m", f"datamodels.{stage}".rstrip("."), *map(str, args)]

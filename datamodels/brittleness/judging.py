@@ -14,7 +14,7 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from datamodels.errors import InputError
-from datamodels.store.layout import Array
+from datamodels.subsets import Array
 
 CONFIDENCE = 0.95
 FLIPPED, HELD, UNDECIDED = "flipped", "held", "undecided"

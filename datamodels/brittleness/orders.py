@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datamodels.store.layout import Array
-from datamodels.subsets import IndexArray
+from datamodels.subsets import Array, IndexArray
 
 
 def by_weight(weights: Array, most: int) -> IndexArray:

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from datamodels.store.layout import Array
-from datamodels.subsets import IndexArray
+from datamodels.subsets import Array, IndexArray
 
 UNINFORMED_START = 8
 LEAST_GROWTH, UNPREDICTED_GROWTH, MOST_GROWTH = 1.25, 1.5, 3.0

@@ -20,8 +20,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from datamodels.store import Store
-from datamodels.store.layout import Array
-from datamodels.subsets import BoolArray
+from datamodels.subsets import Array, BoolArray
 
 TILE_ROWS = 1024
 

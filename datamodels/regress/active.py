@@ -28,8 +28,7 @@ import numpy as np
 from datamodels.regress.arrays import on_device, to_numpy
 from datamodels.regress.lasso import lipschitz, relative_gap, solve, unsolved
 from datamodels.regress.moments import Problem
-from datamodels.store.layout import Array
-from datamodels.subsets import BoolArray, IndexArray
+from datamodels.subsets import Array, BoolArray, IndexArray
 
 REACH = 0.8
 """A working set is made for λ down to so many times the one that is wanted now."""

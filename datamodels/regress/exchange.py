@@ -25,7 +25,7 @@ from datamodels.reading import check_zip, open_file
 from datamodels.regress.results import FORMAT_VERSION, Datamodels, sparse_bytes, write
 from datamodels.regress.scales import BY_STORE, RAW, Scale, scale_named, tried
 from datamodels.store import Store
-from datamodels.store.layout import Array
+from datamodels.subsets import Array
 
 NAMES, OF_MASKS = ("weight", "bias", "lam"), ("mean", "std")
 BLOCK_ITEMS = 2**20

@@ -32,8 +32,7 @@ from datamodels.errors import InputError
 from datamodels.regress.arrays import keep_columns, on_device, put_columns, to_numpy
 from datamodels.regress.kernels import extrapolate, fista_step, gap_sums
 from datamodels.regress.moments import Problem
-from datamodels.store.layout import Array
-from datamodels.subsets import IndexArray
+from datamodels.subsets import Array, IndexArray
 
 CHECK_EVERY, MANY_STEPS = 2, 12
 """The gap is looked at after so many steps, and later after twice as many."""

@@ -39,8 +39,7 @@ from datamodels.regress.unfinished import Kept, Unfinished
 from datamodels.regress.walk import walk
 from datamodels.settings import RegressSettings
 from datamodels.store import Store
-from datamodels.store.layout import Array
-from datamodels.subsets import BoolArray, IndexArray
+from datamodels.subsets import Array, BoolArray, IndexArray
 
 PATIENCE = 5
 """Values of λ without a smaller error after which a target's path ends."""

@@ -48,8 +48,7 @@ from datamodels.regress.arrays import on_device, to_numpy
 from datamodels.regress.moments import Problem
 from datamodels.regress.repeats import Repeats
 from datamodels.seals import read_sealed_folder
-from datamodels.store.layout import Array
-from datamodels.subsets import BoolArray
+from datamodels.subsets import Array, BoolArray
 
 NONE, FLAT, SIMILARITY, GRADIENTS = "none", "flat", "similarity", "gradients"
 FEATURES = ("features_train", "features_test")

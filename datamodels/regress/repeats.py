@@ -16,7 +16,7 @@ import numpy as np
 
 from datamodels.regress.source import TILE_ROWS, Source
 from datamodels.regress.split import Subsets
-from datamodels.store.layout import Array
+from datamodels.subsets import Array
 
 
 @dataclass(frozen=True)

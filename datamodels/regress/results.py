@@ -33,8 +33,7 @@ from datamodels.regress.source import targets_named
 from datamodels.seals import read_sealed_folder, seal_folder
 from datamodels.settings import RegressSettings
 from datamodels.store import Store
-from datamodels.store.layout import Array
-from datamodels.subsets import BoolArray, IndexArray
+from datamodels.subsets import Array, BoolArray, IndexArray
 
 FORMAT_VERSION = 3
 SPARSE, DENSE = "weights.npz", "weights.npy"

@@ -17,7 +17,7 @@ import numpy as np
 
 from datamodels.errors import InputError
 from datamodels.store import Store
-from datamodels.store.layout import Array
+from datamodels.subsets import Array
 
 RAW, BY_STORE = "raw", "store"
 MOST_MODELS, TILE_ROWS = 4096, 512

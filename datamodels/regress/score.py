@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 from datamodels.regress.arrays import row_tiles, to_numpy
 from datamodels.regress.kernels import unpacked
 from datamodels.regress.source import TILE_ROWS
-from datamodels.store.layout import Array
+from datamodels.subsets import Array
 
 FloatArray = npt.NDArray[np.float64]
 

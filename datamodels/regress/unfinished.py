@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from datamodels.durable import Lock, read_arrays, read_json, write_arrays, write_json
-from datamodels.store.layout import Array
+from datamodels.subsets import Array
 
 Kept = dict[str, Array]
 SEAL = "sha256"

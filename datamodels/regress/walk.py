@@ -14,8 +14,7 @@ import numpy as np
 from datamodels.regress.arrays import keep_columns, on_device, to_numpy
 from datamodels.regress.memory import MOST_TOGETHER
 from datamodels.regress.solvers import Lasso
-from datamodels.store.layout import Array
-from datamodels.subsets import BoolArray, IndexArray
+from datamodels.subsets import Array, BoolArray, IndexArray
 
 LEAST_LAM = 1e-300
 

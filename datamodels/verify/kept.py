@@ -94,7 +94,8 @@ def mean_similarity(models: Sequence[Model], targets: list[int], learner: Learne
     def of_part(part: Sequence[Model]) -> Array:
         found = seen.features(part)
         pairs = zip(found["features_train"], found["features_test"], strict=True)
-        return np.sum([cosine(test[targets], train) for train, test in pairs], 0)
+        total: Array = np.sum([cosine(test[targets], train) for train, test in pairs], 0)
+        return total
 
     mean: Array = np.sum(in_parts(models, learner, of_part), 0) / len(models)
     return mean

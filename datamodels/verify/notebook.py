@@ -18,8 +18,8 @@ def verify(config: Path | str, targets: str | Iterable[int], gpu: str | None = N
     """Verify targets of the run that a config file describes; what verify.json tells then.
 
     `targets` are test indices, or what `--targets` takes, `gpu` what `--gpu` takes. Settings are changed by name, with two
-    underscores for the dot: `verify__methods="datamodel,relabel"`. The run must have its models and weights. Raises InputError as
-    the command does.
+    underscores for the dot: `verify__methods="datamodel,relabel"`. The run must have its models and weights. Raises
+    InputError as the command does.
 
     >>> from datamodels.verify import verify                          # doctest: +SKIP
     >>> found = verify("configs/digits.yaml", [3, 7])                 # doctest: +SKIP

@@ -140,7 +140,16 @@ def test_a_changed_function_is_refused_by_its_file_and_goes_on_when_trusted(modu
     (tmp_path / "helper_of_mine.py").write_text("SCALE = 1.0\n")
     text = "import helper_of_mine\ndef train(index, mask):\n    return {'margins': mask[:6] * helper_of_mine.SCALE}\n"
     module("mine_in_two", text)
-    flags = ("-C", CONFIGS / "digits.yaml", "--run.dir", "run", "--worker.main", "mine_in_two:train", "--regress.prior", "none")
+    flags: tuple[object, ...] = (
+        "-C",
+        CONFIGS / "digits.yaml",
+        "--run.dir",
+        "run",
+        "--worker.main",
+        "mine_in_two:train",
+        "--regress.prior",
+        "none",
+    )
     flags += ("--data.train_images", N, "--data.test_images", T, "--gpu", "cpu")
     assert "4 of 4" in command("worker", *flags, "--store.num_models", 4, cwd=tmp_path).stdout
     (tmp_path / "unrelated.py").write_text("x = 1\n")

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from datamodels.data import load, prepare
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels, devices, fit_datamodels, provenance
 from datamodels.regress import run as run_module
@@ -25,6 +26,7 @@ from datamodels.regress.split import Parts
 from datamodels.regress.unfinished import Unfinished
 from datamodels.settings import RegressSettings
 from datamodels.store import Store
+from tests.conftest import trained
 from tests.regress import device_tasks
 from tests.regress.test_path import planted, store_of
 from tests.regress.test_prior import drawn
@@ -297,14 +299,9 @@ def test_what_is_missing_is_what_a_walk_does_not_meet(kept, last):
 
 
 def test_a_run_over_devices_by_its_settings(settings, tmp_path):
-    import torch
-
-    from datamodels.data import load, prepare
-    from datamodels.worker import train_missing
-
     run = settings(store__num_models=60, regress__prior="similarity", regress__block=5)
     prepare(run)
-    train_missing(run, load(run), torch.device("cpu"))
+    trained(run, load(run))
     one = regress(run, "cpu")
     folder = Path(run.run.dir, "regress")
     folder.rename(tmp_path / "one")

@@ -8,7 +8,6 @@ import subprocess
 
 import numpy as np
 import pytest
-import torch
 
 from datamodels.data import load, prepare
 from datamodels.regress import Datamodels
@@ -17,8 +16,7 @@ from datamodels.report import report
 from datamodels.runs import read_store, stage_folder
 from datamodels.settings import parse
 from datamodels.verify import verify_targets
-from datamodels.worker import train_missing
-from tests.conftest import flags
+from tests.conftest import built_in, flags, trained
 from tests.verify.rule import by_the_rule, planted
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -52,12 +50,11 @@ def folder(tmp_path_factory):
     settings = parse(flags(run, store__num_models=60, **methods))[0]
     prepare(settings, use_ffcv=False)
     data = load(settings)
-    train_missing(settings, data, torch.device("cpu"))
+    trained(settings, data)
     regress(settings)
     rule = planted(read_store(settings))
-    subject = by_the_rule(data, rule)
-    verify_targets(settings, subject, Datamodels.load(stage_folder(settings, "regress")), [3, 7, 12, 19])
-    report(settings, data)
+    verify_targets(settings, by_the_rule(data, rule), Datamodels.load(stage_folder(settings, "regress")), [3, 7, 12, 19])
+    report(settings, built_in(settings, data).learner)
     return run / "report"
 
 

@@ -12,16 +12,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import torch
 
 from datamodels.data import load, prepare
 from datamodels.regress import Datamodels
 from datamodels.report import report
 from datamodels.settings import parse
 from datamodels.store import Store
-from datamodels.verify import built_in_subject, verify_targets
+from datamodels.verify import verify_targets
 from datamodels.verify.record import FORMAT_VERSION
-from tests.conftest import flags
+from tests.conftest import built_in, flags
 
 MORE = {
     "regress__prior": "gradients",
@@ -189,8 +188,9 @@ def test_the_page_shows_all_targets_of_a_name_and_each_name_has_its_own(run, tmp
     for name, targets in (("verify", [7, 5]), ("second", [5])):
         settings = parse(flags(copy, **MORE, verify__name=name))[0]
         data, models = load(settings), Datamodels.load(copy / "regress")
-        verify_targets(settings, built_in_subject(settings, data, torch.device("cpu")), models, targets)
-        report(settings, data)
+        engine = built_in(settings, data)
+        verify_targets(settings, engine, models, targets)
+        report(settings, engine.learner)
     links = {}
     for folder in ("report", "report-second"):
         page = Page()

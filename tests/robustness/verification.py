@@ -94,7 +94,7 @@ def verification_cases() -> Iterator[Case]:
         def call() -> None:
             labels = SimpleNamespace(train_labels=np.zeros(60), test_labels=np.zeros(20))
             chosen = settings_of(folder, verify__embedding=str(folder / "embedding.npy"), verify__methods="embedding")
-            embedding_named(chosen.verify, labels, ["embedding"])  # type: ignore[arg-type]
+            embedding_named(chosen.verify, labels, ["embedding"])
 
         return call
 

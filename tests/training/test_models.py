@@ -268,11 +268,11 @@ def test_models_learn_the_labels_that_they_are_given(digits, recipe):
     np.testing.assert_allclose(mixed["margins"][[0, 1, 3]], plain["margins"][[0, 1, 3]], rtol=0, atol=1e-6)
 
 
-def test_similarity_is_the_cosine_of_what_the_last_layer_sees(digits, recipe):
+def test_features_are_what_the_last_layer_sees(digits, recipe):
     trainer = Trainer(digits, recipe, CPU, dtype=torch.float64)
     masks, keys = np.ones((2, 60), bool), [(0, 0), (0, 1)]
-    found = trainer.similarity(masks, keys, [3, 8])
-    assert found["similarity"].shape == (2, 60)
+    found = trainer.features_of(masks, keys)
+    assert found["features_train"].shape == (2, 60, 2 * recipe.width)
     parameters, statistics = trainer.train(masks, keys)
     linear = trainer.network.by_name(parameters)["linear.weight"]
     with torch.no_grad():
@@ -280,8 +280,9 @@ def test_similarity_is_the_cosine_of_what_the_last_layer_sees(digits, recipe):
         stacked = torch.cat([views, views], 1)  # both models see the same images
         features = trainer.network.features(parameters, statistics, stacked, training=False)
         logits = trainer.network.forward(parameters, statistics, stacked, training=False)
-    oracle = torch.nn.functional.cosine_similarity(features[:, :2, None], features[:, None, 2:], dim=3).mean(0)
-    np.testing.assert_allclose(found["similarity"], oracle, atol=1e-5)
+    unit = features / torch.linalg.vector_norm(features, dim=2, keepdim=True)
+    np.testing.assert_allclose(found["features_test"][:, [3, 8]], unit[:, :2], atol=1e-6)
+    np.testing.assert_allclose(found["features_train"], unit[:, 2:], atol=1e-6)
     np.testing.assert_allclose(torch.bmm(features, linear) * (logits / torch.bmm(features, linear)).mean(), logits, atol=1e-6)
 
 

@@ -24,8 +24,9 @@ def test_padded_images_train_the_same_models(digits, recipe, per_kernel):
     assert padded.images.pixels.shape[1] == 8
     assert padded.network == plain.network
     np.testing.assert_allclose(padded.margins(MASKS, KEYS), plain.margins(MASKS, KEYS), atol=1e-6)
-    ours, theirs = (trainer.similarity(MASKS, KEYS, [0, 3])["similarity"] for trainer in (plain, padded))
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    ours, theirs = (trainer.features_of(MASKS, KEYS) for trainer in (plain, padded))
+    for name, values in ours.items():
+        np.testing.assert_allclose(values, theirs[name], atol=1e-5)
 
 
 def test_several_models_a_compiled_kernel_are_refused(digits, recipe):

@@ -1,12 +1,11 @@
 """A trained run with planted weights, shared by the tests of verification."""
 
 import pytest
-import torch
 
 from datamodels.data import load, prepare
 from datamodels.runs import read_store
 from datamodels.verify import methods
-from datamodels.worker import train_missing
+from tests.conftest import trained
 from tests.verify.rule import planted
 
 
@@ -24,5 +23,5 @@ def run(settings, monkeypatch):
     chosen = settings(**looks, **search)
     prepare(chosen, use_ffcv=False)
     data = load(chosen)
-    train_missing(chosen, data, torch.device("cpu"))
+    trained(chosen, data)
     return chosen, data, planted(read_store(chosen))

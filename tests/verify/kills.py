@@ -21,7 +21,14 @@ from pathlib import Path
 
 from datamodels.resources import CONFIGS
 
-COMPARED = ("verify/verify.json", "verify/verify.csv", "regress/bias.npy", "store/margins.npy", "store/masks.npy", "targets.txt")
+COMPARED = (
+    "verify/verify.json",
+    "verify/verify.csv",
+    "regress/bias.npy",
+    "store/margins.npy",
+    "store/masks.npy",
+    "targets.txt",
+)
 DIGITS = {
     "data.train_images": 60,
     "data.test_images": 20,
@@ -118,7 +125,8 @@ def main() -> None:
         except RuntimeError as e:
             raise SystemExit(f"{e}\n{Path(name, 'broken.log').read_text(encoding='utf-8')[-3000:]}") from e
         different = differences(whole, broken)
-        print(f"{count['parent']} kills of parents, {count['child']} of children, {count['starts']} starts: {different or 'the same'}")
+        told = f"{count['parent']} kills of parents, {count['child']} of children, {count['starts']} starts"
+        print(f"{told}: {different or 'the same'}")
         raise SystemExit(bool(different))
 
 

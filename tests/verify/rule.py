@@ -1,16 +1,17 @@
 """Models whose margins follow a rule that the tests know, in the place of trained ones."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from datamodels.verify.subject import Subject
 
+from datamodels.learners import Trained
 from datamodels.regress import Datamodels
 from datamodels.runs import verdicts_folder
 from datamodels.seals import read_sealed
 from datamodels.settings import Settings
-from datamodels.worker.blocks import in_turn
+from datamodels.subsets import pack
+from datamodels.worker import Local
 
 N, T, NOISE = 60, 20, 0.25
 
@@ -23,28 +24,52 @@ def planted(store, bias_of_one=1.0):
     return Datamodels(weights, bias_of_one - weights.sum(0), np.ones(T), np.arange(2), {}, meta)
 
 
+class Seen(NamedTuple):
+    """A model that was trained: its packed mask, its repetition, and its key, by which all of them differ."""
+
+    packed: bytes
+    repetition: int
+    key: tuple[int, ...]
+
+
+class Rule:
+    """Margins are what the datamodels say, and noise; an image of another label than its own takes twice its weight away."""
+
+    name, provenance, models_at_once, classes = "the rule", {"rule": "linear"}, 8, 10
+
+    def __init__(self, data, models, trained=None):
+        self.models, self.trained = models, [] if trained is None else trained
+        self.train_labels, self.test_labels = data.train.labels.numpy(), data.test.labels.numpy()
+        self.logits = np.random.default_rng(6).normal(size=(T, 10))
+
+    def train(self, models):
+        """Rows of the rule."""
+        for model in models:
+            seen = Seen(pack(model.mask).tobytes(), model.key[3], model.key)
+            # The base models are trained a second time where their logits are wanted.
+            if not (model.mask.all() and seen in self.trained):
+                self.trained.append(seen)
+        margins = np.stack([self.margins(model) for model in models]).astype(np.float32)
+        return Trained({"margins": margins, "logits": np.stack([self.logits] * len(models))})
+
+    def margins(self, model):
+        """Of one model."""
+        wrong = np.zeros(N) if model.labels is None else model.labels != self.train_labels
+        drop = (~model.mask + 2.0 * wrong) @ self.models.weights
+        noise = NOISE * np.random.default_rng(list(model.key)).normal(size=T)
+        return self.models.weights.sum(0) + self.models.bias - drop + noise
+
+    def features(self, models):
+        """The same for all of them."""
+        rng = np.random.default_rng(5)
+        sides = {"features_train": rng.normal(size=(N, 8)), "features_test": rng.normal(size=(T, 8))}
+        return {name: np.stack([values] * len(models)) for name, values in sides.items()}
+
+
 def by_the_rule(data, models, trained=None):
-    """Models whose margins are what the datamodels say, and noise; a wrong label takes twice its image's weight away."""
-    similarity = np.random.default_rng(5).random((T, N))
-
-    def train(masks, requests):
-        rows = []
-        for mask, request in zip(masks, requests, strict=True):
-            weights = models.weights * (2 if request.relabelled >= 0 else 1)
-            drop = (~mask).astype(float) @ weights
-            noise = NOISE * np.random.default_rng(list(request.key(1))).normal(size=T)
-            rows.append(models.weights.sum(0) + models.bias - drop + noise)
-            if trained is not None:
-                trained.append(request)
-        margins = np.stack(rows).astype(np.float32)
-        return {"margins": margins, "confidence": (1 / (1 + np.exp(-margins))).astype(np.float16)}
-
-    def describe(requests, targets):
-        logits = np.random.default_rng(6).normal(size=(T, 10))
-        return {"logits": logits, "similarity": similarity[list(targets)]}
-
-    labels = data.train.labels.numpy(), data.test.labels.numpy()
-    return Subject(*labels, {"rule": "linear"}, 8, train, in_turn, describe)
+    """An engine of models that follow the rule; those that it trains are added to `trained`."""
+    rule = Rule(data, models, trained)
+    return Local(lambda _: rule)
 
 
 def changed(settings: Settings, **verify: Any) -> Settings:

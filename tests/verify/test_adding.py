@@ -17,9 +17,8 @@ from datamodels.settings import parse
 from datamodels.store import Store
 from datamodels.verify import run as stage
 from datamodels.verify import verify_targets
-from datamodels.verify.subject import Request
 from tests.conftest import flags
-from tests.verify.rule import by_the_rule, changed, result_of
+from tests.verify.rule import Seen, by_the_rule, changed, result_of
 
 LISTS = ("searches", "removals", "counterfactuals")
 QUICK = {"methods": "datamodel,similarity,relabel", "most_models": 16, "counterfactuals": "3", "subsets": 3, "subset_models": 2}
@@ -38,20 +37,13 @@ def files(folder):
 def test_new_targets_are_added_and_what_is_there_stays_word_for_word(run):
     settings, data, models = run
     chosen = changed(settings, **QUICK)
-    trained: list[Request] = []
-    subject = by_the_rule(data, models, trained)
-    verify_targets(chosen, subject, models, [3, 7])
-    before, described = result_of(chosen), np.load(verdicts_folder(chosen) / "base.npz")
-    described = {name: described[name] for name in described.files}
-    asked = []
-
-    def describe(requests, targets):
-        asked.append(list(targets))
-        return subject.describe(requests, targets)
-
-    line = verify_targets(chosen, dataclasses.replace(subject, describe=describe), models, [7, 11, 3, 5])
+    trained: list[Seen] = []
+    engine = by_the_rule(data, models, trained)
+    verify_targets(chosen, engine, models, [3, 7])
+    before = result_of(chosen)
+    described = {name: dict(np.load(verdicts_folder(chosen) / f"{name}.npz")) for name in ("logits", "similarity")}
+    line = verify_targets(chosen, engine, models, [7, 11, 3, 5])
     after = result_of(chosen)
-    assert asked == [[11, 5]]
     assert list(after["base"]) == ["3", "7", "11", "5"]
     assert all(written(after["base"][target]) == written(before["base"][target]) for target in before["base"])
     for name in LISTS:
@@ -61,10 +53,10 @@ def test_new_targets_are_added_and_what_is_there_stays_word_for_word(run):
     assert len(trained) == len(set(trained)) == after["models_used"] > before["models_used"]
     assert after["models_used"] == len(Store(stage_folder(chosen, "verify") / "store").done)
     assert f"4 targets, {len(trained)} models" in line
-    kept = np.load(verdicts_folder(chosen) / "base.npz")
-    assert kept["targets"].tolist() == [3, 7, 11, 5]
-    assert np.array_equal(kept["similarity"][:2], described["similarity"])
-    assert np.array_equal(kept["logits"], described["logits"])
+    kept = {name: dict(np.load(verdicts_folder(chosen) / f"{name}.npz")) for name in ("logits", "similarity")}
+    assert kept["similarity"]["targets"].tolist() == [3, 7, 11, 5]
+    assert np.array_equal(kept["similarity"]["similarity"][:2], described["similarity"]["similarity"])
+    assert np.array_equal(kept["logits"]["logits"], described["logits"]["logits"])
     table = list(csv.DictReader((verdicts_folder(chosen) / "verify.csv").read_text().splitlines()))
     assert {int(row["target"]) for row in table} == {3, 5, 7, 11}
 
@@ -89,7 +81,7 @@ def test_targets_that_are_there_leave_every_file_as_it_is(run):
     chosen = changed(settings, **QUICK)
     verify_targets(chosen, by_the_rule(data, models), models, [3, 7])
     before = files(verdicts_folder(chosen))
-    trained: list[Request] = []
+    trained: list[Seen] = []
     again = changed(chosen, random_targets=9)
     verify_targets(again, by_the_rule(data, models, trained), models, [7])
     assert files(verdicts_folder(chosen)) == before
@@ -143,7 +135,7 @@ def test_verdicts_of_another_store_ask_for_a_name(run):
 
 def test_names_share_their_models(run):
     settings, data, models = run
-    trained: list[Request] = []
+    trained: list[Seen] = []
     chosen = changed(settings, methods="datamodel", sizes="none")
     verify_targets(chosen, by_the_rule(data, models, trained), models, [3])
     number = len(trained)

@@ -7,7 +7,7 @@ import pytest
 from datamodels.progress import Advance
 from datamodels.verify.asking import ask
 from datamodels.verify.questions import Question
-from datamodels.verify.subject import Request
+from datamodels.verify.retrain import Request
 
 
 def models(name, *repetitions):

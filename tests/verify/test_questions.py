@@ -1,25 +1,29 @@
 """What is asked, and of which images: orders, controls, random subsets, counterfactuals."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from datamodels.verify.subject import Request
 from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics.pairwise import cosine_similarity
 
 from datamodels.errors import InputError
 from datamodels.runs import stage_folder
 from datamodels.training import Trainer
-from datamodels.verify import built_in_subject, methods, verify_targets
+from datamodels.verify import methods, verify_targets
+from datamodels.verify.kept import mean_logits, mean_similarity
 from datamodels.verify.methods import methods_named, sizes_named
 from datamodels.verify.plan import Plan
 from datamodels.verify.questions.random_subsets import ceiling
 from datamodels.verify.questions.removals import Removal
 from datamodels.verify.record import SearchRecord, read_verified
+from datamodels.verify.retrain import Request
 from datamodels.verify.summary import drop_correlations, median_size
 from datamodels.worker import make_prior
-from tests.verify.rule import NOISE, N, T, by_the_rule, changed, result_of
+from tests.conftest import built_in
+from tests.verify.rule import NOISE, N, Seen, T, by_the_rule, changed, result_of
 
 CPU = torch.device("cpu")
 
@@ -27,7 +31,7 @@ CPU = torch.device("cpu")
 def test_random_subsets_are_judged_and_the_ceiling_is_where_a_right_prediction_ends(run):
     settings, data, models = run
     chosen = changed(settings, methods="none", sizes="none", subsets=150, subset_models=4)
-    trained: list[Request] = []
+    trained: list[Seen] = []
     line = verify_targets(chosen, by_the_rule(data, models, trained), models, [3])
     told = result_of(settings)["random_subsets"]
     masks = {request.packed for request in trained if request.repetition < 4} - {np.packbits(np.ones(N, bool)).tobytes()}
@@ -66,8 +70,8 @@ def test_the_ceiling_is_the_correlation_with_the_truth_itself():
 
 def test_the_control_removes_other_images_of_the_targets_class_for_each_model(run, tmp_path):
     settings, data, models = run
-    subject = built_in_subject(settings, data, CPU)
-    orders = Plan.of(settings, subject).orders(settings, subject, models, [3], tmp_path)
+    engine = built_in(settings, data)
+    orders = Plan.of(settings, engine.learner).orders(settings, engine, models, [3], tmp_path)
     removal = Removal.of_size(orders, 3, 5)
     label, labels = int(data.test.labels[3]), data.train.labels.numpy()
     expected = min(5, int((labels == label).sum()))
@@ -86,7 +90,7 @@ def test_the_control_removes_other_images_of_the_targets_class_for_each_model(ru
 def test_counterfactuals_measure_what_the_weights_predict(run):
     settings, data, models = run
     chosen = changed(settings, methods="none", sizes="none", counterfactuals="4,15")
-    trained: list[Request] = []
+    trained: list[Seen] = []
     line = verify_targets(chosen, by_the_rule(data, models, trained), models, [3, 11])
     told = result_of(settings)["counterfactuals"]
     assert len(told) == 2 * 2 * (2 + 4)
@@ -128,19 +132,18 @@ def test_the_median_counts_censored_searches_as_larger_than_all():
 def test_relabelled_images_get_the_runner_up_or_the_class_that_is_given(run):
     settings, data, models = run
     chosen = changed(settings, methods="relabel", sizes="none")
-    subject = by_the_rule(data, models)
-    verify_targets(chosen, subject, models, [3, 7])
-    assert subject.describe is not None
-    logits = subject.describe([], [3])["logits"]
+    engine = by_the_rule(data, models)
+    verify_targets(chosen, engine, models, [3, 7])
+    logits = engine.learner.logits
     for search in result_of(chosen)["searches"]:
         others = [c for c in np.argsort(-logits[search["target"]]) if c != search["label"]]
         assert search["relabelled"] == others[0]
     given = changed(chosen, relabel_to=2, name="given")
-    verify_targets(given, subject, models, [3, 7])
+    verify_targets(given, engine, models, [3, 7])
     assert all(s["relabelled"] == 2 or s["label"] == 2 for s in result_of(given)["searches"])
     beyond = changed(chosen, relabel_to=10)
     with pytest.raises(InputError, match=r"verify.relabel_to is 10, but the classes run from 0 to 9"):
-        verify_targets(beyond, subject, models, [3])
+        verify_targets(beyond, engine, models, [3])
 
 
 def test_candidates_of_the_class_are_of_the_class_and_by_weight(run):
@@ -159,7 +162,7 @@ def test_candidates_of_the_class_are_of_the_class_and_by_weight(run):
 
 def test_an_embedding_orders_by_cosine_within_the_class(run, tmp_path):
     settings, data, models = run
-    trained: list[Request] = []
+    trained: list[Seen] = []
     embedding = np.random.default_rng(0).normal(size=(N + T, 6))
     np.save(tmp_path / "embedding.npy", embedding)
 
@@ -186,7 +189,7 @@ def test_first_order_attribution_orders_within_the_class(run):
     with pytest.raises(InputError, match=r"there is no .*run the worker with --regress.prior gradients"):
         verify_targets(chosen, by_the_rule(data, models), models, [3])
     with_prior = dataclasses.replace(chosen, regress=dataclasses.replace(chosen.regress, prior="gradients"))
-    make_prior(with_prior, data, CPU)
+    make_prior(with_prior, built_in(with_prior, data))
     verify_targets(chosen, by_the_rule(data, models), models, [3])
     (search,) = result_of(settings)["searches"]
     scores = np.load(stage_folder(settings, "prior") / "gradients.npy")[-1, :, 3].astype(float)
@@ -212,29 +215,31 @@ def test_weights_with_a_prior_choose_images_as_they_are(run, monkeypatch):
 
 def test_methods_and_sizes_are_checked(run, settings):
     _, data, models = run
-    subject = by_the_rule(data, models)
+    learner = by_the_rule(data, models).learner
     chosen = settings().verify
     assert sizes_named("verify.sizes", "20,5,20", 60) == [20, 5]
     assert sizes_named("verify.sizes", "none", 60) == []
-    assert methods_named(dataclasses.replace(chosen, methods="random, datamodel"), subject) == ["random", "datamodel"]
+    assert methods_named(dataclasses.replace(chosen, methods="random, datamodel"), learner) == ["random", "datamodel"]
     for bad in ("all", "0", "60", "5,", "-3"):
         with pytest.raises(InputError, match=r"verify.sizes takes"):
             sizes_named("verify.sizes", bad, 60)
     with pytest.raises(InputError, match=r"verify.methods takes some of datamodel, relabel"):
-        methods_named(dataclasses.replace(chosen, methods="magic"), subject)
-    with pytest.raises(InputError, match="the method relabel looks into models of this package"):
-        methods_named(dataclasses.replace(chosen, methods="relabel"), dataclasses.replace(subject, describe=None))
+        methods_named(dataclasses.replace(chosen, methods="magic"), learner)
+    bare = SimpleNamespace(name="bare", train_labels=learner.train_labels)
+    lacking = {"relabel": "models of other labels", "similarity": "features", "trak": "networks that dattri can take apart"}
+    for method, what in lacking.items():
+        with pytest.raises(InputError, match=f"the method {method} needs {what}, and bare gives none"):
+            methods_named(dataclasses.replace(chosen, methods=method), bare)
 
 
 def test_similarity_and_logits_are_means_over_the_models(run):
     settings, data, _ = run
-    subject = built_in_subject(settings, data, CPU)
-    assert subject.describe is not None
-    requests = [Request.of(np.ones(N, bool), r) for r in range(6)]
-    found = subject.describe(requests, [3, 7])
+    learner = built_in(settings, data).learner
+    models = [Request.of(np.ones(N, bool), r).model(1, learner) for r in range(6)]
+    similarity, logits = mean_similarity(models, [3, 7], learner), mean_logits(models, learner)["logits"]
     trainer = Trainer(data, settings.training, CPU)
-    each = [trainer.similarity(np.ones((1, N), bool), [request.key(1)], [3, 7]) for request in requests]
-    for name, shape in (("similarity", (2, N)), ("logits", (T, 10))):
-        assert found[name].shape == shape
-        np.testing.assert_allclose(found[name], np.mean([one[name] for one in each], 0), atol=0.05)
-    assert (np.abs(found["similarity"]) <= 1 + 1e-6).all()
+    each = [trainer.features_of(np.ones((1, N), bool), [model.key]) for model in models]
+    np.testing.assert_allclose(logits, np.mean([one["logits"][0] for one in each], 0), atol=0.05)
+    oracle = np.mean([cosine_similarity(one["features_test"][0][[3, 7]], one["features_train"][0]) for one in each], 0)
+    np.testing.assert_allclose(similarity, oracle, atol=0.05)
+    assert (similarity.shape, logits.shape) == ((2, N), (T, 10))

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from datamodels.verify.subject import Request
 from scipy.sparse import csc_matrix
 
 import datamodels
@@ -17,11 +16,11 @@ from datamodels.resources import CONFIGS
 from datamodels.runs import read_store, stage_folder
 from datamodels.store import Store
 from datamodels.training import Trainer
-from datamodels.verify import built_in_subject, recheck, verify, verify_targets
-from datamodels.verify.retrain import retrain
+from datamodels.verify import recheck, verify, verify_targets
+from datamodels.verify.retrain import Request, retrain
 from datamodels.verify.typed import to_json
-from tests.conftest import SMALL
-from tests.verify.rule import T, by_the_rule, changed, planted, result_of
+from tests.conftest import SMALL, built_in
+from tests.verify.rule import Seen, T, by_the_rule, changed, planted, result_of
 
 CPU = torch.device("cpu")
 
@@ -44,7 +43,8 @@ def test_the_smallest_sets_are_found_for_every_method(run):
             order = np.array(search["order"])
             assert (labels[order] == label).all()
         assert search["order"] == order[: len(search["order"])].tolist()
-        drops = np.cumsum(weights[order]) * (2 if search["method"] == "relabel" else 1)
+        wrong = 2 * (labels[order] != search["relabelled"]) if search["method"] == "relabel" else 1
+        drops = np.cumsum(weights[order] * wrong)
         enough = np.flatnonzero(drops >= 1)
         sizes.setdefault(search["method"], []).append(search["size"] or np.inf)
         if search["verdict"] == "flipped":
@@ -107,19 +107,21 @@ class CrashError(Exception):
 
 
 @pytest.mark.parametrize("after", [0, 5, 60, 200])
-def test_a_verification_that_was_cut_off_goes_on_where_it_was(run, after):
+def test_a_verification_that_was_cut_off_goes_on_where_it_was(run, after, monkeypatch):
     settings, data, models = run
-    whole: list[Request] = []
-    before: list[Request] = []
-    subject = by_the_rule(data, models, before)
+    whole: list[Seen] = []
+    before: list[Seen] = []
+    engine = by_the_rule(data, models, before)
+    train = engine.learner.train
 
-    def crashing(masks, requests):
+    def crashing(models):
         if len(before) >= after:
             raise CrashError
-        return subject.train(masks, requests)
+        return train(models)
 
+    monkeypatch.setattr(engine.learner, "train", crashing)
     with pytest.raises(CrashError):
-        verify_targets(settings, dataclasses.replace(subject, train=crashing), models, [3, 7])
+        verify_targets(settings, engine, models, [3, 7])
     assert not (stage_folder(settings, "verify") / "verify.json").exists()
     verify_targets(settings, by_the_rule(data, models, whole), models, [3, 7])
     assert not set(before) & set(whole)
@@ -134,7 +136,7 @@ def test_verdicts_are_checked_again_with_models_that_no_search_has_seen(run, tmp
     settings, data, models = run
     verify_targets(settings, by_the_rule(data, models), models, list(range(10)))
     file = stage_folder(settings, "verify") / "verify.json"
-    unseen: list[Request] = []
+    unseen: list[Seen] = []
     line = recheck(settings, by_the_rule(data, models, unseen), file)
     told = json.loads((stage_folder(settings, "verify") / "recheck.json").read_text())
     flipped = [s for s in result_of(settings)["searches"] if s["verdict"] == "flipped"]
@@ -163,7 +165,7 @@ def test_targets_that_are_not_right_beyond_doubt_are_left_alone(run):
     doubtful = models.bias.copy()
     doubtful[4], doubtful[5] = doubtful[4] - 1, doubtful[5] - 3
     rule = dataclasses.replace(models, bias=doubtful)
-    trained: list[Request] = []
+    trained: list[Seen] = []
     chosen = changed(settings, sizes="none")
     verify_targets(chosen, by_the_rule(data, rule, trained), models, [4, 5])
     assert result_of(chosen)["searches"] == []
@@ -200,7 +202,7 @@ def test_a_retrained_model_follows_from_seed_mask_repetition_and_label(run):
     settings, data, _ = run
     masks = np.random.default_rng(0).random((3, 60)) < 0.7
     requests = [Request.of(mask, r, to) for mask, to in zip(masks, (-1, -1, 4), strict=True) for r in range(2)]
-    found = retrain(stage_folder(settings, "other"), settings, built_in_subject(settings, data, CPU), requests)
+    found = retrain(stage_folder(settings, "other"), settings, built_in(settings, data), requests)
     margins = found.store.margins([found.rows[request] for request in requests])
     trainer = Trainer(data, settings.training, CPU, dtype=torch.float64)
     own = data.train.labels.numpy()
@@ -219,10 +221,10 @@ def test_a_retrained_model_follows_from_seed_mask_repetition_and_label(run):
 def test_other_settings_and_stale_weights_are_refused(run):
     settings, data, models = run
     chosen = changed(settings, methods="none", base_models=2)
-    verify_targets(chosen, built_in_subject(chosen, data, CPU), models, [3])
+    verify_targets(chosen, built_in(chosen, data), models, [3])
     other = changed(chosen, seed=9, name="other")
     with pytest.raises(InputError, match=r"other settings \(seed: 1 → 9\)"):
-        verify_targets(other, built_in_subject(other, data, CPU), models, [3])
+        verify_targets(other, built_in(other, data), models, [3])
     stale = dataclasses.replace(models, meta={**models.meta, "store_digest": "of another store"})
     with pytest.raises(InputError, match="not from the store as it is now"):
-        verify_targets(settings, built_in_subject(settings, data, CPU), stale, [3])
+        verify_targets(settings, built_in(settings, data), stale, [3])

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +14,7 @@ N, T = 40, 6
 
 
 class Slow:
-    """SLOW_S seconds a block; at the first block that finds the file DIE_AT the process kills itself, at every one with DIE_ALWAYS."""
+    """A block takes SLOW_S seconds. Who finds the file DIE_AT removes it and kills itself; with DIE_ALWAYS all do."""
 
     name, provenance, models_at_once = "slow models", {"learner": "slow"}, 4
     classes = 3
@@ -37,7 +38,7 @@ class Slow:
 def _taken(file):
     """Whether this process is the one that removes a file."""
     try:
-        os.remove(file or "")
+        Path(file or "").unlink()
     except OSError:
         return False
     return True

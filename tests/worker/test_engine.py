@@ -82,7 +82,10 @@ def test_processes_that_die_at_everything_end_the_work_in_a_sentence(settings, m
 
 def test_what_fails_on_every_model_is_said_from_any_process(settings):
     chosen = settings(**{**OWN, "worker__main": "tests.worker.slow:failing"})
-    with several(chosen) as engine, pytest.raises(InputError, match=r"not one could be trained; model \d+: .*ValueError: never"):
+    with (
+        several(chosen) as engine,
+        pytest.raises(InputError, match=r"not one could be trained; model \d+: .*ValueError: never"),
+    ):
         train_missing(chosen, engine)
     assert len(Store(engine_folder(chosen)).missing) == 60
 

@@ -351,7 +351,8 @@ def test_without_labels_controls_come_from_all_examples(tmp_path, monkeypatch):
     (removal,) = json.loads((stage_folder(settings, "verify") / "verify.json").read_text())["removals"]
     assert (removal["label"], sorted(removal["removed_indices"])) == (None, list(range(10, 15)))
     assert removal["after"]["mean_margin"] < 0 < removal["control"]["mean_margin"] < removal["before"]["mean_margin"]
-    numbers = {Request.of(np.ones(30, bool), r).number(1) for r in range(50)}
+    learner = engine_of(settings, None).learner
+    numbers = {Request.of(np.ones(30, bool), r).model(1, learner).number for r in range(50)}
     assert len(numbers) == 50
     assert all(2**31 <= number < 2**32 for number in numbers)
 

@@ -155,6 +155,8 @@ def test_scores_are_added_in_the_order_of_the_groups():
         forth.add(number, parts[number])
     for number in (3, 1, 0, 4, 2):
         mixed.add(number, parts[number])
+    assert forth.scores is not None
+    assert mixed.scores is not None
     assert np.array_equal(forth.scores, mixed.scores)
     np.testing.assert_allclose(mixed.scores, sum(part["gradients"] for part in parts), atol=1e-5)
     assert [part["features_train"][0, 0, 0] for part in mixed.features] == [0, 1, 2, 3, 4]
