@@ -10,7 +10,7 @@ from datamodels.report import report
 from datamodels.runs import stage_folder
 from datamodels.settings import argument_parser, parse
 from datamodels.verify import draw_targets, verify_targets, write_targets
-from datamodels.worker import engine_of, train_missing
+from datamodels.worker import engine_of, prepared, train_missing
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     parser = argument_parser("python -m datamodels", "All stages of one run, one after another.")
     parser.add_argument("--gpu", help="number of the GPU, cpu, several with commas between, or all (default: what is there)")
     settings, args = parse(sys.argv[1:], parser)
-    with engine_of(settings, args.gpu) as engine:
+    with engine_of(settings, args.gpu, prepared(settings)) as engine:
         print(train_missing(settings, engine), flush=True)
         print(regress(settings, args.gpu), flush=True)
         targets = draw_targets(settings.verify.random_targets, len(engine.learner.test_labels), settings.verify.seed)

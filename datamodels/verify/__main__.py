@@ -24,9 +24,9 @@ def main() -> None:
         raise InputError(
             "give one: --targets WHICH (a file with a test index a line, or 7,13, or random:300), or --recheck FILE"
         )
+    models = Datamodels.load(stage_folder(settings, "regress"))
     t = read_store(settings).meta.num_targets
     targets = [] if args.targets is None else targets_named(args.targets, t, settings.verify.seed)
-    models = Datamodels.load(stage_folder(settings, "regress"))
     with engine_of(settings, args.gpu) as engine:
         print(
             recheck(settings, engine, args.recheck)

@@ -27,9 +27,9 @@ def verify(config: Path | str, targets: str | Iterable[int], gpu: str | None = N
     """
     flags = [part for name, value in changed.items() for part in (f"--{name.replace('__', '.')}", str(value))]
     settings, _ = parse(["-C", str(config), *flags])
+    models = Datamodels.load(stage_folder(settings, "regress"))
     t = read_store(settings).meta.num_targets
     chosen = targets_named(targets, t, settings.verify.seed) if isinstance(targets, str) else targets_given(targets, t)
-    models = Datamodels.load(stage_folder(settings, "regress"))
     with engine_of(settings, gpu) as engine:
         verify_targets(settings, engine, models, chosen)
         labels = engine.learner.train_labels

@@ -36,17 +36,21 @@ SOURCES = "sources"
 def engine_of(settings: Settings, gpu: str | None, data: Dataset | None = None) -> Local:
     """Who trains a run's models: its learner on the devices that `--gpu` names.
 
-    `data` is the built-in recipe's, read, and prepared before if need be, where it is not given. Raises InputError where there
-    is no such device, or no such data or learner.
+    `data` is the built-in recipe's, read where it is not given. Raises InputError where there is no such device, or no such
+    data or learner.
     """
     devices = [] if gpu is None else devices_named(gpu, number_of_gpus)
     if settings.worker.main != BUILT_IN:
         return Local(functools.partial(learner_named, settings), devices)
-    if data is None:
-        said = prepare(settings)
-        print(said, flush=True)
-        data = load(settings)
-    return Local(functools.partial(Recipe, settings, data), devices)
+    return Local(functools.partial(Recipe, settings, data or load(settings)), devices)
+
+
+def prepared(settings: Settings) -> Dataset | None:
+    """The built-in recipe's data, made if need be, which is said; None for a learner of one's own."""
+    if settings.worker.main != BUILT_IN:
+        return None
+    print(prepare(settings), flush=True)
+    return load(settings)
 
 
 def train_missing(settings: Settings, engine: Engine) -> str:

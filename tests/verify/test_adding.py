@@ -187,12 +187,12 @@ def test_descriptions_that_are_damaged_or_of_other_models_are_made_anew(run):
     settings, data, models = run
     chosen = changed(settings, methods="similarity", sizes="none", most_models=8)
     verify_targets(chosen, by_the_rule(data, models), models, [3])
-    file = verdicts_folder(chosen) / "base.npz"
+    file = verdicts_folder(chosen) / "similarity.npz"
     whole = dict(np.load(file).items())
     for broken in (
         {**whole, "similarity": whole["similarity"] * np.nan},
         {**whole, "targets": whole["targets"].repeat(2)},
-        {**whole, "logits": whole["logits"][1:]},
+        {**whole, "similarity": whole["similarity"][:, 1:]},
         {**whole, "of": np.array("others")},
         {name: array for name, array in whole.items() if name != "targets"},
     ):

@@ -47,21 +47,33 @@ class Trainer:
         self.there = set(there)
         self.rounds: list[list[Request]] = []
         self.trained: Counter[Request] = Counter()
-        self.totals: list[tuple[int, int]] = []
 
-    def __call__(self, requests, bar):
+    def __call__(self, requests, show):
         missing = [request for request in requests if request not in self.there]
         self.rounds.append(list(requests))
-        self.totals.append((bar.done, bar.total))
         self.trained.update(missing)
         self.there |= set(missing)
-        for _ in missing:
-            bar()
+        for left in range(len(missing), -1, -1):
+            show(len(requests) - left)
         return self.there
 
 
+class Bar(Advance):
+    """Remembers its totals."""
+
+    def __init__(self):
+        super().__init__("of a test", "models", 0, 0)
+        self.totals = []
+
+    def to(self, done, total=None):
+        """As a bar does."""
+        super().to(done, total)
+        if total is not None:
+            self.totals.append(total)
+
+
 def bar():
-    return Advance("of a test", "models", 0, 0)
+    return Bar()
 
 
 def test_all_are_asked_until_none_wants_more_and_each_learns_what_it_wanted():
@@ -108,8 +120,7 @@ def test_the_bars_total_is_what_was_wanted_and_what_is_expected(there, capsys):
     train, shown = Trainer([r for step in steps for r in step][:there]), bar()
     ask([Steps(*steps, expected=7), Steps(models("c", 0))], train, shown)
     # Two of a and one of c, four of a, and b; 7 more are expected as long as the first question goes on.
-    assert train.totals[0][1] == 3 + 7
-    assert [total for _, total in train.totals[1:]] == [5 + 7, 6 + 7]
+    assert shown.totals == [3 + 7, 5 + 7, 6 + 7, 6]
     assert shown.done == shown.total == 6
     assert shown.done - shown.first == sum(train.trained.values())  # only these count for the speed
     assert "6 of 6 models" in capsys.readouterr().err
