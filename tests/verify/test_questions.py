@@ -238,3 +238,27 @@ def test_similarity_and_logits_are_means_over_the_models(run):
         assert found[name].shape == shape
         np.testing.assert_allclose(found[name], np.mean([one[name] for one in each], 0), atol=0.05)
     assert (np.abs(found["similarity"]) <= 1 + 1e-6).all()
+
+
+def test_scores_of_a_library_order_within_the_class_and_are_asked_for_once_a_target(run, monkeypatch):
+    settings, data, models = run
+    monkeypatch.setattr(methods, "require_dattri", lambda: None)
+    scores, asked = np.random.default_rng(4).normal(size=(N, T)), []
+
+    def attribute(method, requests, targets):
+        asked.append((method, len(requests), list(targets)))
+        return scores[:, targets]
+
+    chosen = changed(settings, methods="trak", sizes="none")
+    subject = dataclasses.replace(by_the_rule(data, models), attribute=attribute)
+    for targets in ([3, 7], [11, 3]):
+        verify_targets(chosen, subject, models, targets)
+    assert asked == [("trak", 4, [3, 7]), ("trak", 4, [11])]
+    labels = data.train.labels.numpy()
+    searches = result_of(settings)["searches"]
+    assert [search["target"] for search in searches] == [3, 7, 11]
+    for search in searches:
+        same_class = np.flatnonzero(labels == search["label"])
+        by_score = sorted(same_class, key=lambda i: -scores[i, search["target"]])
+        assert search["order"] == by_score[: len(search["order"])]
+        assert search["probes"]
