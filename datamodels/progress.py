@@ -84,10 +84,19 @@ class _Bar(Advance):
     def __init__(self, label: str, unit: str, total: int, done: int, progress: Progress) -> None:
         super().__init__(label, unit, total, done)
         self.progress = progress
-        self.task = progress.add_task(label, total=total, completed=done, unit=unit, where="")
+        number = progress.add_task(label, total=total, completed=done, unit=unit, where="")
+        self.task = next(task for task in progress.tasks if task.id == number)
+
+    def there(self, n: int) -> None:
+        """See `Advance.there`."""
+        self.task.completed += n  # not by `update`, which would take it for speed
+        super().there(n)
 
     def _show(self) -> None:
-        self.progress.update(self.task, completed=self.done, total=self.total, where=self.where)
+        self.task.total = self.total  # not by `update`, which would forget the speed so far
+        if self.done < self.total:
+            self.task.finished_time = None  # it may have seemed to be at its end
+        self.progress.update(self.task.id, completed=self.done, where=self.where)
 
 
 class _Terminal(Console):

@@ -4,6 +4,7 @@ import io
 import re
 
 import pytest
+from rich.progress import Progress
 
 from datamodels import progress as shown
 from datamodels.progress import Advance, progress
@@ -48,3 +49,18 @@ def test_a_bar_on_a_terminal_shows_the_total_of_the_moment(monkeypatch):
         advance.to(10, 25)
         advance.there(5)
     assert "15/25" in terminal.getvalue()
+
+
+def test_a_bar_keeps_its_speed_when_its_total_changes(monkeypatch):
+    now = [0.0]
+    bar = Progress(get_time=lambda: now[0], disable=True)
+    advance = shown._Bar("verify", "models", 10, 0, bar)
+    for _ in range(4):
+        now[0] += 2
+        advance(6)
+    (task,) = bar.tasks
+    assert task.speed == pytest.approx(3)
+    advance.to(24, 50)
+    advance.there(20)
+    assert task.speed == pytest.approx(3)
+    assert (task.completed, task.total, task.time_remaining) == (44, 50, 2)

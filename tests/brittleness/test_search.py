@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from datamodels.brittleness import Search, at_random, by_similarity, by_weight, cosine
@@ -93,3 +93,18 @@ def test_cosine():
     assert found[1, 2] == pytest.approx(a[1] @ b[2] / np.linalg.norm(a[1]) / np.linalg.norm(b[2]))
     assert np.diag(cosine(a, a)) == pytest.approx(np.ones(3))
     assert (cosine(np.zeros((1, 5)), a) == 0).all()
+
+
+@given(st.integers(1, 200), st.sampled_from([1.0, 1.1, 1.25, 2.0]), st.lists(st.booleans(), max_size=6))
+def test_the_probes_left_are_those_of_a_search_whose_present_one_flips_and_the_others_do_not(n, ratio, verdicts):
+    search = Search(np.arange(n), np.linspace(0.1, 2, n), 1.0, ratio)
+    for verdict in verdicts:
+        if not search.done:
+            search.learn(verdict)
+    assume(not search.done)
+    told, probes = search.probes_left, 0
+    search.learn(True)
+    while not search.done:
+        search.learn(False)
+        probes += 1
+    assert told == probes

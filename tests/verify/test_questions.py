@@ -243,3 +243,28 @@ def test_similarity_and_logits_are_means_over_the_models(run):
     oracle = np.mean([cosine_similarity(one["features_test"][0][[3, 7]], one["features_train"][0]) for one in each], 0)
     np.testing.assert_allclose(similarity, oracle, atol=0.05)
     assert (similarity.shape, logits.shape) == ((2, N), (T, 10))
+
+
+def test_scores_of_a_library_order_within_the_class_and_are_asked_for_once_a_target(run, monkeypatch):
+    settings, data, models = run
+    monkeypatch.setattr(methods, "require_dattri", lambda: None)
+    scores, asked = np.random.default_rng(4).normal(size=(N, T)), []
+
+    def attribute(method, models, targets):
+        asked.append((method, len(models), list(targets)))
+        return scores[:, targets]
+
+    chosen = changed(settings, methods="trak", sizes="none")
+    engine = by_the_rule(data, models)
+    engine.learner.attribute = attribute
+    for targets in ([3, 7], [11, 3]):
+        verify_targets(chosen, engine, models, targets)
+    assert asked == [("trak", 4, [3, 7]), ("trak", 4, [11])]
+    labels = data.train.labels.numpy()
+    searches = result_of(settings)["searches"]
+    assert [search["target"] for search in searches] == [3, 7, 11]
+    for search in searches:
+        same_class = np.flatnonzero(labels == search["label"])
+        by_score = sorted(same_class, key=lambda i: -scores[i, search["target"]])
+        assert search["order"] == by_score[: len(search["order"])]
+        assert search["probes"]

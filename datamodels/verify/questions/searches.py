@@ -79,8 +79,10 @@ class SearchQuestion(Question):
         self.look = 0
 
     def expects(self) -> int:
-        """First looks at the probes that may be left, and at the control."""
-        return 0 if self.done else self.looks[0] * (self.search.probes_left + (self.method == DATAMODEL))
+        """Of the probes that may be left, every other one looked at twice, and of the control."""
+        first, second = self.looks[0], self.looks[min(1, len(self.looks) - 1)]
+        probes = self.search.probes_left + (self.method == DATAMODEL)
+        return 0 if self.done else probes * (first + second) // 2
 
     def used(self) -> set[Request]:
         """Every model that the search has asked for."""
