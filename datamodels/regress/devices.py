@@ -92,7 +92,7 @@ def _work(team: Team[Callable[[], Share]], heard: Callable[[str, Any], None]) ->
     for _ in range(ATTEMPTS):
         shares = team.all(_do, heard=heard)
         done = zip(team.devices, shares, strict=True)
-        reports += [{"device": device, **dataclasses.asdict(share)} for device, share in done if share is not None]
+        reports += [{"device": device, **dataclasses.asdict(share)} for device, share in done if share and share.targets]
         if None not in shares:
             break
         say(f"regress: a process ended on {', '.join(team.revive())}; its targets are done by others")
@@ -157,7 +157,8 @@ def _one_bar(plan: Plan, store: Store, bar: Bar) -> Iterator[Callable[[str, Any]
         def show(device: str, where: str) -> None:
             nonlocal shown
             now = min(done, every) // whole
-            advance(now - shown, f"{device}: {where}" if where else "")
+            if now > shown or now < last - first:  # nothing is said twice once all is done
+                advance(now - shown, f"{device}: {where}" if where else "")
             shown = now
 
         def heard(device: str, told: tuple[str, int, str]) -> None:
