@@ -4,6 +4,9 @@ They keep what they find where one regression keeps what it has done so far (see
 targets after another of those that no other has. Which pieces there are is decided beforehand; so weights do not depend on who
 did which. A process that dies has its pieces done by others. Then a regression finds all blocks kept, and joins them.
 
+With `regress.block` the blocks are those of one device, and so are the weights: to the last bit where BLAS has as many threads,
+else to rounding, as with any other number of cores. Without it blocks are smaller, and weights the same within `regress.gap`.
+
 Each process reads the masks and margins, and makes XᵀX of its own; a prior is estimated by one of them, for all.
 """
 

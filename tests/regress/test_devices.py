@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels, devices, fit_datamodels, provenance, solvers
@@ -53,8 +54,12 @@ def known(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
+    """One thread here and there: libraries add up in another order with more, and bits are compared."""
     monkeypatch.setenv(device_tasks.HERE, str(tmp_path))
-    return tmp_path
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    with threadpool_limits(1):
+        yield tmp_path
 
 
 def chosen(name, store):
