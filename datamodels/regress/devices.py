@@ -4,6 +4,9 @@ They keep what they find where one regression keeps what it has done so far (see
 targets after another of those that no other has. Which pieces there are is decided beforehand; so weights do not depend on who
 did which. A process that dies has its pieces done by others. Then a regression finds all blocks kept, and joins them.
 
+With `regress.block` the blocks are those of one device, and so are the weights: to the last bit where BLAS has as many threads,
+else to rounding, as with any other number of cores. Without it blocks are smaller, and weights the same within `regress.gap`.
+
 Each process reads the masks and margins, and makes XᵀX of its own; a prior is estimated by one of them, for all.
 """
 
@@ -92,7 +95,7 @@ def _work(team: Team[Callable[[], Share]], heard: Callable[[str, Any], None]) ->
     for _ in range(ATTEMPTS):
         shares = team.all(_do, heard=heard)
         done = zip(team.devices, shares, strict=True)
-        reports += [{"device": device, **dataclasses.asdict(share)} for device, share in done if share is not None]
+        reports += [{"device": device, **dataclasses.asdict(share)} for device, share in done if share and share.targets]
         if None not in shares:
             break
         say(f"regress: a process ended on {', '.join(team.revive())}; its targets are done by others")
@@ -157,7 +160,8 @@ def _one_bar(plan: Plan, store: Store, bar: Bar) -> Iterator[Callable[[str, Any]
         def show(device: str, where: str) -> None:
             nonlocal shown
             now = min(done, every) // whole
-            advance(now - shown, f"{device}: {where}" if where else "")
+            if now > shown or now < last - first:  # nothing is said twice once all is done
+                advance(now - shown, f"{device}: {where}" if where else "")
             shown = now
 
         def heard(device: str, told: tuple[str, int, str]) -> None:

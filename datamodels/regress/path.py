@@ -134,6 +134,8 @@ def fit_share(
     is estimated by one of them for all. Raises as `fit_datamodels` does.
     """
     source = Source(store, *targets_named(store, settings.targets))
+    if not unfinished.missing(FITTED, source.first, source.last) and unfinished.recall(ABOUT) is not None:
+        return Share({}, {}, {})
     with computing(settings.device, gpu) as xp:
         return _share(_run_of(source, settings, bar, unfinished, covariates, parts, xp, sharers), pieces)
 
