@@ -112,7 +112,7 @@ def _fit(
     subsets: Subsets,
     xp: Any,
 ) -> Fit:
-    source = Source(store, *targets_named(store, settings.targets))
+    source = Source(store, *targets_named(store, settings.targets), parts.fit)
     sizes = (len(parts.fit), len(parts.choice), len(parts.heldout))
     known = None if covariates is None else len(covariates.names)
     of = needs(source.n, source.t, sizes, settings, source.margin_bytes, known, on_host=xp is np)
@@ -250,7 +250,8 @@ class _Run:
         xp, lasso, every, lam = self.xp, self._lasso(block), np.arange(block.stop - block.start), self.chosen["lam"][block]
         start = on_device(_columns(self.source.n, self.chosen)[:, block].toarray(), xp)
         weights = lasso.solve(every, on_device(lam, xp), start)
-        return self._judged(weights, lasso.bias(every, weights), block, packed, heldout, lam)
+        bias = lasso.bias(every, weights)
+        return self._judged(weights, bias, block, packed, heldout, lam * self.source.unit(block))
 
     def estimate(self, covariates: Covariates) -> None:
         """Find the prior of all targets, from all models taken in."""
@@ -289,7 +290,8 @@ class _Run:
             self._put(deviation, block, part, np.sqrt(square))
         weights = posterior_mean(problem, mean, deviation, lam)
         del deviation
-        return self._judged(weights, problem.bias(weights), block, packed, heldout, lam)
+        bias = problem.bias(weights)
+        return self._judged(weights, bias, block, packed, heldout, lam * self.source.unit(block) ** 2)
 
     @property
     def _moments(self) -> Moments:
@@ -298,9 +300,16 @@ class _Run:
 
     def _judged(self, weights: Any, bias: Any, block: slice, packed: Any, heldout: IndexArray, lam: Array) -> Kept:
         metrics = score(predict(weights, bias, packed, self.xp), self.source.margins(heldout, block, np))
-        kept = _sparse(to_numpy(weights).astype(np.float32, copy=False))
         self._step(block.stop - block.start)
-        return {**kept, "bias": to_numpy(bias).astype(np.float32), "lam": lam, **metrics, "nonzeros": kept["counts"]}
+        unit = self.source.unit(block)
+        metrics["mse"] *= unit**2
+        found = to_numpy(weights)
+        with np.errstate(over="ignore"):  # what is beyond float32 is refused before it is written
+            if (unit != 1).any():
+                found = found * unit.astype(found.dtype)
+            kept = _sparse(found.astype(np.float32, copy=False))
+            bias = (to_numpy(bias) * unit).astype(np.float32)
+        return {**kept, "bias": bias, "lam": lam, **metrics, "nonzeros": kept["counts"]}
 
 
 class _Choice:
