@@ -6,7 +6,10 @@
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from datamodels.errors import tell_in_a_sentence_before_a_command
 
 __version__ = "0.1.0"
 __all__ = ["Datamodels", "Store", "support", "verify"]
@@ -16,6 +19,11 @@ if TYPE_CHECKING:
     from datamodels.regress import Datamodels
     from datamodels.store import Store
     from datamodels.verify import verify_run as verify
+
+
+# Python has not set the name yet while it looks for what `python -m` is to run: only commands of ours come here so.
+if sys.argv[:1] == ["-m"] and any(name.partition(".")[0] == __name__ for name in sys.orig_argv):
+    tell_in_a_sentence_before_a_command()
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -79,6 +79,28 @@ def run_command(main: Callable[[], None]) -> None:
                 raise
             print(f"error: {shown(sentence)}", file=sys.stderr)
             sys.exit(2)
+
+
+def tell_in_a_sentence_before_a_command() -> None:
+    """Let what ends a command while its libraries are still being loaded, such as too little memory, be a sentence as well.
+
+    `run_command` is not at work yet then.
+    """
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], e: BaseException, trace: TracebackType | None) -> None:
+        try:
+            sentence = in_a_sentence(e)
+            if sentence is None:
+                before(kind, e, trace)
+                return
+            print(f"error: {shown(sentence)}", file=sys.stderr)
+        except MemoryError:  # there is not even enough to say so
+            os.write(2, b"error: memory does not suffice\n")
+            os._exit(2)
+        raise SystemExit(2)
+
+    sys.excepthook = hook
 
 
 def in_a_sentence(e: BaseException) -> str | None:

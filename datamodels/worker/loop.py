@@ -19,6 +19,7 @@ from datamodels.provenance import refuse_difference
 from datamodels.runs import deciding_settings, groups_of, stage_folder, stage_seconds
 from datamodels.settings import MEASURED, GroupSettings, Settings
 from datamodels.store import ArraySpec, Meta, Store, create, grow, read_meta
+from datamodels.store.layout import FAILURES
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, choose_groups, describe_groups, for_each_group, give_back
 from datamodels.worker.arrays import declared_arrays
@@ -113,7 +114,10 @@ def state(store: Store, total: int) -> str:
     done, failed = int((store.done < total).sum()), [i for i in store.failures if i < total]
     line = f"worker: {done} of {total} models are done in {store.folder}"
     if failed:
-        line += f"; given up: {', '.join(map(str, failed[:10]))}{', …' * (len(failed) > 10)} ({store.failures[failed[0]]})"
+        first = store.failures[failed[0]]
+        others = sum(store.failures[i] != first for i in failed)
+        more = f"; {others} of them for other reasons, see {store.folder / FAILURES}" if others else ""
+        line += f"; given up: {', '.join(map(str, failed[:10]))}{', …' * (len(failed) > 10)} ({first}{more})"
     return line
 
 

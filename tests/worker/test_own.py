@@ -296,6 +296,24 @@ def test_whatever_a_function_raises_gives_up_that_model_and_no_other(tmp_path, e
     assert told in why
 
 
+def test_models_that_failed_for_other_reasons_are_not_told_with_the_first_ones(tmp_path):
+    def train(index, mask):
+        if index in (5, 6, 9):
+            raise ValueError("even" if index == 6 else "odd")
+        return {"margins": np.ones(6)}
+
+    settings = own(tmp_path)
+    line = train_missing_by(train, settings)
+    assert re.search(
+        r"given up: 5, 6, 9 \(.*ValueError: odd .*; 1 of them for other reasons, see .*store/failures.json\)$", line
+    )
+    assert "ValueError: even" in read_store(settings).failures[6]
+    alike = own(tmp_path, **{"run.dir": tmp_path / "alike"})
+    again = train_missing_by(lambda index, mask: train(5 if index in (1, 2) else 0, mask), alike)
+    assert "given up: 1, 2 (" in again
+    assert "other reasons" not in again
+
+
 def test_ctrl_c_in_a_function_gives_up_no_model(tmp_path):
     def train(index, mask):
         raise KeyboardInterrupt
