@@ -7,7 +7,10 @@
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+from datamodels.errors import tell_in_a_sentence_before_a_command
 
 if TYPE_CHECKING:
     from datamodels.brittleness import support
@@ -19,6 +22,11 @@ __all__ = ["Datamodels", "Store", "support"]
 
 # Imported when asked for, not before: a worker needs no SciPy, and --help nothing at all.
 _LIES_IN = {"Datamodels": "datamodels.regress", "Store": "datamodels.store", "support": "datamodels.brittleness"}
+
+
+# Python has not set the name yet while it looks for what `python -m` is to run: only commands of ours come here so.
+if sys.argv[:1] == ["-m"] and any(name.partition(".")[0] == __name__ for name in sys.orig_argv):
+    tell_in_a_sentence_before_a_command()
 
 
 def __getattr__(name: str) -> Any:

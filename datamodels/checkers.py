@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import unicodedata
 from dataclasses import field
@@ -49,7 +50,8 @@ class Number(Checker):  # type: ignore[misc]
         if self.open_ends:
             return f"{name} between {self.low:g} and {self.high:g}, both excluded"
         if self.high < float("inf"):
-            return f"{name} from {self.low:g} to {self.high:g}"
+            low, high = (f"{end:d}" if isinstance(end, int) else f"{end:g}" for end in (self.low, self.high))
+            return f"{name} from {low} to {high}"
         return f"{name} ≥ {self.low:g}" + (" and below 2^63" if self.kind is int else ", not infinite")
 
 
@@ -90,11 +92,22 @@ class Text(Checker):  # type: ignore[misc]
         """The text itself, or ValueError."""
         if not value or len(value) > LONGEST_TEXT or any(unicodedata.category(c) in UNSEEN for c in value):
             raise ValueError
+        if not_encoded(value):
+            raise ValueError
         return value
 
     def help(self) -> str:
         """What is admitted, in words."""
         return "a text without control characters"
+
+
+def not_encoded(value: str) -> bool:
+    """Whether a text has characters, or came from bytes, that the locale's encoding does not have: no file can be named so."""
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return True
+    return any(unicodedata.category(c) == "Cs" for c in value)
 
 
 class FolderName(Checker):  # type: ignore[misc]
@@ -116,9 +129,14 @@ def setting(checker: Checker, default: Any, doc: str) -> Any:
     return field(default=default, metadata={"checker": checker, "doc": doc})
 
 
-def count(default: int, doc: str, low: int = 1, high: float = float("inf")) -> Any:
-    """A whole number of something, at least `low`."""
+def count(default: int, doc: str, low: int = 1, *, high: int) -> Any:
+    """A whole number of something from `low` to `high`: more of it no machine would do, or find room for."""
     return setting(Number(int, low, high), default, doc)
+
+
+def seed_of(default: int, doc: str) -> Any:
+    """A seed: a whole number ≥ 0, however large."""
+    return setting(Number(int, 0, float("inf")), default, doc)
 
 
 def real(default: float, doc: str, low: float = 0.0, high: float = float("inf"), open_ends: bool = False) -> Any:

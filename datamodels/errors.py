@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -81,6 +81,28 @@ def run_command(main: Callable[[], None]) -> None:
             sys.exit(2)
 
 
+def tell_in_a_sentence_before_a_command() -> None:
+    """Let what ends a command while its libraries are still being loaded, such as too little memory, be a sentence as well.
+
+    `run_command` is not at work yet then.
+    """
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], e: BaseException, trace: TracebackType | None) -> None:
+        try:
+            sentence = in_a_sentence(e)
+            if sentence is None:
+                before(kind, e, trace)
+                return
+            print(f"error: {shown(sentence)}", file=sys.stderr)
+        except MemoryError:  # there is not even enough to say so
+            os.write(2, b"error: memory does not suffice\n")
+            os._exit(2)
+        raise SystemExit(2)
+
+    sys.excepthook = hook
+
+
 def in_a_sentence(e: BaseException) -> str | None:
     """What an error says that has its cause outside this program; None for any other."""
     if isinstance(e, InputError):
@@ -96,13 +118,21 @@ def of_memory(e: BaseException) -> bool:
     """Whether an error says that memory does not suffice: Python's, NumPy's, CuPy's, PyTorch's, the operating system's."""
     if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno == errno.ENOMEM):
         return True
-    return isinstance(e, (RuntimeError, ImportError)) and any(word in str(e).lower() for word in NO_MEMORY)
+    return isinstance(e, (RuntimeError, ImportError)) and any(word in _message(e).lower() for word in NO_MEMORY)
 
 
 def one_line(e: BaseException, most: int = 300) -> str:
     """An exception's type and message in one line that can be printed, cut where it is long."""
-    text = shown(" ".join(str(e).split()), most)
+    text = shown(" ".join(_message(e).split()), most)
     return f"{type(e).__name__}: {text}" if text else type(e).__name__
+
+
+def _message(e: BaseException) -> str:
+    """What an exception says; nothing where saying it fails, as it may for classes of other people."""
+    try:
+        return str(e)
+    except Exception:  # whatever their code raises
+        return ""
 
 
 def _of_the_system(e: OSError) -> str:
@@ -116,7 +146,7 @@ def _of_the_system(e: OSError) -> str:
 
 
 class _Lasting:
-    """A stream that takes what cannot be written without a word: its reader has gone, or its disk is full."""
+    """A stream that takes what cannot be written without a word: its reader has gone, its disk is full, or it is closed."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -132,11 +162,17 @@ class _Lasting:
         with self._silenced():
             self._stream.flush()
 
+    def close(self) -> None:
+        """Flush only: a person's function that closes stdout shall not silence this program, nor free the file's number."""
+        self.flush()
+
     @contextmanager
     def _silenced(self) -> Iterator[None]:
         try:
             yield
-        except OSError:
+        except (OSError, ValueError) as e:
+            if isinstance(e, UnicodeError):
+                raise
             # What is in the stream's buffer would fail again at the process's end.
             with suppress(OSError, ValueError), open(os.devnull, "wb") as null:  # noqa: PTH123
                 os.dup2(null.fileno(), self._stream.fileno())
@@ -149,18 +185,19 @@ class _Lasting:
 def _lasting_output() -> Iterator[None]:
     """Let stdout and stderr take everything: characters that their encoding lacks, a reader that has gone, being closed."""
     _occupy_standard_files()
-    before = sys.stdout, sys.stderr
+    before, lasting = (sys.stdout, sys.stderr), list[_Lasting]()
     for name, stream in zip(("stdout", "stderr"), before, strict=True):
         if stream is None:  # closed when the process began
             stream = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
         with suppress(AttributeError, OSError, ValueError):  # not every stream has it
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-        setattr(sys, name, _Lasting(stream))
+        lasting.append(_Lasting(stream))
+        setattr(sys, name, lasting[-1])
     try:
         yield
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        for each in lasting:
+            each.flush()
         sys.stdout, sys.stderr = before
 
 

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import fastargs.config
 import yaml
 from fastargs import Config, Param, Section
+from terminaltables import AsciiTable
 
-from datamodels.checkers import Choice, FolderName, Text, count, real, setting, switch
+from datamodels.checkers import Choice, FolderName, Text, count, not_encoded, real, seed_of, setting, switch
 from datamodels.errors import InputError, shown
 from datamodels.reading import Unreadable, read_text
 from datamodels.resources import CONFIGS
@@ -29,6 +31,8 @@ MEASURED = "measured"
 PLAIN, PADDED, COMPILED, COMPILED_PADDED = PROGRAMS = ("plain", "padded", "compiled", "compiled-padded")
 VERIFY = "verify"
 LONGEST_CONFIG, DEEPEST_CONFIG = 2**16, 8
+MOST_MODELS = 2**20
+"""Of models for one purpose of the verification."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,17 @@ class DataSettings:
     pool: int = count(1, "cifar10: average blocks of so many pixels a side into one", high=32)
     train_images: int = count(50_000, "size N of the training set S", low=2, high=2**29)
     test_images: int = count(10_000, "number T of test images, the targets", high=2**29)
-    seed: int = count(0, "which images are drawn, and their order", low=0)
+    seed: int = seed_of(0, "which images are drawn, and their order")
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """The recipe that every model is trained by."""
 
-    width: int = count(64, "channels after the first convolution")
+    width: int = count(64, "channels after the first convolution", high=2**14)
     last_padding: int = count(0, "padding of the last convolution in pixels", low=0, high=1)
-    epochs: int = count(24, "passes over a model's subset")
-    batch_size: int = count(512, "images in a step")
+    epochs: int = count(24, "passes over a model's subset", high=10**6)
+    batch_size: int = count(512, "images in a step", high=2**29)
     peak_lr: float = real(0.5, "highest learning rate")
     peak_epoch: float = real(5.0, "epoch of the highest learning rate: linear up to it, then linear to 0")
     momentum: float = real(0.9, "of SGD", high=1.0)
@@ -73,7 +77,7 @@ class TrainingSettings:
     label_smoothing: float = real(0.1, "share of the label spread over all classes", high=1.0)
     max_shift: int = count(2, "augmentation: translation by up to so many pixels either way", low=0, high=63)
     flip: bool = switch(True, "augmentation: mirror images, in training and averaged at evaluation")
-    cutout: int = count(4, "augmentation: side of the square that is cut out, in pixels; 0 is off", low=0)
+    cutout: int = count(4, "augmentation: side of the square that is cut out, in pixels; 0 is off", low=0, high=2**10)
     precision: str = setting(
         Choice("float32", "bfloat16"), "float32", "number format of images and activations; weights are always float32"
     )
@@ -85,7 +89,7 @@ class StoreSettings:
 
     num_models: int = count(300_000, "number M of models", high=2**31)
     alpha: float = real(0.5, "share α of the training set that each model sees", high=1.0, open_ends=True)
-    seed: int = count(0, "of masks, initialisations, batch orders and augmentation", low=0)
+    seed: int = seed_of(0, "of masks, initialisations, batch orders and augmentation")
     margin_dtype: str = setting(Choice("float16", "float32"), "float16", "number format of the stored margins")
     arrays: str = setting(
         Text(),
@@ -114,7 +118,10 @@ class GroupSettings:
         0, "models in one group, trained side by side; a worker claims such blocks; 0: chosen by measuring", low=0, high=1024
     )
     models_per_kernel: int = count(
-        0, "models of a group that share one grouped convolution; the others go on streams; 0: chosen by measuring", low=0
+        0,
+        "models of a group that share one grouped convolution; the others go on streams; 0: chosen by measuring",
+        low=0,
+        high=1024,
     )
     program: str = setting(
         Choice(MEASURED, *PROGRAMS),
@@ -128,8 +135,10 @@ class GroupSettings:
 class PriorSettings:
     """What the worker finds out beforehand for `regress.prior`."""
 
-    models: int = count(16, "models that are trained for it, beside those of the store")
-    dimensions: int = count(2048, "gradients are projected to so many numbers where products of whole ones would take too long")
+    models: int = count(16, "models that are trained for it, beside those of the store", high=2**16)
+    dimensions: int = count(
+        2048, "gradients are projected to so many numbers where products of whole ones would take too long", high=2**20
+    )
 
 
 @dataclass(frozen=True)
@@ -150,9 +159,9 @@ class RegressSettings:
         0.1, "share of the models kept for measuring: used for neither fit nor choice", high=1.0, open_ends=True
     )
     choice: float = real(0.2, "share of the other models that choose λ", high=1.0, open_ends=True)
-    seed: int = count(0, "which models are held out", low=0)
+    seed: int = seed_of(0, "which models are held out")
     targets: str = setting(Text(), "all", "which targets: 'all', or a range as 0:1000, such as for one of several GPUs")
-    lams: int = count(100, "values of λ on the path, which ends for a target once its error has risen", low=2)
+    lams: int = count(100, "values of λ on the path, which ends for a target once its error has risen", low=2, high=10**4)
     lam_ratio: float = real(1e-3, "last λ over the first, λ_max", high=1.0, open_ends=True)
     standardise: bool = switch(False, "penalise each weight by the standard deviation of its image's column of the masks")
     solver: str = setting(
@@ -161,7 +170,9 @@ class RegressSettings:
         "gram: from XᵀX; path: from up to 2,048 models and their exact paths; saga: from the models in batches; "
         "auto: path with far more images than models, else gram where XᵀX fits",
     )
-    block: int = count(0, "targets solved together; memory grows with it; 0: up to 256, on a GPU 1024, as memory allows", low=0)
+    block: int = count(
+        0, "targets solved together; memory grows with it; 0: up to 256, on a GPU 1024, as memory allows", low=0, high=2**29
+    )
     gap: float = real(1e-4, "relative duality gap at which a solution is accepted", high=1.0, open_ends=True)
     device: str = setting(Choice("auto", "cpu", "gpu"), "auto", "where to compute: on a GPU, when CuPy finds one, or not")
 
@@ -185,20 +196,26 @@ class VerifySettings:
         "none",
         "sizes, as 5,20,80: remove the largest weights, the smallest, and random images, for predicted against measured drops",
     )
-    models: int = count(8, "models of a first look at a removal; the next looks have twice as many, until one decides", low=2)
-    most_models: int = count(32, "models of the last look", low=2)
-    base_models: int = count(32, "models trained on all of S, for the margin before", low=2)
+    models: int = count(
+        8, "models of a first look at a removal; the next looks have twice as many, until one decides", low=2, high=MOST_MODELS
+    )
+    most_models: int = count(32, "models of the last look", low=2, high=MOST_MODELS)
+    base_models: int = count(32, "models trained on all of S, for the margin before", low=2, high=MOST_MODELS)
     ratio: float = real(1.25, "the search ends when a set that flips is so many times one that does not", low=1.0)
-    max_size: int = count(100, "R is never larger than this")
+    max_size: int = count(100, "R is never larger than this", high=2**29)
     candidates: str = setting(
         Choice("all", "class"), "all", "which images the methods datamodel and relabel choose from: all, or the target's class"
     )
-    relabel_to: int = count(-1, "the class that the method relabel gives to R; -1: the target's runner-up", low=-1)
+    relabel_to: int = count(
+        -1, "the class that the method relabel gives to R; -1: the target's runner-up", low=-1, high=2**31 - 1
+    )
     embedding: str = setting(Text(), "none", "an .npy file (N + T, d) of all images, S first, for the method embedding")
-    subsets: int = count(0, "random subsets, of size αN, on which datamodels are judged (LDS), beside the ceiling", low=0)
-    subset_models: int = count(4, "models on each of them, an even number", low=2)
-    random_targets: int = count(30, "targets that `python -m datamodels` draws")
-    seed: int = count(1, "of the retrained models and of random images", low=0)
+    subsets: int = count(
+        0, "random subsets, of size αN, on which datamodels are judged (LDS), beside the ceiling", low=0, high=MOST_MODELS
+    )
+    subset_models: int = count(4, "models on each of them, an even number", low=2, high=MOST_MODELS)
+    random_targets: int = count(30, "targets that `python -m datamodels` draws", high=2**29)
+    seed: int = seed_of(1, "of the retrained models and of random images")
 
 
 @dataclass(frozen=True)
@@ -279,12 +296,14 @@ def _add_arguments(config: Config, parser: argparse.ArgumentParser) -> None:
 
 
 def _augment(config: Config, parser: argparse.ArgumentParser) -> None:
-    # fastargs reads sys.argv while it draws its table of settings; nothing of ours may be on it then.
+    # fastargs reads sys.argv while it draws its table of settings; nothing of ours may be on it then. And its lines are
+    # control sequences, which are noise in a file or a pager.
     argv, sys.argv = sys.argv, sys.argv[:1]
+    table, fastargs.config.SingleTable = fastargs.config.SingleTable, AsciiTable
     try:
         config.augment_argparse(parser)
     finally:
-        sys.argv = argv
+        sys.argv, fastargs.config.SingleTable = argv, table
 
 
 def _read_yaml(file: Path, config: Config) -> Record:
@@ -355,7 +374,11 @@ S = TypeVar("S")
 
 def _build(config: Config) -> Settings:
     for path in config.validate(mode="errordict"):
-        checker = config.entries[path].checker
+        checker, given = config.entries[path].checker, str(config.content[path])
+        if isinstance(checker, Text) and not_encoded(given):
+            told = f"{shown(ascii(given), 80)} has characters that are none in the encoding of this locale"
+            how = "set LC_ALL to a UTF-8 locale, such as C.UTF-8, or PYTHONUTF8=1"
+            raise InputError(f"{'.'.join(path)}: {told}, {sys.getfilesystemencoding()}; {how}")
         raise InputError(f"{'.'.join(path)} must be {checker.help()}, not {shown(config.content[path], 80)!r}")
     values: Record = {name: {} for name in SECTIONS}
     for section, name in config.entries:

@@ -1,5 +1,7 @@
 """What is shipped: the wheel holds the CUDA sources and the configs, and the configs are read whole."""
 
+import os
+import resource
 import runpy
 import subprocess
 import sys
@@ -30,6 +32,30 @@ def test_the_wheel_holds_kernels_configs_and_templates(tmp_path):
 def test_every_config_is_valid(config):
     settings, _ = parse(["-C", str(config)])
     assert settings.run.dir.startswith("runs/")
+
+
+def little_memory():
+    resource.setrlimit(resource.RLIMIT_AS, (200_000 * 1024,) * 2)
+
+
+@pytest.mark.parametrize("stage", ["", ".worker", ".regress", ".verify", ".data", ".report", ".bench", ".store"])
+def test_memory_that_does_not_suffice_for_the_libraries_is_a_sentence(stage, tmp_path):
+    line = [sys.executable, "-m", f"datamodels{stage}", "--run.dir", "run"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(
+        line, capture_output=True, text=True, check=False, preexec_fn=little_memory, cwd=tmp_path, timeout=60, env=env
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    if stage != ".store":  # which has room enough
+        assert done.stderr.startswith("error: memory does not suffice")
+
+
+def test_a_fault_of_the_program_keeps_its_traceback_and_who_imports_us_his_hook(tmp_path):
+    code = "import sys; hook = sys.excepthook; import datamodels; assert sys.excepthook is hook"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    (tmp_path / "mine.py").write_text("import datamodels\nraise MemoryError\n")
+    done = subprocess.run([sys.executable, "-m", "mine"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "MemoryError")
 
 
 FOLDERS = sorted(path.parent.relative_to(ROOT) for path in (ROOT / "datamodels").rglob("__main__.py"))

@@ -1,11 +1,16 @@
+import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from datamodels.errors import InputError
 from datamodels.provenance import difference
 from datamodels.resources import CONFIGS
-from datamodels.settings import parse
+from datamodels.settings import SECTIONS, parse
 
 
 def write(path: Path, text: str) -> list[str]:
@@ -72,6 +77,55 @@ def test_help_lists_every_section_and_ends_well(capsys):
 def test_difference_names_what_changed_at_any_depth():
     old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4}
     assert list(difference(old, new)) == ["a.c: 2 → 5", "d: 3 → None", "e: None → 4"]
+
+
+COUNTS = [
+    f"{section}.{field.name}"
+    for section, kind in SECTIONS.items()
+    for field in dataclasses.fields(kind)
+    if field.type == "int" and field.name != "seed"
+]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_every_count_has_an_end_that_a_machine_can_come_to(name):
+    assert len(COUNTS) > 20
+    for absurd in (2**63 - 1, 4 * 10**18, 2**32):
+        with pytest.raises(InputError, match=rf"{name} must be a whole number from -?\d to \d+, not '{absurd}'"):
+            parse([f"--{name}", str(absurd)])
+
+
+def test_work_that_would_have_no_end_is_refused_and_seeds_are_not():
+    for name in ("regress.lams", "verify.base_models", "verify.subsets", "verify.models", "prior.models"):
+        with pytest.raises(InputError, match=f"{name} must be"):
+            parse([f"--{name}", "1000000000"])
+    assert parse(["--store.seed", str(2**63 - 1)])[0].store.seed == 2**63 - 1
+
+
+def test_help_is_plain_text(command):
+    done = command("worker", "--help")
+    assert done.returncode == 0
+    assert all(c.isprintable() or c == "\n" for c in done.stdout)
+    assert "| store.num_models" in done.stdout
+
+
+@pytest.mark.parametrize("by", ["flag", "file", "bytes"])
+def test_a_name_that_the_locale_cannot_write_is_refused_for_that_reason(tmp_path, by):
+    (tmp_path / "a.yaml").write_text("run: {dir: Übung}\n", encoding="utf-8")
+    of_utf8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    given: Any = {
+        "flag": ("--run.dir", "Übung".encode()),
+        "file": ("-C", str(tmp_path / "a.yaml")),
+        "bytes": ("--run.dir", b"\xffbung"),
+    }[by]
+    env = {**os.environ, **(of_utf8 if by != "bytes" else {"PYTHONUTF8": "1"})}
+    line = [sys.executable, "-m", "datamodels.regress", *given]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=env, cwd=tmp_path)
+    encoding = "utf-8" if by == "bytes" else "ascii"
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: run.dir: '")
+    assert f" has characters that are none in the encoding of this locale, {encoding}; set LC_ALL to a UTF-8" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 NO_WHOLE_NUMBERS = [

@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from datamodels.bench.gpu_check import Line, Sizes, at_least, at_most, holds
+from datamodels.bench.gpu_check import GPU, Line, Sizes, at_least, at_most, holds
 from datamodels.bench.one_at_a_time import Loop, resident_batches
 from datamodels.bench.train import Trial, flops_per_image, group_trial, matmul_peak, timed_steps
 from datamodels.data import Dataset, Split
@@ -153,8 +153,14 @@ def speed(sizes: Sizes) -> list[Line]:
         at_least("share of the peak while training", share, sizes.matmul_share),
         _seconds(seconds, describe_device(device)),
         *_parts(trial),
-        Line(f"{PAPER_MODELS} models of this recipe", PAPER_MODELS * seconds / 86_400, "days"),
+        *_reckoned(seconds, sizes),
     ]
+
+
+def _reckoned(seconds: float, sizes: Sizes) -> list[Line]:
+    """How long the paper's models would take; on a processor the recipe is a tiny one, which says nothing of that."""
+    what = f"{PAPER_MODELS} models of this recipe"
+    return [Line(what, PAPER_MODELS * seconds / 86_400, "days")] if sizes.on == GPU else []
 
 
 def _seconds(seconds: float, card: str) -> Line:

@@ -23,7 +23,8 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,7 +72,10 @@ def learner_named(settings: Settings, gpu: str | None = None) -> Learner:
 
 
 def named(name: str) -> Any:
-    """What module:name names. Raises InputError when there is none; what its module raises is not caught."""
+    """What module:name names.
+
+    Raises InputError when there is none, or its module ends the process; what else the module raises is not caught.
+    """
     module_name, colon, function_name = name.partition(":")
     if not (colon and module_name and function_name):
         raise InputError(f"worker.main takes module:function, such as my_module:train, not {name!r}")
@@ -83,6 +87,8 @@ def named(name: str) -> Any:
         if e.name is None or not f"{module_name}.".startswith(f"{e.name}."):
             raise
         raise InputError(f"worker.main names {name}, and there is no module {module_name} here") from e
+    except (SystemExit, GeneratorExit) as e:  # as a script does at its end: the worker would end as if all were well
+        raise InputError(f"worker.main names {name}, and importing {module_name} raised {one_line(e)}{_where(e)}") from e
     if not hasattr(module, function_name):
         raise InputError(f"worker.main names {name}, and {module_name} has no {function_name}")
     return getattr(module, function_name)
@@ -125,10 +131,11 @@ class Function:
 
     def _one(self, model: Model) -> Trained:
         try:
-            result = attempted(lambda: self._call(model))
+            with of_its_own("its training function raised"):
+                result = self._call(model)
+            arrays = self._checked(result, model.number)
         except FunctionError as e:
             return self._failed(e)
-        arrays = self._checked(result, model.number)
         return Trained({name: array[None] for name, array in arrays.items()})
 
     def _failed(self, error: FunctionError) -> Trained:
@@ -145,12 +152,13 @@ class Function:
         """Many models in one call; when it fails, each is tried in a call of its own."""
         numbers = [model.number for model in models]
         try:
-            result = attempted(lambda: many(np.array(numbers), np.stack([model.mask for model in models])))
+            with of_its_own("its training function raised"):
+                result = many(np.array(numbers), np.stack([model.mask for model in models]))
+            return Trained(self._mapping(result, numbers[0]))
         except FunctionError as e:
             if len(models) == 1:
                 return self._failed(e)
             return _joined([self._together(many, [model]) for model in models], self.wanted)
-        return Trained(self._mapping(result, numbers[0]))
 
     def _checked(self, result: Any, number: int) -> dict[str, Array]:
         arrays = self._mapping(result, number)
@@ -168,12 +176,15 @@ class Function:
     def _mapping(self, result: Any, number: int) -> dict[str, Array]:
         """The arrays of what the function gave."""
         wanted = set(self.wanted)
-        if not isinstance(result, Mapping) or not wanted <= set(result) <= wanted | {LOGITS}:
-            given = sorted(map(str, result)) if isinstance(result, Mapping) else type(result).__name__
-            raise InputError(f"the training function gave {given} for model {number}; the store wants {sorted(wanted)}")
+        with of_its_own("what its training function gave raised"):
+            given = {name: result[name] for name in result} if isinstance(result, Mapping) else None
+        if given is None or not wanted <= set(given) <= wanted | {LOGITS}:
+            names = sorted(map(_shown, given)) if given is not None else type(result).__name__
+            raise InputError(f"the training function gave {names} for model {number}; the store wants {sorted(wanted)}")
         arrays = {}
-        for name, value in result.items():
-            arrays[name] = as_array(value, f"the training function gave {name} for model {number}")
+        for name, value in given.items():
+            # A copy: the function may fill the same array for the next model.
+            arrays[name] = np.array(as_array(value, f"the training function gave {name} for model {number}"))
             if arrays[name].dtype.kind not in "biuf":
                 raise InputError(
                     f"the training function gave {name} for model {number} of type {arrays[name].dtype}, not real numbers"
@@ -185,19 +196,27 @@ class FunctionError(Exception):
     """One's own function failed on a subset; in one line, with its words."""
 
 
-def attempted(call: Callable[[], Any]) -> Any:
-    """What a call of one's own function gives. Raises FunctionError when it fails, but not where the machine is to blame."""
+@contextmanager
+def of_its_own(what: str) -> Iterator[None]:
+    """Make a FunctionError of whatever a person's code raises, SystemExit too, but not of Ctrl-C and the machine's faults."""
     try:
-        return call()
-    except Exception as e:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:
         if in_a_sentence(e) is not None:
             raise
-        raise FunctionError(f"its training function raised {one_line(e)}{_where(e)}") from e
+        raise FunctionError(f"{what} {one_line(e)}{_where(e)}") from e
 
 
-def _where(e: Exception) -> str:
+def _shown(key: Any) -> str:
+    """A key of what the function gave, which need not be text, as a name to show."""
+    return shown(key, 80) if isinstance(key, str) else type(key).__name__
+
+
+def _where(e: BaseException) -> str:
     """The file and the line that raised an exception."""
-    frames = [frame for frame in traceback.extract_tb(e.__traceback__)[1:] if frame.filename != __file__]
+    frames = [frame for frame in traceback.extract_tb(e.__traceback__) if frame.filename != __file__]
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
@@ -217,7 +236,8 @@ def _features_by(looks: Callable[..., Any], learner: Function) -> Callable[[Sequ
         found: dict[str, list[Array]] = {"features_train": [], "features_test": []}
         for model in models:
             try:
-                given = attempted(lambda: looks(model.number, model.mask.copy()))  # noqa: B023
+                with of_its_own("it raised"):
+                    given = looks(model.number, model.mask.copy())
             except FunctionError as e:
                 raise InputError(f"{learner.name}: the function features failed: {e}") from e
             if not isinstance(given, Sequence) or len(given) != 2:
@@ -263,11 +283,24 @@ def _labels(module: ModuleType | None, name: str, n: int) -> IndexArray | None:
 def as_array(value: Any, what: str) -> Array:
     """A NumPy array of what a person's code gives: numbers, lists, arrays, or tensors, also on a GPU or with a gradient.
 
-    Raises InputError, which begins with `what`, for anything else.
+    What a masked array masks is no number, and becomes NaN. Raises InputError, which begins with `what`, for anything else.
     """
-    for step in ("detach", "cpu"):
-        value = getattr(value, step)() if callable(getattr(value, step, None)) else value
     try:
-        return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise InputError(f"{what} as no array: {shown(str(e), 200)}") from e
+        for step in ("detach", "cpu"):
+            value = getattr(value, step)() if callable(getattr(value, step, None)) else value
+        return np.asarray(_unmasked(value))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # a person's class may raise anything
+        if in_a_sentence(e) is not None:
+            raise
+        raise InputError(f"{what} as no array: {one_line(e, 200)}") from e
+
+
+def _unmasked(value: Any) -> Any:
+    """The same with NaN for what is masked, in lists of masked arrays too; `np.asarray` takes what lies under the mask."""
+    if isinstance(value, (list, tuple)):
+        return [_unmasked(each) for each in value]
+    if not isinstance(value, np.ma.MaskedArray) or not np.ma.is_masked(value):
+        return value
+    return np.where(np.ma.getmaskarray(value), np.nan, np.ma.getdata(value))

@@ -8,6 +8,7 @@ from datamodels.errors import InputError, run_command
 from datamodels.processes import ALL, CPU
 from datamodels.regress.run import export_weights, import_weights, regress, regress_store
 from datamodels.regress.scales import BY_STORE, RAW
+from datamodels.runs import stage_folder
 from datamodels.settings import argument_parser, parse
 
 
@@ -41,7 +42,9 @@ def main() -> None:
     if args.pt_out is not None:
         print(export_weights(settings, args.out, args.pt_out))
     elif (args.any_store is None and args.pt_in is None) != (args.out is None):
-        raise InputError("--store DIR and --import FILE.pt go together with --out DIR")
+        store, out = args.any_store or stage_folder(settings, "store"), args.out or "DIR"
+        like = f"--import FILE.pt --out {out}" if args.pt_in is not None else f"--store {store} --out {out}"
+        raise InputError(f"--store DIR and --import FILE.pt go together with --out DIR, as {like}")
     elif args.pt_in is not None:
         print(import_weights(args.pt_in, args.out, args.masks, args.any_store))
     else:

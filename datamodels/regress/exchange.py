@@ -21,6 +21,7 @@ from datamodels import __version__
 from datamodels.durable import new_file
 from datamodels.errors import InputError, shown
 from datamodels.machine import free_host_memory
+from datamodels.progress import say
 from datamodels.reading import check_zip, open_file
 from datamodels.regress.results import FORMAT_VERSION, Datamodels, sparse_bytes, write
 from datamodels.regress.scales import BY_STORE, RAW, Scale, scale_named, tried
@@ -51,8 +52,9 @@ def import_pt(file: Path, folder: Path, masks: str | None = None, store: Store |
 
     It names no store, and has no held-out models and no metrics. `masks` says for which its weights are, where the file does
     not: 'raw', a share α for standardised ones, or 'store' for ones standardised as those of the store. With a store the
-    weights are compared with its models. Raises InputError when the file cannot be read, its tensors are not of the shapes
-    above, or not finite, or nobody says for which masks they are.
+    weights are compared with its models, and a word of warning is said where they do not fit. Raises InputError, and writes
+    nothing, when the file cannot be read, its tensors are not of the shapes above, or not finite, nobody says for which masks
+    they are, or the store's models say that they are for the other ones.
     """
     content = _read(file)
     weight, bias, lam = _checked(file, content)
@@ -101,17 +103,24 @@ def _mean_and_deviation(file: Path, content: Any, n: int) -> tuple[Array, Array]
 
 
 def _judged(store: Store, scale: Scale, given: tuple[Array, Array], raw: tuple[Array, Array]) -> str:
-    """What the models say to the weights, in words; where these do not fit, how they would if read the other way."""
+    """What the models say to the weights, in words.
+
+    Where these do not fit, a warning; or InputError, where they would fit better if read the other way.
+    """
     found = tried(store, *raw)
-    said = f"; beside {found.models} models of {store.folder}: {found}"
+    beside = f"beside {found.models} models of {store.folder}: {found}"
     if found.fits:
-        return said
+        return f"; {beside}"
     if scale.raw:
         what, other = "--standardised", tried(store, *scale_named(BY_STORE, len(given[0]), store).to_raw(*given))
     else:
         what, other = "--raw", tried(store, *given)
-    better = f"; with {what} it would be {other}" if other.error < found.error else ""
-    return f"{said}: they do not fit, which takes a slope near 1 and no offset{better}"
+    unfit = f"{beside}: they do not fit, which takes a slope near 1 and no offset"
+    if other.error < found.error:
+        told = f"the weights, read as for {scale.name}, are contradicted {unfit}; with {what} it would be {other}"
+        raise InputError(f"{told}. Nothing is written; without --store they are taken at the word that is given")
+    say(f"warning: the weights {unfit}; they may be of other models, or fitted with a strong penalty")
+    return f"; {beside}: they do not fit"
 
 
 def _read(file: Path) -> Any:

@@ -100,7 +100,7 @@ def fit_datamodels(
     """
     parts = parts or split_models(Subsets.of(store, store.done), settings)
     unfinished = unfinished or Unfinished()
-    source = Source(store, *targets_named(store, settings.targets))
+    source = Source(store, *targets_named(store, settings.targets), parts.fit)
     kept = _all_kept(source, unfinished)
     if kept is not None:
         return _fit_of(source, parts, *kept, {})
@@ -133,7 +133,7 @@ def fit_share(
     `sharers` processes are at the same, each with all of the models and as much of this machine's memory as the others. A prior
     is estimated by one of them for all. Raises as `fit_datamodels` does.
     """
-    source = Source(store, *targets_named(store, settings.targets))
+    source = Source(store, *targets_named(store, settings.targets), parts.fit)
     if not unfinished.missing(FITTED, source.first, source.last) and unfinished.recall(ABOUT) is not None:
         return Share({}, {}, {})
     with computing(settings.device, gpu) as xp:
@@ -368,7 +368,8 @@ class _Run:
         lam = self.chosen["lam"][of_block]
         start = on_device(_columns(self.source.n, self.chosen)[:, of_block].toarray(), xp)
         weights = lasso.solve(every, on_device(lam, xp), start)
-        return self._judged(weights, lasso.bias(every, weights), block, packed, heldout, lam)
+        bias = lasso.bias(every, weights)
+        return self._judged(weights, bias, block, packed, heldout, lam * self.source.unit(block))
 
     def estimate(self, covariates: Covariates) -> None:
         """Find the prior of all targets, from all models taken in, unless it is kept."""
@@ -426,7 +427,8 @@ class _Run:
             self._put(deviation, block, part, np.sqrt(square))
         weights = posterior_mean(problem, mean, deviation, lam)
         del deviation
-        return self._judged(weights, problem.bias(weights), block, packed, heldout, lam)
+        bias = problem.bias(weights)
+        return self._judged(weights, bias, block, packed, heldout, lam * self.source.unit(block) ** 2)
 
     @property
     def _moments(self) -> Moments:
@@ -435,9 +437,16 @@ class _Run:
 
     def _judged(self, weights: Any, bias: Any, block: slice, packed: Any, heldout: IndexArray, lam: Array) -> Kept:
         metrics = score(predict(weights, bias, packed, self.xp), self.source.margins(heldout, block, np))
-        kept = _sparse(to_numpy(weights).astype(np.float32, copy=False))
         self._step(block.stop - block.start)
-        return {**kept, "bias": to_numpy(bias).astype(np.float32), "lam": lam, **metrics, "nonzeros": kept["counts"]}
+        unit = self.source.unit(block)
+        metrics["mse"] *= unit**2
+        found = to_numpy(weights)
+        with np.errstate(over="ignore"):  # what is beyond float32 is refused before it is written
+            if (unit != 1).any():
+                found = found * unit.astype(found.dtype)
+            kept = _sparse(found.astype(np.float32, copy=False))
+            bias = (to_numpy(bias) * unit).astype(np.float32)
+        return {**kept, "bias": bias, "lam": lam, **metrics, "nonzeros": kept["counts"]}
 
 
 class _Choice:

@@ -44,7 +44,7 @@ from scipy.optimize import nnls
 
 from datamodels.errors import InputError
 from datamodels.reading import Unreadable, open_npy
-from datamodels.regress.arrays import on_device, to_numpy
+from datamodels.regress.arrays import on_device, row_tiles, to_numpy
 from datamodels.regress.moments import Problem
 from datamodels.regress.repeats import Repeats
 from datamodels.seals import read_sealed_folder
@@ -52,6 +52,8 @@ from datamodels.subsets import Array, BoolArray
 
 NONE, FLAT, SIMILARITY, GRADIENTS = "none", "flat", "similarity", "gradients"
 FEATURES = ("features_train", "features_test")
+PLAIN = (2.0**-20, 2.0**20)
+"""The largest number of a covariate that is taken as it is."""
 BASIS_NUMBERS = 2**24
 """A part of the basis has at most so many numbers."""
 LEAST_NOISE = 0.01
@@ -110,15 +112,31 @@ def _of_file(path: Path, n: int, t: int) -> Covariates:
         raise InputError(f"{what}: it {e.why}") from e
     if array.ndim != 3 or array.shape[1:] != (n, t) or array.dtype.kind not in "fiub":
         raise InputError(f"{path} must hold numbers of shape (F, {n}, {t}), not {array.dtype} of shape {array.shape}")
-    names = tuple(f"covariate {f}" for f in range(len(array)))
+    units = _units(array, path)
+    named = (f"covariate {f}" + (f" / {unit:g}" if unit != 1 else "") for f, unit in enumerate(units))
 
     def parts(targets: slice) -> Array:
         found: Array = array[:, :, targets].astype(np.float64)
-        if not np.isfinite(found).all():
-            raise InputError(f"{path} has numbers that are not finite")
+        found /= units[:, None, None]
         return found
 
-    return Covariates(names, _digest([path]), parts)
+    return Covariates(tuple(named), _digest([path]), parts)
+
+
+def _units(array: Array, path: Path) -> Array:
+    """A power of two (F,) for each covariate (F, N, T), to reckon it in: 1, unless its largest number is far from that.
+
+    Products of four covariates are added up, which would be beyond float64, or below. Raises InputError when one is not finite.
+    """
+    largest = np.zeros(len(array))
+    for f, covariate in enumerate(array):
+        for rows in row_tiles(len(covariate), max(1, BASIS_NUMBERS // max(1, covariate.shape[1]))):
+            part = covariate[rows].astype(np.float64)
+            if not np.isfinite(part).all():
+                raise InputError(f"{path} has numbers that are not finite")
+            largest[f] = max(largest[f], np.abs(part).max(initial=0))
+    far = (largest > 0) & ~((largest >= PLAIN[0]) & (largest <= PLAIN[1]))
+    return np.where(far, np.exp2(np.clip(np.round(np.log2(np.where(far, largest, 1))), -1022, 1023)), 1)
 
 
 def _of_folder(kind: str, folder: Path | None, n: int, t: int) -> Covariates:

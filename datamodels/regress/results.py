@@ -111,7 +111,14 @@ def save(folder: Path, fit: Fit, meta: dict[str, Any]) -> None:
 
 
 def write(folder: Path, weights: Any, bias: Array, lam: Array, heldout: IndexArray, metrics: Any, meta: Any) -> None:
-    """Write the folder, whole or not at all; one that stands there is replaced. The weights (N, T) are sparse, or an array."""
+    """Write the folder, whole or not at all; one that stands there is replaced. The weights (N, T) are sparse, or an array.
+
+    Raises InputError, and replaces nothing, where a number is not finite, as weights beyond float32 are.
+    """
+    numbers = {"weights": weights if isinstance(weights, np.ndarray) else weights.data, "biases": bias, "λ": lam}
+    for name, array in numbers.items():
+        if not _finite(array):
+            raise InputError(f"{name} are beyond the numbers that can be kept; nothing is written to {folder}")
     with new_folder(folder, replace=True) as temporary:
         if isinstance(weights, np.ndarray):
             save_array(temporary / DENSE, weights)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodels.durable import is_there, only_maker, read_json, tidy
-from datamodels.errors import InputError
+from datamodels.errors import InputError, shown
 from datamodels.progress import progress, say
 from datamodels.regress.devices import devices_of, fit_shares
 from datamodels.regress.exchange import export_pt, import_pt
@@ -90,6 +90,7 @@ def _regress(
     if _is_made(folder, meta):
         tidy(folder)
     else:
+        _say_what_is_replaced(folder, meta)
         with _alone(folder), timed:
             refuse_damaged(store)
             unfinished = Unfinished(folder.with_name(f".{folder.name}.unfinished"), meta)
@@ -148,6 +149,24 @@ def _say_what_is_constant(fit: Fit) -> None:
         if len(which):
             named = ", ".join(map(str, which[:5])) + ", …" * (len(which) > 5)
             say(f"regress: {len(which)} {what}, and have zero weights: {named}")
+
+
+def _say_what_is_replaced(folder: Path, meta: dict[str, Any]) -> None:
+    """Say that weights will be replaced which were made with other settings, or imported; not those of fewer models."""
+    try:
+        there = read_about(folder)
+    except InputError:
+        return
+    if there.get("imported_from") is not None:
+        say(f"regress: the weights in {folder}, imported from {shown(str(there['imported_from']), 80)}, are replaced")
+        return
+    before, now = there.get("regress", {}), meta["regress"]
+    changed = [
+        f"regress.{key} {shown(str(before.get(key)), 80)} → {value}" for key, value in now.items() if before.get(key) != value
+    ]
+    if changed:
+        keep = "to keep both, give --store DIR and --out another folder"
+        say(f"regress: the weights in {folder} are replaced, which were made otherwise ({', '.join(changed)}); {keep}")
 
 
 def _is_made(folder: Path, meta: object) -> bool:

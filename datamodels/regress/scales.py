@@ -39,15 +39,22 @@ class Scale:
         return not self.mean.any() and bool((self.deviation == 1).all())
 
     def to_raw(self, weights: Array, bias: Array) -> tuple[Array, Array]:
-        """Weights (N, T) and biases (T,) for raw masks, float32. An image that does not vary has no weight."""
+        """Weights (N, T) and biases (T,) for raw masks, float32. An image that does not vary has no weight.
+
+        Raises InputError where a weight is beyond float32.
+        """
         if self.raw:
             return weights, bias
         inverse = np.divide(1, self.deviation, out=np.zeros_like(self.deviation), where=self.deviation > 0)
-        found: Array = (weights * inverse.astype(np.float32)[:, None]).astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):  # what is beyond float32 is refused before it is written
+            found: Array = (weights * inverse.astype(np.float32)[:, None]).astype(np.float32, copy=False)
+        if not np.isfinite(found).all():
+            raise InputError("the weights for masks of 0 and 1 would be beyond float32")
         # In float64, for many terms nearly cancel, and some rows at a time, for there may be gigabytes of them.
         tiles = (slice(first, first + TILE_ROWS) for first in range(0, len(found), TILE_ROWS))
         shift = sum((self.mean[rows] @ found[rows].astype(np.float64) for rows in tiles), np.zeros(len(bias)))
-        return found, (bias - shift).astype(np.float32)
+        with np.errstate(over="ignore"):
+            return found, (bias - shift).astype(np.float32)
 
 
 def scale_named(given: str, n: int, store: Store | None) -> Scale:

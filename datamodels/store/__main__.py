@@ -11,7 +11,7 @@ from datamodels.settings import argument_parser
 from datamodels.store.check import check, repair
 from datamodels.store.incoming import in_words
 from datamodels.store.reader import Store
-from datamodels.store.transfer import export_arrays, import_arrays
+from datamodels.store.transfer import GIVEN_UP, export_arrays, import_arrays
 
 
 def main() -> None:
@@ -69,8 +69,11 @@ def _check(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     left_out = import_arrays(args.masks, args.margins, args.folder, args.done)
+    given_up = left_out.pop(GIVEN_UP, None)
     if left_out:
-        say(f"import: rows that are not marked as done: {in_words(left_out)}")
+        say(f"import: rows that are no models, and not marked as done: {in_words(left_out)}")
+    if given_up is not None:
+        say(f"import: models that are given up: {in_words({GIVEN_UP: given_up})}")
     print(f"{args.folder}: {len(Store(args.folder).done)} models imported")
     return 0
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodels.errors import InputError
+from datamodels.reading import Unreadable, open_npy
 from datamodels.subsets import Array, BoolArray, IndexArray
 
 COMPLETED = "_completed.npy"
@@ -64,9 +65,9 @@ def known_rows(given: str | None, masks_file: Path, margins_file: Path, total: i
 
 def _marks(file: Path, total: int) -> BoolArray:
     try:
-        marks: Array = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        raise InputError(f"{file} cannot be read as an .npy file that says which rows are models: {e}") from e
+        marks = open_npy(file)
+    except Unreadable as e:
+        raise InputError(f"{file} cannot be read as an .npy file that says which rows are models: it {e.why}") from e
     if marks.shape != (total,) or marks.dtype.kind not in "biuf" or not np.isin(marks, (0, 1)).all():
         raise InputError(f"{file} must hold for each of {total} rows 1 if it is a model and 0 if not")
     return marks.astype(bool)

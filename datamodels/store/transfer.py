@@ -8,11 +8,12 @@ import numpy as np
 
 from datamodels.durable import InPlace, is_there, new_folder, only_maker, write_json
 from datamodels.errors import InputError, shown
-from datamodels.progress import progress
+from datamodels.progress import progress, say
 from datamodels.reading import open_npy
 from datamodels.store.check import chunks
 from datamodels.store.incoming import Scan, known_rows
 from datamodels.store.layout import ArraySpec, Meta, create_in, lay_out
+from datamodels.store.precision import FEWEST, LOOKED_AT, coarse_margins, refuse_lost
 from datamodels.store.reader import Store
 from datamodels.store.writer import Rows, Writer, write_rows
 from datamodels.subsets import Array, BoolArray, IndexArray
@@ -20,6 +21,7 @@ from datamodels.subsets import Array, BoolArray, IndexArray
 MARGIN_TYPES = {"float16": "float16", "float32": "float32", "float64": "float32"}
 """What margins come in, and what they are kept in."""
 NOT_FINITE = "imported with margins that are not finite"
+GIVEN_UP = "their margins are not finite"
 
 
 def import_arrays(masks_file: Path, margins_file: Path, folder: Path, done: str | None = None) -> dict[str, IndexArray]:
@@ -27,8 +29,9 @@ def import_arrays(masks_file: Path, margins_file: Path, folder: Path, done: str 
 
     Whole or not at all, in bounded memory. `done` says which rows are models: an .npy file (M,), or 'all'; without, it is
     `_completed.npy` beside the files, or else what the rows themselves say, see `incoming`. A row that is no model stays
-    missing, and one whose margins are not finite is recorded as given up: returns both, by why. Raises InputError when the
-    files are not such arrays, nobody can tell which rows are models, or something stands where the store should be.
+    missing, and one whose margins are not finite is recorded as given up: returns both, by why. Margins that float32 keeps
+    coarsely are told. Raises InputError when the files are not such arrays, nobody can tell which rows are models, their
+    margins are lost in float32, or something stands where the store should be.
     """
     masks, margins = _open(masks_file), _open(margins_file)
     if masks.dtype.kind not in "biuf":
@@ -53,12 +56,18 @@ def import_arrays(masks_file: Path, margins_file: Path, folder: Path, done: str 
                 advance(len(ids))
             left_out = scan.unlike_models()
             models = np.setdiff1d(np.arange(len(masks)), np.concatenate([np.zeros(0, np.int64), *left_out.values()]))
+            some = np.asarray(margins[models[:LOOKED_AT]]).astype(np.float64)
+            some = some[np.isfinite(some).all(1)]
+            refuse_lost(some, specs["margins"].dtype)
             for lot in lots:
                 ids = np.intersect1d(lot, models)
                 _import_rows(writer, ids, _zeros_and_ones(masks[ids], masks_file), np.asarray(margins[ids]))
                 advance(len(lot))
+    found = coarse_margins(some, specs["margins"].dtype) if len(some) >= FEWEST else None
+    if found is not None:
+        say(f"import: {found}")
     given_up = np.array(sorted(Store(folder).failures), np.int64)
-    return {**left_out, **({"their margins are not finite": given_up} if len(given_up) else {})}
+    return {**left_out, **({GIVEN_UP: given_up} if len(given_up) else {})}
 
 
 def export_arrays(folder: Path, out: Path) -> None:

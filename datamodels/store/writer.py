@@ -36,7 +36,7 @@ from datamodels.store.layout import (
     read_meta,
     write_meta,
 )
-from datamodels.store.precision import BeyondError, rounded
+from datamodels.store.precision import BeyondError, rounded, vanished
 from datamodels.subsets import Array, BoolArray, ByteArray, IndexArray, pack
 
 Failures = Mapping[int, str]
@@ -361,11 +361,13 @@ def write_rows(file: InPlace, spec: ArraySpec, ids: IndexArray, rows: Array) -> 
 
 def _cast(name: str, spec: ArraySpec, ids: IndexArray, values: Array) -> Array:
     try:
-        return rounded(values, spec.dtype, name)
+        found = rounded(values, spec.dtype, name)
     except BeyondError:
+        found = None
+    if found is None or (found is not values and any(vanished(*both) for both in zip(values, found, strict=True))):
         for i, row in zip(ids.tolist(), values, strict=True):
             rounded(row, spec.dtype, f"{name} of model {i}")
-        raise
+    return rounded(values, spec.dtype, name) if found is None else found
 
 
 def _little(dtype: str) -> np.dtype[Any]:

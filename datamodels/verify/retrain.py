@@ -166,5 +166,5 @@ def _list(folder: Path, requests: Sequence[Request], at_once: int) -> None:
 def _say_which_failed(store: Store, before: set[int]) -> None:
     failed = [i for i in store.failures if i not in before]
     if failed:
-        told = f"{len(failed)} models could not be trained, and do not count" if len(failed) > 1 else "a model does not count"
-        say(f"verify: {told}: {store.failures[failed[0]]}")
+        how_many = f"{len(failed)} models" if len(failed) > 1 else "a model"
+        say(f"verify: {how_many} could not be trained, and do not count: {store.failures[failed[0]]}")

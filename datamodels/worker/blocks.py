@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from datamodels.progress import say
 from datamodels.store import Store, Writer, claim, deliver, delivered, forget_claims, merge_if_free
 from datamodels.store.layout import DONE, MISSING
 from datamodels.subsets import Array, BoolArray
+from datamodels.worker.coarseness import Look
 from datamodels.worker.jobs import Job, fitted, refuse_misfits
 
 POLL_S = 1.0
@@ -50,15 +51,16 @@ def train_blocks(job: Job, learner: Learner, show: Shown = no_show) -> None:
     A block that another process has is waited for: it comes, or its process ends and it is free. SIGINT and SIGTERM end the
     work after the blocks in training, by KeyboardInterrupt; a second one ends the process at once, and loses those blocks only.
     """
-    hope = Hope(job)
+    watch = Watch(Hope(job), Look(job))
     with stoppable() as stop:
-        until_there(job, lambda stop: _one_pass(job, learner, hope, stop, show), show, stop)
+        until_there(job, lambda stop: _one_pass(job, learner, watch, stop, show), show, stop)
+    watch.look.last()
 
 
 def train_pass(job: Job, learner: Learner) -> None:
     """As `train_blocks`, but once over the blocks: nothing is awaited."""
     with stoppable() as stop:
-        _one_pass(job, learner, Hope(job), stop, no_show)
+        _one_pass(job, learner, Watch(Hope(job), Look(job)), stop, no_show)
         if stop.is_set():
             raise KeyboardInterrupt
 
@@ -113,18 +115,18 @@ def in_turn(items: Sequence[int], work: Callable[[int], None]) -> None:
         work(item)
 
 
-def _one_pass(job: Job, learner: Learner, hope: Hope, stop: threading.Event, show: Shown) -> None:
+def _one_pass(job: Job, learner: Learner, watch: Watch, stop: threading.Event, show: Shown) -> None:
     store = Store(job.folder)
     blocks = job.blocks(store, job.missing(store))
 
     def work(block: int) -> None:
-        if not stop.is_set() and _train_block(job, store, block, blocks[block], learner, hope):
+        if not stop.is_set() and _train_block(job, store, block, blocks[block], learner, watch):
             show(there(job, store))
 
     side_by_side(learner)(list(blocks), work)
 
 
-def _train_block(job: Job, store: Store, block: int, ids: range, learner: Learner, hope: Hope) -> bool:
+def _train_block(job: Job, store: Store, block: int, ids: range, learner: Learner, watch: Watch) -> bool:
     """Train one block, unless it is done, or delivered, or another process has claimed it; whether it was trained."""
     if not (store.array("done", ids) == MISSING).any():
         return False
@@ -139,7 +141,7 @@ def _train_block(job: Job, store: Store, block: int, ids: range, learner: Learne
             return False
         # The whole block, also where a part of it is done: rounding differs with the group, and a row must not depend on
         # what was done before.
-        trained = hope.of(ids, lambda: _trained(job, store, ids, learner))
+        trained = watch.hope.of(ids, lambda: _trained(job, store, ids, learner, watch.look))
         if trained is None:
             return False
         failures = {i: why for i, why in trained.failures.items() if i in missing}
@@ -160,7 +162,7 @@ class _Block:
     failures: Mapping[int, str]
 
 
-def _trained(job: Job, store: Store, ids: range, learner: Learner) -> _Block:
+def _trained(job: Job, store: Store, ids: range, learner: Learner, look: Look) -> _Block:
     models = job.models(store, ids, learner)
     numbers = [model.number for model in models]
     trained = learner.train(models)
@@ -168,12 +170,24 @@ def _trained(job: Job, store: Store, ids: range, learner: Learner) -> _Block:
         raise InputError(f"{learner.name} gave {sorted(trained.arrays)} for model {numbers[0]}, and no margins")
     rows = job.rows(store, ids, trained, learner)
     refuse_misfits(rows, store.meta.arrays, numbers, learner.name)
-    arrays, failures = fitted(rows, store.meta.arrays, numbers, trained.failures, _any_done(store))
-    return _Block(job.masks(store, ids, models), arrays, {ids[k]: why for k, why in failures.items()})
+    look.see(rows["margins"])
+    arrays, by_place = fitted(rows, store.meta.arrays, numbers, trained.failures, _any_done(store))
+    failures = {ids[k]: why for k, why in by_place.items()}
+    why = job.hopeless(store, ids, failures)
+    if why is not None:
+        raise InputError(f"{why}; none was given up, so mend what trains them and run the same command again")
+    return _Block(job.masks(store, ids, models), arrays, failures)
 
 
 def _any_done(store: Store) -> bool:
     return bool((store.array("done", range(store.meta.num_models)) == DONE).any())
+
+
+class Watch(NamedTuple):
+    """What a process has its eye on while it trains."""
+
+    hope: Hope
+    look: Look
 
 
 class Hope:

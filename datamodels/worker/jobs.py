@@ -18,7 +18,7 @@ from scipy.special import softmax
 from datamodels.errors import InputError
 from datamodels.learners import Key, Learner, Model, Relabels, Trained, offered
 from datamodels.store import ArraySpec, Store
-from datamodels.store.layout import MISSING
+from datamodels.store.layout import DONE, MISSING
 from datamodels.store.precision import BeyondError, rounded
 from datamodels.subsets import Array, BoolArray, IndexArray, draw_mask, pack
 
@@ -36,6 +36,11 @@ class Job(ABC):
     def stage(self) -> str:
         """The stage that wants them, for messages."""
 
+    @property
+    def fixes_format(self) -> bool:
+        """Whether a person has chosen the number format of the margins, and is to be told where it is too coarse."""
+        return False
+
     @abstractmethod
     def wanted(self, store: Store) -> IndexArray:
         """The rows that are to be there, ids ascending."""
@@ -51,6 +56,11 @@ class Job(ABC):
     @abstractmethod
     def rows(self, store: Store, ids: range, trained: Trained, learner: Learner) -> Mapping[str, Array]:
         """The store's arrays of these rows, of what their training gave."""
+
+    def hopeless(self, store: Store, ids: range, failures: Mapping[int, str]) -> str | None:
+        """Why nothing will come of the job, where that follows from the failures, by id, of some rows; else None."""
+        del store, ids, failures
+        return None
 
     def masks(self, store: Store, ids: range, models: Sequence[Model]) -> BoolArray:
         """The masks of these rows, bool (len(ids), N)."""
@@ -77,6 +87,11 @@ class RandomSubsets(Job):
     def stage(self) -> str:
         """See `Job`."""
         return "worker"
+
+    @property
+    def fixes_format(self) -> bool:
+        """See `Job`."""
+        return True
 
     def wanted(self, store: Store) -> IndexArray:
         """See `Job`."""
@@ -154,6 +169,16 @@ class ListedModels(Job):
         """See `Job`. Where images are relabelled, the model sees more than these."""
         del models
         return store.masks(ids)
+
+    def hopeless(self, store: Store, ids: range, failures: Mapping[int, str]) -> str | None:
+        """See `Job`. Without models on all of S there is nothing to compare with."""
+        whole = [i for i, mask in zip(ids, store.masks(ids), strict=True) if mask.all()]
+        if not whole or any(i not in failures for i in whole):
+            return None
+        done = np.flatnonzero(store.array("done", range(store.meta.num_models)) == DONE)
+        if any(store.masks([i]).all() for i in done.tolist()):
+            return None
+        return f"a model on all of S could not be trained: {failures[whole[0]]}"
 
     def rows(self, store: Store, ids: range, trained: Trained, learner: Learner) -> Mapping[str, Array]:
         """See `Job`."""

@@ -57,7 +57,8 @@ def make_prior(settings: Settings, engine: Engine, wait: bool = False) -> None:
         )
     except InputError as e:
         # The models are of use all the same.
-        say(f"prior: {e}; take none, flat, or an .npy file of yours")
+        if not wait:
+            say(f"prior: {e}; take none, flat, or an .npy file of yours")
         return
     folder, decided = stage_folder(settings, "prior"), _provenance(settings, learner)
     if _is_made(folder, decided):

@@ -18,12 +18,12 @@ from datamodels.learners.recipe import Recipe
 from datamodels.learners.sources import refuse_changed, sources_of
 from datamodels.machine import refuse_tight_limits
 from datamodels.processes import devices_named
-from datamodels.progress import progress, say
+from datamodels.progress import progress
 from datamodels.provenance import refuse_difference
 from datamodels.runs import deciding_settings, groups_of, stage_folder, stage_seconds
 from datamodels.settings import BUILT_IN, MEASURED, PLAIN, GroupSettings, Settings
 from datamodels.store import ArraySpec, Meta, Store, create, grow, read_meta
-from datamodels.store.precision import FEWEST, coarse
+from datamodels.store.layout import FAILURES
 from datamodels.training.devices import number_of_gpus
 from datamodels.worker.blocks import there
 from datamodels.worker.engine import Engine, Local
@@ -74,15 +74,8 @@ def _train_all(settings: Settings, engine: Engine, folder: Path) -> None:
     total = settings.store.num_models
     size = groups_of(read_meta(folder)).models_at_once
     job = RandomSubsets(folder, total, size, settings.store.seed, settings.store.alpha)
-    look = _Look(folder)
     with progress("worker", "models", total, there(job, Store(folder))) as advance:
-
-        def show(number: int) -> None:
-            advance.to(number)
-            look(number)
-
-        engine.train(job, show)
-    look(total)
+        engine.train(job, advance.to)
 
 
 def give_back(engine: Engine) -> None:
@@ -156,22 +149,11 @@ def state(store: Store, total: int) -> str:
     done, failed = int((store.done < total).sum()), [i for i in store.failures if i < total]
     line = f"worker: {done} of {total} models are done in {store.folder}"
     if failed:
-        line += f"; given up: {', '.join(map(str, failed[:10]))}{', …' * (len(failed) > 10)} ({store.failures[failed[0]]})"
+        first = store.failures[failed[0]]
+        others = sum(store.failures[i] != first for i in failed)
+        more = f"; {others} of them for other reasons, see {store.folder / FAILURES}" if others else ""
+        line += f"; given up: {', '.join(map(str, failed[:10]))}{', …' * (len(failed) > 10)} ({first}{more})"
     return line
-
-
-class _Look:
-    """Says once, as soon as there are models enough to tell, when their margins are kept too coarsely."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.done = folder, False
-
-    def __call__(self, there: int) -> None:
-        if not self.done and there >= FEWEST and len((store := Store(self.folder)).done) >= FEWEST:
-            self.done = True
-            found = coarse(store)
-            if found is not None:
-                say(f"worker: {found}")
 
 
 def _groups(settings: Settings, engine: Engine) -> GroupSettings:

@@ -36,6 +36,8 @@ def test_all_checks_run_on_the_processor_and_hold(tmp_path, command):
     assert lines["counts of XᵀX that are not exact, of 8 images, m = 400"]["value"] == 0
     assert sum(line["what"].startswith("K = ") for check in record["checks"] for line in check["lines"]) >= 2
     assert all(line["passed"] for line in lines.values())
+    # What would take days is reckoned from sizes of that kind only.
+    assert not {line["unit"] for line in lines.values()} & {"days", "hours"}
     assert done.stdout.splitlines()[-1].startswith("PASS: ")
     assert "PASS  margins that differ when trained twice, 1 a kernel: 0  [≤ 0]" in done.stdout
 

@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels, fit_datamodels, provenance, save
+from datamodels.regress.prior import covariates_named
 from datamodels.regress.score import score
 from datamodels.regress.split import Subsets, split_models
 from datamodels.settings import RegressSettings
@@ -206,3 +207,54 @@ def test_masks_from_which_nothing_can_be_learnt_are_named(tmp_path, solver, valu
     store = store_of(tmp_path / "store", np.full((len(margins), N), value), margins)
     with pytest.raises(InputError, match="nothing can be learnt"):
         fit_datamodels(store, dataclasses.replace(SETTINGS, solver=solver))
+
+
+@pytest.fixture(scope="module")
+def unscaled(tmp_path_factory):
+    """Fits of one store's margins, by how."""
+    masks, margins, _ = planted()
+    store = store_of(tmp_path_factory.mktemp("unscaled") / "s", masks, margins.astype(np.float32))
+    return {how: scaled_fit(store, *how) for how in WAYS}
+
+
+WAYS = (("gram", "none"), ("path", "none"), ("saga", "none"), ("auto", "flat"))
+
+
+def scaled_fit(store, solver, prior):
+    return fit_datamodels(
+        store, dataclasses.replace(SETTINGS, solver=solver), covariates=covariates_named(prior, None, N, store.meta.num_targets)
+    )
+
+
+@pytest.mark.parametrize("how", WAYS, ids=lambda how: "-".join(how))
+@pytest.mark.parametrize("powers", [(-100,), (-60, 3), (-20, -9, 0), (30,), (70, -4), (118, -118)], ids=str)
+def test_margins_may_be_in_any_unit_of_their_own(tmp_path, unscaled, how, powers):
+    # By powers of two every number of the way is the same, so that the weights' bits are.
+    masks, margins, _ = planted()
+    powers = np.resize(powers, T)
+    fit = scaled_fit(store_of(tmp_path / "s", masks, np.ldexp(margins.astype(np.float32), powers)), *how)
+    as_it_was = unscaled[how]
+    assert np.array_equal(fit.weights, np.ldexp(as_it_was.weights, powers))
+    assert np.array_equal(fit.bias, np.ldexp(as_it_was.bias, powers))
+    degree = 1 if how[1] == "none" else 2
+    np.testing.assert_allclose(np.ldexp(fit.lam, -degree * powers), as_it_was.lam, rtol=1e-9)
+    np.testing.assert_allclose(np.ldexp(fit.metrics["mse"], -2 * powers), as_it_was.metrics["mse"], rtol=1e-9)
+    for name in ("lds", "r2", "nonzeros"):
+        np.testing.assert_allclose(fit.metrics[name], as_it_was.metrics[name], rtol=1e-9)
+
+
+@pytest.mark.parametrize("prior", ["none", "flat"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e-6, 1e9, 1e20, 1e37])
+def test_margins_of_any_size_are_as_well_explained(tmp_path, unscaled, prior, scale):
+    masks, margins, _ = planted()
+    found = scaled_fit(store_of(tmp_path / "s", masks, scale * margins), "auto", prior)
+    as_it_was = unscaled[("gram" if prior == "none" else "auto", prior)]
+    assert found.metrics["lds"].mean() == pytest.approx(as_it_was.metrics["lds"].mean(), abs=1e-3)
+    np.testing.assert_allclose(found.weights.astype(np.float64) / scale, as_it_was.weights, atol=0.01)
+
+
+def test_margins_so_small_in_float16_are_reckoned_in_float32(tmp_path):
+    masks, margins, _ = planted()
+    small = (1e-4 * margins).astype(np.float16)
+    halves, singles = (store_of(tmp_path / kind, masks, small.astype(kind), kind) for kind in ("float16", "float32"))
+    assert np.array_equal(scaled_fit(halves, "gram", "none").weights, scaled_fit(singles, "gram", "none").weights)

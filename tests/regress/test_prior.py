@@ -209,6 +209,18 @@ def test_covariates_of_ones_own_come_from_a_file(tmp_path):
     assert covariates_named("none", None, 120, 40) is None
 
 
+@pytest.mark.parametrize("power", [-1000, -300, -40, 40, 300, 1020])
+def test_covariates_may_be_in_any_unit(tmp_path, power):
+    masks, margins, a, _ = drawn(300)
+    store = store_of(tmp_path / "s", masks, margins)
+    np.save(tmp_path / "a.npy", np.stack([np.ldexp(a[0], power), a[1]]))
+    named = covariates_named(str(tmp_path / "a.npy"), None, 120, 40)
+    found, oracle = (fit_datamodels(store, SETTINGS, covariates=c) for c in (named, of_array(a)))
+    np.testing.assert_allclose(found.weights, oracle.weights, atol=1e-4)
+    assert found.solver["prior"]["covariates"][0].startswith("covariate 0 / ")
+    assert found.solver["prior"]["covariates"][1] == "covariate 1"
+
+
 def test_what_makes_no_prior_is_refused(tmp_path):
     np.save(tmp_path / "flat.npy", np.zeros((120, 40)))
     np.save(tmp_path / "nan.npy", np.full((1, 120, 40), np.nan))
@@ -224,10 +236,8 @@ def test_what_makes_no_prior_is_refused(tmp_path):
             covariates_named(name, None, 120, 40)
     with pytest.raises(InputError, match=r"there is no .*run the worker with --regress.prior similarity"):
         covariates_named("similarity", tmp_path, 120, 40)
-    named = covariates_named(str(tmp_path / "nan.npy"), None, 120, 40)
-    assert named is not None
     with pytest.raises(InputError, match="not finite"):
-        named.basis(slice(0, 40))
+        covariates_named(str(tmp_path / "nan.npy"), None, 120, 40)
     masks, margins, a, _ = drawn(300)
     store = store_of(tmp_path / "s", masks, margins)
     with pytest.raises(InputError, match="cannot be saga"):

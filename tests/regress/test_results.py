@@ -12,7 +12,7 @@ from scipy.sparse import csc_matrix, load_npz
 from datamodels.durable import Lock
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels, fit_datamodels, provenance, results, save
-from datamodels.regress.run import regress_store
+from datamodels.regress.run import import_weights, regress_store
 from datamodels.regress.unfinished import Unfinished
 from datamodels.seals import seal_folder
 from tests.regress.test_path import SETTINGS, N, T, planted, store_of
@@ -147,7 +147,54 @@ def test_the_published_layout_goes_out_and_comes_back(store, tmp_path, command):
     np.testing.assert_allclose(back.lam, first.lam, rtol=1e-6)
     assert back.meta["store_digest"] is None
     asked = command("regress", "--import", tmp_path / "weights.pt")
-    assert (asked.returncode, asked.stderr) == (2, "error: --store DIR and --import FILE.pt go together with --out DIR\n")
+    together = "error: --store DIR and --import FILE.pt go together with --out DIR, as"
+    assert (asked.returncode, asked.stderr) == (2, f"{together} --import FILE.pt --out DIR\n")
+    alone = command("regress", "--out", "elsewhere", "--run.dir", "mine")
+    assert (alone.returncode, alone.stderr) == (2, f"{together} --store mine/store --out elsewhere\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "masks"),
+    [
+        ({"weight": torch.full((N, T), 1e38)}, "0.01"),
+        ({"bias": torch.full((T,), 3e38), "weight": torch.full((N, T), -2e37)}, "0.5"),
+        ({"weight": torch.full((N, T), 1e39, dtype=torch.float64)}, "raw"),
+        ({"weight": torch.ones(N, T), "mean": torch.full((N,), 0.5), "std": torch.full((N,), 1e-39)}, None),
+    ],
+)
+def test_weights_beyond_float32_replace_nothing(tmp_path, content, masks):
+    plain = {"weight": torch.ones(N, T), "bias": torch.zeros(T), "lam": torch.zeros(T)}
+    torch.save(plain, tmp_path / "good.pt")
+    import_weights(tmp_path / "good.pt", tmp_path / "out", "raw")
+    torch.save({**plain, **content}, tmp_path / "large.pt")
+    with pytest.raises(InputError, match="beyond"):
+        import_weights(tmp_path / "large.pt", tmp_path / "out", masks)
+    assert (Datamodels.load(tmp_path / "out").weights == 1).all()
+
+
+def test_numbers_that_are_not_finite_are_never_written(store, tmp_path):
+    fit = fit_datamodels(store, SETTINGS)
+    save(tmp_path / "out", fit, provenance(store, SETTINGS))
+    for changed in ({"bias": fit.bias * np.inf}, {"lam": fit.lam * np.nan}, {"columns": fit.columns * np.float32(np.inf)}):
+        with pytest.raises(InputError, match="nothing is written to"):
+            save(tmp_path / "out", dataclasses.replace(fit, **changed), provenance(store, SETTINGS))
+    assert np.array_equal(Datamodels.load(tmp_path / "out").weights, fit.weights)
+
+
+def test_weights_that_were_made_otherwise_are_not_replaced_without_a_word(store, tmp_path, capsys):
+    regress_store(store.folder, tmp_path / "out", SETTINGS)
+    regress_store(store.folder, tmp_path / "out", SETTINGS)
+    assert "replaced" not in capsys.readouterr().err
+    regress_store(store.folder, tmp_path / "out", dataclasses.replace(SETTINGS, prior="flat"))
+    told = capsys.readouterr().err
+    assert (
+        f"regress: the weights in {tmp_path / 'out'} are replaced, which were made otherwise (regress.prior none → flat)"
+        in told
+    )
+    torch.save({"weight": torch.ones(N, T), "bias": torch.zeros(T), "lam": torch.zeros(T)}, tmp_path / "good.pt")
+    import_weights(tmp_path / "good.pt", tmp_path / "out", "raw")
+    regress_store(store.folder, tmp_path / "out", SETTINGS)
+    assert "imported from good.pt, are replaced" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_of_that_layout_is_refused_and_nothing_is_left(tmp_path, command):
@@ -157,8 +204,6 @@ def test_a_file_that_is_not_of_that_layout_is_refused_and_nothing_is_left(tmp_pa
         "must hold weight .N, T., bias .T,. and lam .T,., not weight .4, 2., bias .3,.": {**good, "bias": torch.zeros(3)},
         "has a value in lam that is not a number": {**good, "lam": torch.tensor([1.0, float("nan")])},
     }
-    from datamodels.regress.run import import_weights
-
     for sentence, content in wrong.items():
         torch.save(content, tmp_path / "wrong.pt")
         with pytest.raises(InputError, match=sentence):

@@ -63,18 +63,40 @@ def test_the_import_of_standardised_weights_predicts_the_margins(tmp_path, alpha
 def test_the_wrong_reading_is_said_by_the_models_with_what_to_do(tmp_path, alpha):
     masks, margins, raw, standardised, _ = solved(alpha)
     store = store_of(tmp_path / "store", masks, margins)
-    told = import_weights(saved(tmp_path / "d.pt", *standardised), tmp_path / "a", "raw", store.folder)
-    slope = 1 / np.sqrt(alpha * (1 - alpha))
+    with pytest.raises(InputError, match="are contradicted beside 900 models of") as refused:
+        import_weights(saved(tmp_path / "d.pt", *standardised), tmp_path / "a", "raw", store.folder)
+    told, slope = str(refused.value), 1 / np.sqrt(alpha * (1 - alpha))
     assert float(told.split("slope ")[1].split(",")[0]) == pytest.approx(slope, rel=0.03)
     assert "they do not fit" in told
     assert "with --standardised it would be slope 1.00, predictions off by" in told
-    other = import_weights(saved(tmp_path / "raw.pt", *raw), tmp_path / "b", str(alpha), store.folder)
-    assert "they do not fit" in other
-    assert "with --raw it would be slope 1.00, predictions off by" in other
+    with pytest.raises(
+        InputError, match=r"they do not fit.*with --raw it would be slope 1.00, predictions off by.*without --store"
+    ):
+        import_weights(saved(tmp_path / "raw.pt", *raw), tmp_path / "b", str(alpha), store.folder)
+    own = saved(tmp_path / "own.pt", *standardised, mean=np.zeros(N), std=np.ones(N))
+    with pytest.raises(InputError, match="contradicted"):
+        import_weights(own, tmp_path / "b", None, store.folder)
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "b").exists()
+    assert "models" not in import_weights(tmp_path / "d.pt", tmp_path / "word", "raw")
     fine = import_weights(tmp_path / "raw.pt", tmp_path / "c", "raw", store.folder)
     assert "slope 1.00" in fine
     assert "do not fit" not in fine
     assert np.array_equal(Datamodels.load(tmp_path / "c").weights, raw[0].astype(np.float32))
+
+
+def test_weights_that_fit_neither_way_are_written_with_a_warning(tmp_path, command):
+    masks, margins, raw, _, _ = solved(0.5)
+    store = store_of(tmp_path / "store", masks, margins)
+    file = saved(tmp_path / "shrunk.pt", 0.75 * raw[0], margins.mean(0) - 0.75 * masks.mean(0) @ raw[0])
+    done = command("regress", "--import", file, "--out", tmp_path / "out", "--raw", "--store", store.folder)
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning: the weights beside 900 models of ")
+    assert "slope 1.33, " in done.stderr
+    assert done.stdout.count("they do not fit") == 1
+    refused = command("regress", "--import", file, "--out", tmp_path / "out", "--standardised", "--store", store.folder)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert np.array_equal(Datamodels.load(tmp_path / "out").weights, (0.75 * raw[0]).astype(np.float32))
 
 
 def test_a_file_that_does_not_say_is_asked_about_and_nothing_is_written(tmp_path, command):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,10 +194,63 @@ def test_the_command_names_what_it_leaves_out(tmp_path, command):
     done = command("store", "import", *files, tmp_path / "store")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'store'}: 49 models imported\n"
-    assert done.stderr.splitlines()[-1] == (
-        "import: rows that are not marked as done: 5 (55, 56, 57, 58, 59): they are not marked as done; "
-        "5 (50, 51, 52, 53, 54): their masks are empty; 1 (4): their margins are not finite"
-    )
+    assert done.stderr.splitlines()[-2:] == [
+        "import: rows that are no models, and not marked as done: 5 (55, 56, 57, 58, 59): they are not marked as done; "
+        "5 (50, 51, 52, 53, 54): their masks are empty",
+        "import: models that are given up: 1 (4): their margins are not finite",
+    ]
     every = command("store", "import", *files, tmp_path / "every", "--done", "all")
     assert every.stdout == f"{tmp_path / 'every'}: 59 models imported\n"
     assert json.loads((tmp_path / "every" / "meta.json").read_text())["provenance"]["imported"]["done"] == "all"
+
+
+@pytest.mark.parametrize("t", [1, T])
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda y: y + 1e9, r"nothing is left .*: float32 keeps the margins of \d of \d targets coarsely: .* in steps of 64"),
+        (lambda y: y * 1e-50, "nothing is left of how margins differ from model to model"),
+        (lambda y: y * 1e50, "margins of model 0 reach .*e.50, beyond float32"),
+    ],
+)
+def test_margins_that_float32_cannot_tell_apart_are_refused(tmp_path, change, told, t):
+    masks, margins = whole(t=t)
+    margins = 1e-3 * margins + 1
+    if told.startswith("margins"):
+        margins = np.abs(margins)
+    with pytest.raises(InputError, match=told):
+        import_arrays(*save(tmp_path, masks, change(margins)), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_margins_that_float32_keeps_coarsely_are_told(tmp_path, capsys):
+    masks, margins = whole()
+    far = margins.copy()
+    far[:, 2] += 1e9
+    import_arrays(*save(tmp_path, masks, far), tmp_path / "far")
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "coarsely" in line]
+    assert "import: float32 keeps the margins of 1 of 7 targets coarsely: those of target 2 in steps of 64, " in told
+    far[:, 2] = margins[:, 2]
+    far[:, 3] = 0.1  # a margin that is one value, and no rounding of it
+    import_arrays(*save(tmp_path, masks, far), tmp_path / "fine")
+    assert "coarsely" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["_completed.npy", "mine.npy"])
+@pytest.mark.parametrize("spoil", ["a pipe", "a folder", "a pickle", "cut short"])
+def test_a_file_of_marks_that_is_none_is_a_sentence_at_once(tmp_path, command, name, spoil):
+    files, marks = save(tmp_path, *whole()), tmp_path / name
+    if spoil == "a pipe":
+        os.mkfifo(marks)
+    elif spoil == "a folder":
+        marks.mkdir()
+    elif spoil == "a pickle":
+        marks.write_bytes(b"\x80\x04N.")
+    else:
+        np.save(marks, np.ones(M, bool))
+        marks.write_bytes(marks.read_bytes()[:-7])
+    done = command("store", "import", *files, tmp_path / "store", *(() if name.startswith("_") else ("--done", marks)))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {marks} cannot be read as an .npy file that says which rows are models: it is ")
+    assert spoil in done.stderr
+    assert done.stderr.count("\n") == 1
