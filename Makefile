@@ -7,7 +7,7 @@ py = .venv/bin/python
 # Idle OpenMP threads that spin take the core that another group of models needs.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test test-browser lint setup worker bench gpu-check robustness clean
+.PHONY: demo test test-browser lint setup worker bench gpu-check robustness kills clean
 
 demo: setup  ## digits, end to end: data, models, datamodels, verification by retraining, a page
 	$(py) -m datamodels -C configs/digits.yaml
@@ -26,7 +26,7 @@ lint: setup  ## ruff and mypy
 setup:  ## .venv with everything in it; quick when nothing has changed
 	@PYTHON="$(PYTHON)" .ci/setup.sh
 
-worker: setup  ## train models on one GPU (GPU=0) or on the processor (GPU=cpu)
+worker: setup  ## train models on one GPU (GPU=0), on several (GPU=0,1 or all), a process each, or on the processor (GPU=cpu)
 	$(py) -m datamodels.worker $(config_flag) --gpu $(GPU)
 
 bench: setup  ## measure training, on digits or CONFIG, the store and the regression; the results go into tests/benchmarks/results/
@@ -40,6 +40,9 @@ gpu-check: setup  ## whether GPU, and this package on it, does what it should; w
 
 robustness: setup  ## hostile inputs and faults of the environment against every reader; the table goes into tests/benchmarks/results/
 	$(py) -m tests.robustness
+
+kills: setup  ## 40 kills of parents and children over the whole road: the end is that of a run that nobody disturbed
+	$(py) -m tests.verify.kills --kills 40
 
 clean:  ## forget the runs and the environment
 	rm -rf runs .venv

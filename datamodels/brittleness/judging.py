@@ -64,7 +64,7 @@ def judge(margins: Array, confidences: Array | None = None, of_looks: int = 1) -
     values = values[finite]
     if len(values) < 2:
         raise InputError(
-            f"all but {len(values)} of {len(margins)} retrained models could not be trained; those that are left are too few to judge by"
+            f"all but {len(values)} of {len(margins)} retrained models could not be trained, and the rest are too few to judge by"
         )
     mean, j = float(values.mean()), len(values)
     level = 1 - (1 - CONFIDENCE) / of_looks
