@@ -63,9 +63,7 @@ def judge(margins: Array, confidences: Array | None = None, of_looks: int = 1) -
     finite = np.isfinite(values)
     values = values[finite]
     if len(values) < 2:
-        raise InputError(
-            f"all but {len(values)} of {len(margins)} retrained models could not be trained, and the rest are too few to judge by"
-        )
+        raise InputError(f"all but {len(values)} of {len(margins)} retrained models could not be trained: too few to judge by")
     mean, j = float(values.mean()), len(values)
     level = 1 - (1 - CONFIDENCE) / of_looks
     half = float(student_t.ppf((1 + level) / 2, j - 1) * values.std(ddof=1) / np.sqrt(j))

@@ -8,30 +8,29 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csc_matrix
 
 from datamodels.errors import InputError, of_memory
 from datamodels.progress import Bar, no_advance, no_progress, say
 from datamodels.regress.arrays import (
     computing,
     give_back,
-    keep_columns,
     on_device,
-    put_columns,
     to_numpy,
 )
+from datamodels.regress.choice import Choice
+from datamodels.regress.columns import matrix, side_by_side, sparse_columns
 from datamodels.regress.memory import needs
 from datamodels.regress.moments import Moments
 from datamodels.regress.prior import Covariates, Prior, estimate, posterior_mean
 from datamodels.regress.repeats import Repeats, repeats
-from datamodels.regress.score import error_of, predict, score
+from datamodels.regress.score import predict, score
 from datamodels.regress.solvers import Gram, Lasso, Plan, plan
 from datamodels.regress.source import Source, targets_named
 from datamodels.regress.split import Parts, Subsets, joined, split_models
@@ -39,10 +38,8 @@ from datamodels.regress.unfinished import Kept, Unfinished
 from datamodels.regress.walk import walk
 from datamodels.settings import RegressSettings
 from datamodels.store import Store
-from datamodels.subsets import Array, BoolArray, IndexArray
+from datamodels.subsets import Array, IndexArray
 
-PATIENCE = 5
-"""Values of λ without a smaller error after which a target's path ends."""
 METRICS = ("lds", "r2", "mse", "nonzeros")
 CHOSEN, FITTED, PRIOR, ABOUT = "chosen", "fitted", "prior", "about"
 """What is kept: two stages by blocks of targets, the prior, and what is known of all models together."""
@@ -187,14 +184,14 @@ def _all_kept(source: Source, unfinished: Unfinished) -> tuple[Kept, Kept] | Non
     about = unfinished.recall(ABOUT)
     found = [unfinished.recall(f"{FITTED}-{a}-{b}") for a, b in unfinished.walk(FITTED, source.first, source.last)]
     whole = [block for block in found if block is not None]
-    return None if about is None or len(whole) < len(found) else (_side_by_side(whole), about)
+    return None if about is None or len(whole) < len(found) else (side_by_side(whole), about)
 
 
 def _fit_of(source: Source, parts: Parts, found: Kept, about: Kept, seconds: dict[str, float]) -> Fit:
     scores = {name: found[name] for name in METRICS}
     constant = about["images"], about["targets"]
     how = json.loads(str(about["how"]))
-    return Fit(_columns(source.n, found), found["bias"], found["lam"], scores, parts, *constant, seconds, how)
+    return Fit(matrix(source.n, found), found["bias"], found["lam"], scores, parts, *constant, seconds, how)
 
 
 @dataclass
@@ -251,7 +248,7 @@ class _Run:
         """
         with self._timed(stage), self.bar(unit, steps * self.source.t) as self.advance:
             packed = on_device(self.source.packed(judged), self.xp)
-            return _side_by_side(self._blocks(stage, steps, work, packed, judged, slice(0, self.source.t)))
+            return side_by_side(self._blocks(stage, steps, work, packed, judged, slice(0, self.source.t)))
 
     def some(
         self,
@@ -313,7 +310,7 @@ class _Run:
         kept = [block for block in found if block is not None]
         if len(kept) < len(found) or self.unfinished.missing(CHOSEN, start, stop, blocks):
             return False
-        self.chosen, self.chosen_from = _side_by_side(kept), blocks[0][0] - self.source.first
+        self.chosen, self.chosen_from = side_by_side(kept), blocks[0][0] - self.source.first
         return True
 
     def _name(self, stage: str, block: slice) -> str:
@@ -346,7 +343,7 @@ class _Run:
         yield
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
-    def _step(self, steps: int, where: str = "") -> None:
+    def step(self, steps: int, where: str = "") -> None:
         self.advanced += steps
         self.advance(steps, where)
 
@@ -356,17 +353,17 @@ class _Run:
         The path runs from λ_max down; a target leaves when its error has not fallen for a few values.
         """
         lasso, ratios = self._lasso(block), np.geomspace(1, self.settings.lam_ratio, self.settings.lams)
-        choice = _Choice(self, block, packed, self.source.margins(judged, block, self.xp), lasso)
+        choice = Choice(self, block, packed, self.source.margins(judged, block, self.xp), lasso)
         top = walk(lasso, ratios, self.source.n, self.solver.dtype, self.xp, choice.judge)
-        self._step(len(ratios) * (block.stop - block.start) - choice.steps)
-        return {"lam": top * ratios[choice.at], **_sparse(to_numpy(choice.best))}
+        self.step(len(ratios) * (block.stop - block.start) - choice.steps)
+        return {"lam": top * ratios[choice.at], **sparse_columns(to_numpy(choice.best))}
 
     def refit(self, block: slice, packed: Any, heldout: IndexArray) -> Kept:
         """Weights, bias and metrics of one block at its λ, from all models but the held-out ones."""
         xp, lasso, every = self.xp, self._lasso(block), np.arange(block.stop - block.start)
         of_block = slice(block.start - self.chosen_from, block.stop - self.chosen_from)
         lam = self.chosen["lam"][of_block]
-        start = on_device(_columns(self.source.n, self.chosen)[:, of_block].toarray(), xp)
+        start = on_device(matrix(self.source.n, self.chosen)[:, of_block].toarray(), xp)
         weights = lasso.solve(every, on_device(lam, xp), start)
         bias = lasso.bias(every, weights)
         return self._judged(weights, bias, block, packed, heldout, lam * self.source.unit(block))
@@ -437,65 +434,13 @@ class _Run:
 
     def _judged(self, weights: Any, bias: Any, block: slice, packed: Any, heldout: IndexArray, lam: Array) -> Kept:
         metrics = score(predict(weights, bias, packed, self.xp), self.source.margins(heldout, block, np))
-        self._step(block.stop - block.start)
+        self.step(block.stop - block.start)
         unit = self.source.unit(block)
         metrics["mse"] *= unit**2
         found = to_numpy(weights)
         with np.errstate(over="ignore"):  # what is beyond float32 is refused before it is written
             if (unit != 1).any():
                 found = found * unit.astype(found.dtype)
-            kept = _sparse(found.astype(np.float32, copy=False))
+            kept = sparse_columns(found.astype(np.float32, copy=False))
             bias = (to_numpy(bias) * unit).astype(np.float32)
         return {**kept, "bias": bias, "lam": lam, **metrics, "nonzeros": kept["counts"]}
-
-
-class _Choice:
-    """Of each of a block's targets the λ with the smallest error so far, its place `at` (T,), and the weights `best` (N, T)."""
-
-    def __init__(self, run: _Run, block: slice, packed: Any, truth: Any, lasso: Lasso) -> None:
-        self.run, self.block, self.packed, self.truth, self.lasso = run, block, packed, truth, lasso
-        t = block.stop - block.start
-        self.best = run.xp.zeros((run.source.n, t), run.solver.dtype)
-        self.least, self.at, self.since, self.of = (
-            np.full(t, np.inf),
-            np.zeros(t, np.int64),
-            np.zeros(t, np.int64),
-            np.arange(t),
-        )
-        self.steps = 0
-
-    def judge(self, k: int, targets: IndexArray, found: Any) -> BoolArray:
-        """See `walk`."""
-        xp, t = self.run.xp, self.block.stop - self.block.start
-        if len(targets) < len(self.of):
-            self.truth = keep_columns(self.truth, on_device(np.searchsorted(self.of, targets), xp), xp)
-            self.of = targets
-        error = to_numpy(error_of(found, self.lasso.bias(targets, found), self.packed, self.truth, xp))
-        better = error < self.least[targets]
-        won = targets[better]
-        self.least[won], self.at[won] = error[better], k
-        put_columns(self.best, on_device(won, xp), found, on_device(np.flatnonzero(better), xp), xp)
-        self.since[targets] += 1
-        self.since[won] = 0
-        where = f"λ {k + 1} of {self.run.settings.lams}, {len(targets)} of {t} targets"
-        self.run._step(t, f"targets {self.block.start} to {self.block.stop} of {self.run.source.t}, {where}")
-        self.steps += t
-        return np.asarray(self.since[targets] < PATIENCE)
-
-
-def _sparse(weights: Array) -> Kept:
-    """Weights (N, T) by columns: the non-zero ones, their rows, and how many each column has."""
-    columns = csc_matrix(weights)
-    return {"data": columns.data, "rows": columns.indices, "counts": np.diff(columns.indptr)}
-
-
-def _side_by_side(blocks: Iterable[Kept]) -> Kept:
-    """What was found of several blocks, as of one."""
-    found = list(blocks)
-    return {name: np.concatenate([block[name] for block in found]) for name in found[0]}
-
-
-def _columns(n: int, kept: Kept) -> Any:
-    """The weights that were kept by columns, a sparse matrix (N, T)."""
-    ends = np.concatenate([[0], np.cumsum(kept["counts"])])
-    return csc_matrix((kept["data"], kept["rows"], ends), shape=(n, len(kept["counts"])))
