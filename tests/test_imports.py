@@ -21,13 +21,10 @@ BELOW: dict[str, set[str]] = {
     "report": {"store", "learners", "regress", "brittleness", "verify"},
 }
 """Of each stage the ones whose code it may use; `__main__` files are doors and may use all."""
-NOT_FOR = {
-    "store": {"torch", "cupy"},
-    "brittleness": {"torch", "cupy"},
-    "regress": {"torch"},
-    "verify": {"torch"},
-    "report": {"torch"},
-}
+NO_NETWORKS = {"torch", "cupy"}
+NOT_FOR = {"store": NO_NETWORKS, "brittleness": NO_NETWORKS, "regress": {"torch"}, "verify": {"torch"}, "report": {"torch"}}
+READS_PT = "exchange.py"
+"""Files of PyTorch's are read and written by PyTorch."""
 
 
 def imported(file):

@@ -74,5 +74,5 @@ def test_diverged_models_do_not_count():
     assert (outcome.models, outcome.mean_margin) == (3, 2.0)
     assert outcome.confidence == pytest.approx(0.7)
     assert judge(np.array([1.0, 2.0]), np.array([np.nan, 0.5])).confidence is None
-    with pytest.raises(InputError, match="all but 1 of 3 retrained models diverged"):
+    with pytest.raises(InputError, match="all but 1 of 3 retrained models could not be trained"):
         judge(np.array([1.0, np.nan, np.nan]))
