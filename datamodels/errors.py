@@ -124,7 +124,8 @@ def of_memory(e: BaseException) -> bool:
 def one_line(e: BaseException, most: int = 300) -> str:
     """An exception's type and message in one line that can be printed, cut where it is long."""
     text = shown(" ".join(_message(e).split()), most)
-    return f"{type(e).__name__}: {text}" if text else type(e).__name__
+    name = shown(type(e).__name__, 80)
+    return f"{name}: {text}" if text else name
 
 
 def _message(e: BaseException) -> str:

@@ -87,6 +87,15 @@ def store_cases() -> Iterator[Case]:
         yield from damaged(f"import {file}", both, file, FILES, imported)
         yield from damaged(f"import {file} header", both, file, all_written(HEADERS), imported)
         yield from damaged(f"import {file} random header", both, file, random_bytes(FUZZ, 0, 90), imported, EITHER)
+    # A store's own marks say which rows are models, too.
+    marked: Read = lambda folder: (  # noqa: E731
+        main_of(
+            "store", "import", folder / "masks.npy", folder / "margins.npy", folder / "new", "--done", folder / "store/done.npy"
+        )
+    )
+    needs = ("masks.npy", "margins.npy", "store")
+    yield from damaged("import marks", needs, "store/done.npy", FILES, marked)
+    yield from damaged("import marks header", needs, "store/done.npy", all_written(HEADERS), marked)
     arrays_given = {
         "floats for masks": ("masks.npy", np.ones((M, N))),
         "complex masks": ("masks.npy", np.ones((M, N), complex)),
