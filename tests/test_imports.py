@@ -1,4 +1,4 @@
-"""The house's order: each stage imports those before it and none after, and what is mathematics knows no library of networks."""
+"""The house's order: each stage imports those before it and none after; what is mathematics knows no networks."""
 
 import ast
 from pathlib import Path
