@@ -90,7 +90,6 @@ def _regress(
     if _is_made(folder, meta):
         tidy(folder)
     else:
-        _say_what_is_replaced(folder, meta)
         with _alone(folder), timed:
             refuse_damaged(store)
             unfinished = Unfinished(folder.with_name(f".{folder.name}.unfinished"), meta)
@@ -99,6 +98,7 @@ def _regress(
             found = coarse(store)
             if found is not None:
                 say(f"regress: {found}")
+            _say_what_is_replaced(folder, meta)
             save(folder, fit, meta)
             unfinished.forget()
     metrics = read_json(folder / "metrics.json")
