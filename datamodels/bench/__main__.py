@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from datamodels.bench.accuracy import bench_accuracy
+from datamodels.bench.devices import bench_devices
 from datamodels.bench.fit import DEFAULT, bench_fit, size_named
 from datamodels.bench.gpu_check import GPU, PLACES
 from datamodels.bench.gpu_plan import gpu_check
@@ -24,6 +25,7 @@ from datamodels.training import device_named
 
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy, "prior": bench_prior}
 SYNTHETIC = {"store": bench_store, "workers": bench_workers, "lasso": bench_lasso}
+OF_A_RUN = {"devices": bench_devices}
 OF_WEIGHTS: dict[str, Callable[..., tuple[Record, str]]] = {"regress": bench_regress, "samples": bench_samples}
 GPU_CHECK = "gpu-check"
 FIT = "fit"
@@ -35,17 +37,20 @@ def main() -> None:
         "train: models per second, at once and one at a time. accuracy: of the recipe's models. "
         "prior: seconds of its networks' training and of what is made of them. "
         "store, regress: of synthetic rows, against the disk and against other solvers. fit: a whole regression. "
+        "devices: a verification by half of the cores, and by both halves. "
         "workers: how often models are trained that several workers share. "
         "lasso: of few models or many, against scikit-learn. "
         "samples: LDS against the number of models of a run, with a prior and without. "
         "gpu-check: whether a GPU, and this package on it, does what it should."
     )
-    benches = [*OF_MODELS, *SYNTHETIC, *OF_WEIGHTS, FIT, GPU_CHECK]
+    benches = [*OF_MODELS, *SYNTHETIC, *OF_A_RUN, *OF_WEIGHTS, FIT, GPU_CHECK]
     parser = argument_parser("python -m datamodels.bench", about)
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
     parser.add_argument("--gpu", help="number of the GPU, or cpu (default: what is there)")
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
-    counts += "; samples: draws of models (3); prior: networks (4); workers: models (2000); lasso: rounds (3)"
+    counts += (
+        "; samples: draws of models (3); prior: networks (4); workers: models (2000); devices: rounds (1); lasso: rounds (3)"
+    )
     parser.add_argument("--n", type=int, help=counts)
     parser.add_argument("--size", default=DEFAULT, help=f"fit: images, models, targets, values of λ ({DEFAULT})")
     parser.add_argument("--on", choices=PLACES, default=GPU, help="gpu-check: processor tries the check itself, tiny")
@@ -58,8 +63,8 @@ def main() -> None:
         result, table = bench_fit(settings, size_named(args.size), args.gpu)
     elif args.bench == GPU_CHECK:
         result, table = gpu_check(settings, args.on, args.gpu)
-    elif args.bench in SYNTHETIC:
-        result, table = SYNTHETIC[args.bench](settings, *n)
+    elif args.bench in {**SYNTHETIC, **OF_A_RUN}:
+        result, table = {**SYNTHETIC, **OF_A_RUN}[args.bench](settings, *n)
     elif args.bench in OF_WEIGHTS:
         result, table = OF_WEIGHTS[args.bench](settings, *n, gpu=args.gpu)
     else:

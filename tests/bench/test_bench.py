@@ -4,9 +4,11 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import runpy
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from datamodels.bench import regress as regress_bench
 from datamodels.bench import samples, train
 from datamodels.bench import store as store_bench
 from datamodels.bench.accuracy import bench_accuracy
+from datamodels.bench.devices import bench_devices
 from datamodels.bench.one_at_a_time import Loop, ffcv_batches, resident_batches
 from datamodels.bench.prior import bench_prior
 from datamodels.bench.samples import bench_samples, samples_figure
@@ -295,3 +298,15 @@ def test_samples_are_scores_of_fits_and_the_ratio_is_read_off_the_lassos_curve(s
     trained(few, data)
     with pytest.raises(InputError, match="4 finished models are too few to draw from"):
         bench_samples(few, 1)
+
+
+def test_the_bench_of_devices_verifies_twice_to_the_same_end(settings):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core only")
+    chosen = settings(verify__methods="datamodel", verify__sizes="none", store__num_models=60)
+    record, table = bench_devices(chosen)
+    (row,) = record["rows"]
+    assert row["models"] > 4
+    assert record["ratio"] == pytest.approx(row["two"] / row["one"], abs=1e-3)
+    assert f"{row['models']} networks" in table
+    assert not list(Path(chosen.run.dir).glob("bench-*"))
