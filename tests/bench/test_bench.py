@@ -303,10 +303,10 @@ def test_samples_are_scores_of_fits_and_the_ratio_is_read_off_the_lassos_curve(s
 def test_the_bench_of_devices_verifies_twice_to_the_same_end(settings):
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core only")
-    chosen = settings(verify__methods="datamodel", verify__sizes="none", store__num_models=60)
+    chosen = settings(verify__methods="none", verify__sizes="5", store__num_models=60)
     record, table = bench_devices(chosen)
     (row,) = record["rows"]
-    assert row["models"] > 4
+    assert row["models"] >= 12
     assert record["ratio"] == pytest.approx(row["two"] / row["one"], abs=1e-3)
     assert f"{row['models']} networks" in table
     assert not list(Path(chosen.run.dir).glob("bench-*"))
