@@ -22,13 +22,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from datamodels.errors import STOPPING, InputError, one_line
 from datamodels.machine import affinity
 from datamodels.progress import say
 from datamodels.serving import ALONE_S, DONE, END_S, FAILED, SAID, STOP, TASK, TOLD
+from datamodels.signals import noted
 
 ALL, CPU = "all", "cpu"
 MOST_DEVICES = 64
@@ -213,7 +213,7 @@ class Team(Generic[Here]):
         members = [self.members[k] for k in which]
         round_ = _Round(members, self.number, heard)
         try:
-            with _noting_signals() as signalled:
+            with noted() as signalled:
                 for member in members:
                     member.send(TASK, self.number, content)
                 self._attend(round_, signalled, meanwhile)
@@ -316,28 +316,6 @@ def _bound_to(cores: Sequence[int]) -> Iterator[None]:
     finally:
         with suppress(OSError):  # cores that were taken from this process meanwhile
             os.sched_setaffinity(0, before)
-
-
-@contextmanager
-def _noting_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the next one does what it does in any process, and ends this one."""
-    noted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noted
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        for each in signals:
-            signal.signal(each, signal.SIG_DFL)
-        noted.set()
-
-    before = {number: signal.signal(number, on_signal) for number in signals}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _how_it_ended(process: subprocess.Popen[bytes]) -> str:

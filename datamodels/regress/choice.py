@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -11,20 +12,23 @@ from datamodels.regress.score import error_of
 from datamodels.regress.solvers import Lasso
 from datamodels.subsets import BoolArray, IndexArray
 
-if TYPE_CHECKING:
-    from datamodels.regress.path import _Run
-
 PATIENCE = 5
 """Values of λ without a smaller error after which a target's path ends."""
 
 
 class Choice:
-    """Of each of a block's targets the λ with the smallest error so far, its place `at` (T,), and the weights `best` (N, T)."""
+    """Of each of T targets the λ with the smallest error so far, its place `at` (T,), and the weights `best` (N, T).
 
-    def __init__(self, run: _Run, block: slice, packed: Any, truth: Any, lasso: Lasso) -> None:
-        self.run, self.block, self.packed, self.truth, self.lasso = run, block, packed, truth, lasso
-        t = block.stop - block.start
-        self.best = run.xp.zeros((run.source.n, t), run.solver.dtype)
+    `packed` are the masks and `truth` the margins (m, T) of the models that judge; `step` is told, after each λ, how many
+    targets had one, its place, and how many go on.
+    """
+
+    def __init__(
+        self, lasso: Lasso, packed: Any, truth: Any, n: int, dtype: Any, xp: Any, step: Callable[[int, int, int], None]
+    ) -> None:
+        self.lasso, self.packed, self.truth, self.xp, self.step = lasso, packed, truth, xp, step
+        t = truth.shape[1]
+        self.best = xp.zeros((n, t), dtype)
         self.least, self.at, self.since, self.of = (
             np.full(t, np.inf),
             np.zeros(t, np.int64),
@@ -35,7 +39,7 @@ class Choice:
 
     def judge(self, k: int, targets: IndexArray, found: Any) -> BoolArray:
         """See `walk`."""
-        xp, t = self.run.xp, self.block.stop - self.block.start
+        xp, t = self.xp, len(self.at)
         if len(targets) < len(self.of):
             self.truth = keep_columns(self.truth, on_device(np.searchsorted(self.of, targets), xp), xp)
             self.of = targets
@@ -46,7 +50,6 @@ class Choice:
         put_columns(self.best, on_device(won, xp), found, on_device(np.flatnonzero(better), xp), xp)
         self.since[targets] += 1
         self.since[won] = 0
-        where = f"λ {k + 1} of {self.run.settings.lams}, {len(targets)} of {t} targets"
-        self.run.step(t, f"targets {self.block.start} to {self.block.stop} of {self.run.source.t}, {where}")
+        self.step(t, k, len(targets))
         self.steps += t
         return np.asarray(self.since[targets] < PATIENCE)

@@ -353,8 +353,14 @@ class _Run:
         The path runs from λ_max down; a target leaves when its error has not fallen for a few values.
         """
         lasso, ratios = self._lasso(block), np.geomspace(1, self.settings.lam_ratio, self.settings.lams)
-        choice = Choice(self, block, packed, self.source.margins(judged, block, self.xp), lasso)
-        top = walk(lasso, ratios, self.source.n, self.solver.dtype, self.xp, choice.judge)
+        truth, n, dtype = self.source.margins(judged, block, self.xp), self.source.n, self.solver.dtype
+
+        def step(targets: int, k: int, left: int) -> None:
+            of = f"targets {block.start} to {block.stop} of {self.source.t}"
+            self.step(targets, f"{of}, λ {k + 1} of {self.settings.lams}, {left} of {targets} targets")
+
+        choice = Choice(lasso, packed, truth, n, dtype, self.xp, step)
+        top = walk(lasso, ratios, n, dtype, self.xp, choice.judge)
         self.step(len(ratios) * (block.stop - block.start) - choice.steps)
         return {"lam": top * ratios[choice.at], **sparse_columns(to_numpy(choice.best))}
 

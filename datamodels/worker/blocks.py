@@ -5,14 +5,12 @@ Nothing here knows how models are trained, nor PyTorch: a block is given to a le
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +19,7 @@ from datamodels.durable import sweep
 from datamodels.errors import InputError
 from datamodels.learners import Learner, Model, SideBySide
 from datamodels.progress import say
+from datamodels.signals import noted
 from datamodels.store import Store, Writer, claim, deliver, delivered, forget_claims, merge_if_free
 from datamodels.store.layout import DONE, MISSING
 from datamodels.subsets import Array, BoolArray
@@ -52,14 +51,14 @@ def train_blocks(job: Job, learner: Learner, show: Shown = no_show) -> None:
     work after the blocks in training, by KeyboardInterrupt; a second one ends the process at once, and loses those blocks only.
     """
     watch = Watch(Hope(job), Look(job))
-    with stoppable() as stop:
+    with noted(_stopping) as stop:
         until_there(job, lambda stop: _one_pass(job, learner, watch, stop, show), show, stop)
     watch.look.last()
 
 
 def train_pass(job: Job, learner: Learner) -> None:
     """As `train_blocks`, but once over the blocks: nothing is awaited."""
-    with stoppable() as stop:
+    with noted(_stopping) as stop:
         _one_pass(job, learner, Watch(Hope(job), Look(job)), stop, no_show)
         if stop.is_set():
             raise KeyboardInterrupt
@@ -224,6 +223,10 @@ class Hope:
             return None
 
 
+def _stopping() -> None:
+    say(STOPPING)
+
+
 def _merge(folder: Path, stop: threading.Event) -> None:
     """Take the inbox in, after whoever is writing."""
     writer = Writer(folder)
@@ -259,28 +262,3 @@ def _attending(job: Job, store: Store, show: Shown) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-
-
-@contextmanager
-def stoppable() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the next one does what it always does."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in signals}
-
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-        for each in signals:
-            signal.signal(each, signal.SIG_DFL)
-        say(STOPPING)
-
-    for number in signals:
-        signal.signal(number, on_signal)
-    try:
-        yield stop
-    finally:
-        for number in signals:
-            signal.signal(number, before[number])

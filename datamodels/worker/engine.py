@@ -12,8 +12,9 @@ from datamodels.errors import InputError
 from datamodels.learners import Learner
 from datamodels.processes import Team
 from datamodels.progress import say
+from datamodels.signals import noted
 from datamodels.store import Store
-from datamodels.worker.blocks import Shown, no_show, stoppable, train_blocks, train_pass, until_there
+from datamodels.worker.blocks import Shown, no_show, train_blocks, train_pass, until_there
 from datamodels.worker.jobs import Job
 
 R = TypeVar("R")
@@ -72,7 +73,7 @@ class Local:
             train_blocks(job, self.learner, show)
             return
         team, deaths = self._team(), _Deaths(job)
-        with stoppable() as stop:
+        with noted() as stop:
             until_there(job, functools.partial(_together, team, job, deaths), show, stop)
 
     def ask(self, question: Callable[[Learner], R]) -> R:

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from datamodels.resources import CONFIGS
+from tests.conftest import SMALL
 
 COMPARED = (
     "verify/verify.json",
@@ -30,20 +31,13 @@ COMPARED = (
     "targets.txt",
 )
 DIGITS = {
-    "data.train_images": 60,
-    "data.test_images": 20,
-    "training.width": 4,
-    "training.epochs": 3,
-    "training.batch_size": 10,
-    "training.peak_epoch": 1,
-    "groups.models_at_once": 4,
+    **SMALL,
     "store.num_models": 60,
-    "prior.models": 4,
+    "regress.prior": "gradients",
     "verify.random_targets": 5,
     "verify.models": 3,
     "verify.most_models": 6,
     "verify.base_models": 6,
-    "verify.sizes": 5,
     "verify.subsets": 4,
     "verify.subset_models": 2,
 }
