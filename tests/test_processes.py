@@ -124,9 +124,9 @@ def test_a_process_that_dies_is_seen_told_and_started_anew(tmp_path):
         assert team.revive() == ["cpu (SIGKILL)"]
         assert not team.revive()
         assert team.all(functools.partial(tasks.die_once, tmp_path)) == ["0", "cpu"]
-        pid = team.members[1].process.pid
-        os.kill(pid, signal.SIGKILL)  # while it has nothing to do
-        wait_for(lambda: not alive(pid))
+        process = team.members[1].process
+        os.kill(process.pid, signal.SIGKILL)  # while it has nothing to do
+        wait_for(lambda: process.poll() is not None)
         assert team.revive() == ["cpu (SIGKILL)"]
         assert team.all(tasks.name) == ["0", "cpu"]
 
