@@ -26,6 +26,7 @@ from datamodels.progress import Bar, say
 from datamodels.regress.arrays import count_gpus, refuse_contradiction
 from datamodels.regress.path import CHOSEN, FITTED, Pieces, Share, fit_share
 from datamodels.regress.prior import covariates_named
+from datamodels.regress.results import About
 from datamodels.regress.solvers import CPU_BLOCK, GPU_BLOCK
 from datamodels.regress.source import targets_named
 from datamodels.regress.split import Parts, joined
@@ -47,7 +48,7 @@ class Plan:
     prior: Path | None
     parts: Parts
     unfinished: Path
-    meta: dict[str, Any]
+    meta: About
     pieces: Pieces
     sharers: int
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,41 @@ META = {"store_digest": (str, None), "targets": [int], "regress": dict}
 METRICS = {"mean": {"lds": float, "nonzeros": float}, "per_target": Each([float]), "models_heldout": int}
 
 
+class Means(TypedDict):
+    """Means over targets, on held-out models."""
+
+    lds: float
+    r2: float
+    mse: float
+    nonzeros: float
+
+
+class Metrics(TypedDict, total=False):
+    """What metrics.json tells; imported weights have none of it."""
+
+    models_fit: int
+    models_choice: int
+    models_heldout: int
+    solved_by: dict[str, Any]
+    seconds: dict[str, float]
+    mean: Means
+    per_target: dict[str, list[float]]
+
+
+class About(TypedDict, total=False):
+    """What meta.json tells of weights: from which store, of which targets, under which settings."""
+
+    format_version: int
+    version: str
+    store_digest: str | None
+    models: int | None
+    targets: list[int]
+    regress: dict[str, Any]
+    prior_digest: str
+    weights_were_for: str
+    imported_from: str
+
+
 @dataclass(frozen=True)
 class Datamodels:
     """Linear datamodels: `weights` (N, T), `bias` (T,), `lam` (T,), and what they were made from.
@@ -54,8 +89,8 @@ class Datamodels:
     bias: npt.NDArray[np.float32]
     lam: npt.NDArray[np.float64]
     heldout: IndexArray
-    metrics: dict[str, Any]
-    meta: dict[str, Any]
+    metrics: Metrics
+    meta: About
 
     @classmethod
     def load(cls, folder: Path | str) -> Datamodels:
@@ -105,7 +140,7 @@ class Datamodels:
         return masks.astype(np.float32) @ self.weights + self.bias
 
 
-def save(folder: Path, fit: Fit, meta: dict[str, Any]) -> None:
+def save(folder: Path, fit: Fit, meta: About) -> None:
     """Write what a regression found; see `write`."""
     write(folder, fit.columns, fit.bias, fit.lam, fit.parts.heldout, _metrics(fit), meta)
 
@@ -143,7 +178,7 @@ def _save_sparse(folder: Path, rows: csr_matrix) -> None:
         save_array(folder / DENSE, rows.toarray())
 
 
-def read_about(folder: Path) -> dict[str, Any]:
+def read_about(folder: Path) -> About:
     """The meta.json of a folder of datamodels, without its checksums, once all of them fit.
 
     Raises InputError when there are no datamodels, those of another format version, or damaged ones.
@@ -161,7 +196,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         version = content["format_version"]
         raise InputError(f"{folder} has format version {version}, this program reads version {FORMAT_VERSION}")
     weights = SPARSE if (folder / SPARSE).exists() else DENSE
-    return read_sealed_folder(folder, {*FILES, weights} - {"meta.json"})
+    return cast("About", read_sealed_folder(folder, {*FILES, weights} - {"meta.json"}))
 
 
 def _read(folder: Path, name: str, dtype: npt.DTypeLike, size: int | None) -> Array:
@@ -197,7 +232,7 @@ def _finite(array: Array) -> bool:
     return all(bool(np.isfinite(array[first : first + step]).all()) for first in range(0, len(array), step))
 
 
-def provenance(store: Store, settings: RegressSettings) -> dict[str, Any]:
+def provenance(store: Store, settings: RegressSettings) -> About:
     """What decides a regression's result; equal before and after means that there is nothing to do again."""
     deciding = {key: value for key, value in dataclasses.asdict(settings).items() if key not in ("device", "block")}
     first, last = targets_named(store, settings.targets)
@@ -211,9 +246,15 @@ def provenance(store: Store, settings: RegressSettings) -> dict[str, Any]:
     }
 
 
-def _metrics(fit: Fit) -> dict[str, Any]:
+def _metrics(fit: Fit) -> Metrics:
     parts = fit.parts
-    counts = {"models_fit": len(parts.fit), "models_choice": len(parts.choice), "models_heldout": len(parts.heldout)}
     means = {name: float(values.mean()) for name, values in fit.metrics.items()}
-    how = {"solved_by": fit.solver, "seconds": {part: round(seconds, 3) for part, seconds in fit.seconds.items()}}
-    return {**counts, **how, "mean": means, "per_target": {name: values.tolist() for name, values in fit.metrics.items()}}
+    return {
+        "models_fit": len(parts.fit),
+        "models_choice": len(parts.choice),
+        "models_heldout": len(parts.heldout),
+        "solved_by": fit.solver,
+        "seconds": {part: round(seconds, 3) for part, seconds in fit.seconds.items()},
+        "mean": cast("Means", means),
+        "per_target": {name: values.tolist() for name, values in fit.metrics.items()},
+    }

@@ -15,7 +15,7 @@ from datamodels.regress.devices import devices_of, fit_shares
 from datamodels.regress.exchange import export_pt, import_pt
 from datamodels.regress.path import Fit, fit_datamodels
 from datamodels.regress.prior import Covariates, covariates_named
-from datamodels.regress.results import DENSE, FILES, SPARSE, Datamodels, provenance, read_about, save
+from datamodels.regress.results import DENSE, FILES, SPARSE, About, Datamodels, provenance, read_about, save
 from datamodels.regress.split import Subsets, split_models
 from datamodels.regress.unfinished import Unfinished
 from datamodels.runs import no_prior_of_own, read_store, stage_folder, stage_seconds
@@ -151,7 +151,7 @@ def _say_what_is_constant(fit: Fit) -> None:
             say(f"regress: {len(which)} {what}, and have zero weights: {named}")
 
 
-def _say_what_is_replaced(folder: Path, meta: dict[str, Any]) -> None:
+def _say_what_is_replaced(folder: Path, meta: About) -> None:
     """Say that weights will be replaced which were made with other settings, or imported; not those of fewer models."""
     try:
         there = read_about(folder)

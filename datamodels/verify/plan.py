@@ -78,7 +78,7 @@ class Questions:
         return Verified(
             format_version=FORMAT_VERSION,
             version=__version__,
-            store_digest=models.meta["store_digest"],
+            store_digest=str(models.meta["store_digest"]),
             regress=models.meta["regress"],
             verify=dataclasses.asdict(settings.verify),
             looks=tuple(looks(settings.verify.models, settings.verify.most_models)),

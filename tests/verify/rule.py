@@ -7,6 +7,7 @@ import numpy as np
 
 from datamodels.learners import Trained
 from datamodels.regress import Datamodels
+from datamodels.regress.results import About
 from datamodels.runs import verdicts_folder
 from datamodels.seals import read_sealed
 from datamodels.settings import Settings
@@ -20,7 +21,7 @@ def planted(store, bias_of_one=1.0):
     """Datamodels with weights of one's own choice, as if a regression had made them from the store."""
     rng = np.random.default_rng(0)
     weights = (rng.exponential(size=(N, T)) * np.where(rng.random((N, T)) < 0.7, 0.1, -0.05)).astype(np.float32)
-    meta = {"store_digest": store.digest(), "regress": {}, "targets": [0, T]}
+    meta: About = {"store_digest": store.digest(), "regress": {}, "targets": [0, T]}
     return Datamodels(weights, bias_of_one - weights.sum(0), np.ones(T), np.arange(2), {}, meta)
 
 

@@ -15,6 +15,7 @@ from datamodels.learners import function
 from datamodels.learners.declared import declared_arrays
 from datamodels.learners.function import as_array
 from datamodels.regress import Datamodels
+from datamodels.regress.results import About
 from datamodels.regress.run import regress, regress_store
 from datamodels.resources import CONFIGS
 from datamodels.runs import read_store, stage_folder
@@ -453,7 +454,7 @@ def test_verification_leaves_a_set_out_on_which_the_function_fails_and_stops_whe
     monkeypatch.setenv("LEAST", "0")
     train_missing(settings, engine_of(settings, None))
     weights = np.kron(np.eye(6), np.ones((5, 1))).astype(np.float32)
-    meta = {"store_digest": read_store(settings).digest(), "regress": {}, "targets": [0, 6]}
+    meta: About = {"store_digest": read_store(settings).digest(), "regress": {}, "targets": [0, 6]}
     models = Datamodels(weights, np.full(6, -2.2), np.ones(6), np.arange(2), {}, meta)
     monkeypatch.setenv("LEAST", "31")
     with pytest.raises(InputError, match=r"a model on all of S could not be trained: .*ValueError: one class only"):
