@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Datamodels", "Store", "support"]
 
-# Imported when asked for, not before: a worker needs no SciPy, and --help nothing at all.
+# Imported when asked for, not before: --help needs none of it.
 _LIES_IN = {"Datamodels": "datamodels.regress", "Store": "datamodels.store", "support": "datamodels.brittleness"}
 
 

@@ -7,8 +7,8 @@ from datamodels.errors import run_command
 from datamodels.regress import Datamodels
 from datamodels.regress.run import regress
 from datamodels.report import report
-from datamodels.runs import stage_folder
-from datamodels.settings import argument_parser, parse
+from datamodels.runs import page_folder, stage_folder
+from datamodels.settings import BUILT_IN, VERIFY, Settings, argument_parser, parse
 from datamodels.verify import draw_targets, verify_targets, write_targets
 from datamodels.worker import engine_of, prepared, train_missing
 
@@ -20,13 +20,22 @@ def main() -> None:
     settings, args = parse(sys.argv[1:], parser)
     with engine_of(settings, args.gpu, prepared(settings)) as engine:
         print(train_missing(settings, engine), flush=True)
-        print(regress(settings, args.gpu), flush=True)
+        print(regress(settings, _of_regression(settings, args.gpu)), flush=True)
         targets = draw_targets(settings.verify.random_targets, len(engine.learner.test_labels), settings.verify.seed)
-        write_targets(Path(settings.run.dir, "targets.txt"), targets)
+        write_targets(Path(settings.run.dir, _targets_file(settings.verify.name)), targets)
         models = Datamodels.load(stage_folder(settings, "regress"))
         print(verify_targets(settings, engine, models, targets), flush=True)
         print(report(settings, engine.learner))
-    print(f"the page is at {Path(settings.run.dir, 'report', 'index.html').resolve()}")
+    print(f"the page is at {(page_folder(settings) / 'index.html').resolve()}")
+
+
+def _targets_file(name: str) -> str:
+    return "targets.txt" if name == VERIFY else f"targets-{name}.txt"
+
+
+def _of_regression(settings: Settings, gpu: str | None) -> str | None:
+    """The device as the regression counts: this process sees the one GPU that one's own code was given, and no other."""
+    return "0" if settings.worker.main != BUILT_IN and gpu is not None and gpu.isdigit() else gpu
 
 
 run_command(main)

@@ -189,5 +189,5 @@ P = TypeVar("P")
 def offered(learner: Learner, protocol: type[P], who: str) -> P:
     """The learner as one that fulfils a protocol. Raises InputError, which names who needs it and what is not given."""
     if not isinstance(learner, protocol):
-        raise InputError(f"{who} needs {GIVES[protocol]}, and {learner.name} gives none")
+        raise InputError(f"{who} needs {GIVES[protocol]}, and {learner.name} gives none{getattr(learner, 'hint', '')}")
     return learner

@@ -34,12 +34,14 @@ import numpy as np
 from datamodels.errors import InputError, in_a_sentence, one_line, shown
 from datamodels.learners.contract import Learner, Model, Trained
 from datamodels.learners.declared import declared_arrays
+from datamodels.learners.sources import imported_sources, refuse_changed
 from datamodels.settings import Settings
 from datamodels.store import ArraySpec
 from datamodels.subsets import Array, IndexArray
 from datamodels.training.devices import visible
 
 LOGITS = "logits"
+MOST_AT_ONCE = 1024
 MANY_AT_ONCE = 16
 """Models that a function for many is given together, unless groups.models_at_once says otherwise."""
 
@@ -53,17 +55,22 @@ def use_gpu(gpu: str | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible(gpu)
 
 
-def learner_named(settings: Settings, gpu: str | None = None) -> Learner:
+def learner_named(settings: Settings, gpu: str | None = None, sources: Mapping[str, str] | None = None) -> Learner:
     """What `worker.main` names, with its device made visible: a function as a learner, or a learner.
 
-    Raises InputError when there is no such thing; what its module raises is not caught.
+    `sources` are the digests of its files in the process that began the work. Raises InputError when there is no such thing, or
+    another one now; what its module raises is not caught.
     """
     use_gpu(gpu)
     name = settings.worker.main
     found = named(name)
+    now = imported_sources(name.partition(":")[0])
+    if sources is not None:
+        refuse_changed(sources, now, "the work")
     if inspect.isclass(found):
         found = found()
-    if callable(getattr(found, "train", None)) and hasattr(found, "train_labels"):
+    if callable(getattr(found, "train", None)):
+        refuse_incomplete(found, name)
         learner: Learner = found
         return learner
     if not callable(found):
@@ -94,6 +101,26 @@ def named(name: str) -> Any:
     return getattr(module, function_name)
 
 
+def refuse_incomplete(learner: Any, name: str) -> None:
+    """Raise InputError where a learner lacks what the contract wants of it, or has something else in its place."""
+    lacking = [
+        each for each in ("name", "train_labels", "test_labels", "provenance", "models_at_once") if not hasattr(learner, each)
+    ]
+    if lacking:
+        raise InputError(f"the learner {name} has no {lacking[0]}; see datamodels/learners/contract.py")
+    for side in ("train_labels", "test_labels"):
+        labels = np.asarray(getattr(learner, side))
+        if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
+            raise InputError(
+                f"{side} of the learner {name} must be whole numbers in one row, not {labels.dtype} of {labels.shape}"
+            )
+    at_once = learner.models_at_once
+    if isinstance(at_once, bool) or not isinstance(at_once, (int, np.integer)) or not 1 <= at_once <= MOST_AT_ONCE:
+        raise InputError(
+            f"models_at_once of the learner {name} must be from 1 to {MOST_AT_ONCE}, not {shown(str(at_once), 80)}"
+        )
+
+
 class Function:
     """A training function as a learner; see above. N and T are `data.train_images` and `data.test_images`.
 
@@ -101,6 +128,7 @@ class Function:
     """
 
     provenance: Mapping[str, Any] = {}
+    hint = "; what its module may have beside it stands in datamodels/learners/function.py"
 
     def __init__(self, settings: Settings, function: Callable[..., Any]) -> None:
         self.settings, self.function, self.name = settings, function, settings.worker.main

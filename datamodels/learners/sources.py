@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from datamodels.errors import InputError
 from datamodels.reading import digest
 
+PACKAGE = "datamodels"
+"""This package's own code is no part of a learner, though it may lie beside it; its version stands in what it makes."""
 CHANGED = "give --worker.trust_changed_code true to go on all the same, or another run.dir"
 
 
@@ -30,12 +33,19 @@ def sources_of(module_name: str) -> dict[str, str]:
         source = waiting.pop()
         if source not in found:
             found[source] = digest(source)
-            waiting += [each for name in _imports(source, root) for each in _files(root, name)]
+            names = [name for name in _imports(source, root) if name.partition(".")[0] != PACKAGE]
+            waiting += [each for name in names for each in _files(root, name)]
     return {source.relative_to(root).as_posix(): found[source] for source in sorted(found)}
 
 
-def refuse_changed(made: Mapping[str, str], now: Mapping[str, str], folder: Path) -> None:
-    """Raise InputError, which names a file, where sources are not those with which a folder was made."""
+@functools.cache
+def imported_sources(module_name: str) -> Mapping[str, str]:
+    """As `sources_of`, as they were when this was first asked, after the import: what this process runs stays that."""
+    return sources_of(module_name)
+
+
+def refuse_changed(made: Mapping[str, str], now: Mapping[str, str], folder: Path | str) -> None:
+    """Raise InputError, which names a file, where sources are not those with which something was begun."""
     for name in sorted(made.keys() | now.keys()):
         if made.get(name) != now.get(name):
             what = "is new" if name not in made else "is no longer imported" if name not in now else "has changed"

@@ -1,6 +1,7 @@
 """NumPy or CuPy by one handle, `xp`: which it is and on which GPU, how arrays come to its device and back, and its memory.
 
-Nothing here asks CUDA anything before `computing` is entered, so that CUDA_VISIBLE_DEVICES can still be set by a command.
+Nothing but `count_gpus` asks CUDA anything before `computing` is entered, so that a command can still set
+CUDA_VISIBLE_DEVICES.
 """
 
 from __future__ import annotations

@@ -156,9 +156,12 @@ def _read_verified(settings: Settings, models: Datamodels, store: Store, classes
         what = f"there is no {path}" if e.missing else str(e)
         raise InputError(f"{what}; run python -m datamodels.verify --targets file.txt with the same config") from e
     if not verified.store_digest == models.meta["store_digest"] == store.digest():
-        raise InputError(
-            f"{path}, the weights and the store are not of one state; run datamodels.regress and datamodels.verify again"
-        )
+        told = f"{path}, the weights and the store are not of one state"
+        raise InputError(f"{told}; run datamodels.regress, and datamodels.verify under another --verify.name")
+    prior = models.meta.get("prior_digest")
+    if verified.regress != models.meta["regress"] or verified.inputs.get("prior") != prior:
+        told = f"{path} is of other weights than those that are there now"
+        raise InputError(f"{told}; regress as before, or run datamodels.verify under another --verify.name")
     return verified
 
 

@@ -19,8 +19,8 @@ from datamodels.settings import Settings
 from datamodels.subsets import Array, mask_without
 from datamodels.verify.retrain import Request
 from datamodels.worker.blocks import in_parts
+from datamodels.worker.decided import provenance_of
 from datamodels.worker.engine import Engine
-from datamodels.worker.run import provenance_of
 
 LIBRARY_MODELS = 4
 """Of the base models, dattri is given so many; it takes seconds for each."""
@@ -77,7 +77,8 @@ def mean_logits(models: Sequence[Model], learner: Learner) -> dict[str, Array]:
     def of_part(part: Sequence[Model]) -> Array:
         trained = learner.train(part)
         if "logits" not in trained.arrays:
-            raise InputError(f"to relabel as the runner-up needs logits, and {learner.name} gives none; set verify.relabel_to")
+            told = f"to relabel as the runner-up needs logits, and {learner.name} gives none"
+            raise InputError(f"{told}; set verify.relabel_to, to another class than the target's own")
         fine: Array = trained.arrays["logits"][[k for k in range(len(part)) if k not in trained.failures]]
         return fine
 

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from datamodels import __version__
 from datamodels.brittleness.judging import looks
 from datamodels.learners import Learner
+from datamodels.reading import digest
 from datamodels.regress import Datamodels
-from datamodels.runs import read_store
+from datamodels.regress.prior import covariates_named
+from datamodels.runs import GRADIENTS, read_store, stage_folder
 from datamodels.settings import Settings
 from datamodels.subsets import Array
 from datamodels.verify.kept import OfBaseModels
-from datamodels.verify.methods import DATAMODEL, Orders, check_subsets, embedding_named, methods_named, scores_of, sizes_named
+from datamodels.verify.methods import (
+    DATAMODEL,
+    EMBEDDING,
+    Orders,
+    check_subsets,
+    embedding_named,
+    methods_named,
+    scores_of,
+    sizes_named,
+)
 from datamodels.verify.questions import Question
 from datamodels.verify.questions.base import BaseMargin
 from datamodels.verify.questions.counterfactuals import Counterfactual, counterfactuals
@@ -42,6 +54,17 @@ class Plan:
         tested = sizes_named("verify.counterfactuals", chosen.counterfactuals, n)
         check_subsets(chosen)
         return cls(methods, sizes, tested, embedding_named(chosen, learner, methods))
+
+    def inputs(self, settings: Settings, models: Datamodels) -> dict[str, str]:
+        """Digests of the files that decide verdicts beside store and settings: what a prior was of, and orders of images."""
+        found = {"prior": str(models.meta["prior_digest"])} if "prior_digest" in models.meta else {}
+        if EMBEDDING in self.methods:
+            found["embedding"] = digest(Path(settings.verify.embedding))
+        if GRADIENTS in self.methods:
+            meta = read_store(settings).meta
+            prior = covariates_named(GRADIENTS, stage_folder(settings, "prior"), meta.num_train, meta.num_targets)
+            found["gradients"] = "" if prior is None else prior.digest
+        return found
 
     def orders(self, settings: Settings, engine: Engine, models: Datamodels, targets: list[int], folder: Path) -> Orders:
         """The orders of images for some targets; what was found out for them is kept in the folder."""
@@ -71,7 +94,7 @@ class Questions:
         """Those to begin with."""
         return [self.base, *([self.subsets] if self.subsets else []), *self.removals, *self.counterfactuals]
 
-    def records(self, settings: Settings, models: Datamodels, models_used: int) -> Verified:
+    def records(self, settings: Settings, models: Datamodels, inputs: Mapping[str, str], models_used: int) -> Verified:
         """The answers, once all are there."""
         before, searches = self.base.outcomes, self.base.searches
         removals = [*self.removals, *(search.control for search in searches if search.method == DATAMODEL)]
@@ -81,6 +104,7 @@ class Questions:
             store_digest=str(models.meta["store_digest"]),
             regress=models.meta["regress"],
             verify=dataclasses.asdict(settings.verify),
+            inputs=inputs,
             looks=tuple(looks(settings.verify.models, settings.verify.most_models)),
             models_used=models_used,
             random_subsets=self._on_random_subsets(),

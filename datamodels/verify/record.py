@@ -148,8 +148,9 @@ class RandomSubsetsRecord:
 
 @dataclass(frozen=True)
 class Verified:
-    """Everything in verify.json. `regress` and `verify` are the settings under which it was made, `looks` the numbers of
-    networks of a search's looks, `models_used` the number of different networks retrained.
+    """Everything in verify.json. `regress` and `verify` are the settings under which it was made, `inputs` the digests of
+    files beside them that decide it, `looks` the numbers of networks of a search's looks, `models_used` the number of different
+    networks retrained.
     """
 
     format_version: int
@@ -157,6 +158,7 @@ class Verified:
     store_digest: str
     regress: Mapping[str, object]
     verify: Mapping[str, object]
+    inputs: Mapping[str, str]
     looks: tuple[Count, ...]
     models_used: Count
     random_subsets: RandomSubsetsRecord | None

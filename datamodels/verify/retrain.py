@@ -28,9 +28,9 @@ from datamodels.store.check import refuse_damaged
 from datamodels.store.layout import DONE
 from datamodels.subsets import Array, BoolArray, pack, unpack
 from datamodels.worker.blocks import Shown, no_show
+from datamodels.worker.decided import provenance_of, with_sources_of
 from datamodels.worker.engine import Engine
 from datamodels.worker.jobs import BLOCK, LISTED, RELABELLED, REPETITION, ListedModels, listed_key, listed_model
-from datamodels.worker.run import provenance_of, with_sources_of
 
 FORMAT = 3
 """Of the store of retrained models: what its rows hold beside margins."""
@@ -95,7 +95,7 @@ def alone(settings: Settings) -> Iterator[Path]:
         if not mine:
             raise InputError(f"another verification is at work on {folder}; wait for it, or use another run.dir")
         folder.mkdir(exist_ok=True)
-        for each in (folder, folder / "store", folder / "store" / "inbox"):
+        for each in (folder, *folder.glob("store*"), *folder.glob("store*/inbox")):
             sweep(each)
         yield folder
 
@@ -127,12 +127,18 @@ def retrain(folder: Path, settings: Settings, engine: Engine, requests: Sequence
 
 def _opened(folder: Path, settings: Settings, learner: Learner) -> Store:
     n, targets = len(learner.train_labels), len(learner.test_labels)
-    wanted = {**provenance_of(settings, learner), "seed": settings.verify.seed, "format": FORMAT}
+    base = stage_folder(settings, "store")
+    # By the code that trained the run's own store, or knowingly by another.
+    decided = with_sources_of(base, read_meta(base).provenance, provenance_of(settings, learner), settings)
+    wanted = {**decided, "seed": settings.verify.seed, "format": FORMAT}
     tidy(folder)
     if not is_there(folder):
         arrays = {"margins": ArraySpec("float32", (targets,)), "confidence": ArraySpec("float16", (targets,))}
         create(folder, Meta(0, n, targets, {**arrays, **LISTED}, wanted))
     made = read_meta(folder).provenance
+    if made.get("format") != FORMAT:
+        told = f"{folder} was made by another version of this program (format {made.get('format')}, not {FORMAT})"
+        raise InputError(f"{told}; delete it, and its networks are trained again, or use another run.dir")
     refuse_difference(folder, made, with_sources_of(folder, made, wanted, settings))
     with Writer(folder) as writer:
         writer.merge()

@@ -20,12 +20,12 @@ from datamodels.durable import sweep, write_file
 from datamodels.errors import InputError
 from datamodels.learners import Learner
 from datamodels.machine import refuse_tight_limits
-from datamodels.progress import progress
+from datamodels.progress import progress, say
 from datamodels.provenance import difference
 from datamodels.reading import Unreadable
 from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder, verdicts_folder
-from datamodels.settings import Settings
+from datamodels.settings import Settings, VerifySettings
 from datamodels.verify.asking import Train, ask
 from datamodels.verify.plan import Plan, Questions
 from datamodels.verify.questions import Question
@@ -50,7 +50,8 @@ def verify_targets(settings: Settings, engine: Engine, models: Datamodels, targe
     refuse_tight_limits()
     with alone(settings):
         plan, folder = Plan.of(settings, engine.learner), verdicts_folder(settings)
-        kept = _kept(folder / VERDICTS, settings, engine.learner, models)
+        inputs = plan.inputs(settings, models)
+        kept = _kept(folder / VERDICTS, settings, engine.learner, models, inputs)
         folder.mkdir(exist_ok=True)
         sweep(folder)
         found = _with_new(kept, plan, settings, engine, models, targets, folder)
@@ -78,8 +79,9 @@ def _with_new(
     used = digests([]) if kept is None else read_used(folder, kept.models_used)
     questions = Questions.of(plan, plan.orders(settings, engine, models, new, folder), new, subsets)
     asked = _ask(questions.all(), settings, engine)
-    used = np.union1d(used, digests(request for question in asked for request in question.used()))
-    found = questions.records(settings, models, len(used))
+    of_new = digests(request for question in asked for request in question.used())
+    used = np.concatenate([used, np.setdiff1d(of_new, used)])
+    found = questions.records(settings, models, plan.inputs(settings, models), len(used))
     write_used(folder, used)
     if questions.subsets is not None:
         questions.subsets.margins.write(folder)
@@ -94,8 +96,9 @@ def _ask(questions: Sequence[Question], settings: Settings, engine: Engine) -> l
 
 
 def retraining(settings: Settings, engine: Engine) -> Train:
-    """How models are trained that questions want: kept in the run's store of retrained models, whatever the verdicts' name."""
-    folder = stage_folder(settings, "verify") / "store"
+    """How models are trained that questions want: kept in the run's store of such models of that seed, for every name."""
+    seed = settings.verify.seed
+    folder = stage_folder(settings, "verify") / ("store" if seed == VerifySettings.seed else f"store-{seed}")
 
     def train(requests: Sequence[Request], show: Callable[[int], None]) -> Retrained:
         return retrain(folder, settings, engine, requests, show)
@@ -118,9 +121,14 @@ def _refuse_stale(settings: Settings, models: Datamodels) -> None:
     if models.meta["store_digest"] != store.digest():
         raise InputError(f"the weights in {weights} are not from the store as it is now; run python -m datamodels.regress")
     models.refuse_other(store)
+    given, made = vars(settings.regress), models.meta["regress"]
+    other = next(difference(made, {name: value for name, value in given.items() if name in made}, "regress."), None)
+    if other is not None:
+        told = f"the weights in {weights} were made otherwise than the settings say ({other})"
+        say(f"verify: {told}; they are taken as they are")
 
 
-def _kept(file: Path, settings: Settings, learner: Learner, models: Datamodels) -> Verified | None:
+def _kept(file: Path, settings: Settings, learner: Learner, models: Datamodels, inputs: Mapping[str, str]) -> Verified | None:
     """The verdicts that are there. Raises InputError where they were made under settings, or of weights, other than now."""
     n, t, classes = len(learner.train_labels), len(learner.test_labels), int(learner.train_labels.max()) + 1
     try:
@@ -131,8 +139,8 @@ def _kept(file: Path, settings: Settings, learner: Learner, models: Datamodels) 
         raise InputError(f"{e}; give --verify.name, or delete it") from e
     if found.store_digest != models.meta["store_digest"]:
         raise InputError(f"{file} was made from another store than that of this run as it is now; give --verify.name")
-    wanted = {"regress": models.meta["regress"], "verify": _deciding(vars(settings.verify))}
-    made = {"regress": found.regress, "verify": _deciding(found.verify)}
+    wanted = {"regress": models.meta["regress"], "verify": _deciding(vars(settings.verify)), "digest of": inputs}
+    made = {"regress": found.regress, "verify": _deciding(found.verify), "digest of": found.inputs}
     first = next(difference(made, wanted), None)
     if first is not None:
         raise InputError(f"{file} was made under another setting ({first}); give --verify.name for verdicts beside it")

@@ -34,7 +34,8 @@ def read_used(folder: Path, number: int) -> Digests:
         raise InputError(f"cannot count the models of the verdicts in {folder}: {e}; give --verify.name") from e
     if found.dtype != np.uint64 or len(found) < number:
         raise InputError(f"{file} is damaged: it does not tell of the {number} models of {folder}; give --verify.name")
-    return np.array(found)
+    # What stands after these was written by a verification that was cut off before its verdicts were.
+    return np.array(found[:number])
 
 
 def write_used(folder: Path, found: Digests) -> None:

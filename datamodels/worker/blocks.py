@@ -5,6 +5,7 @@ Nothing here knows how models are trained, nor PyTorch: a block is given to a le
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,11 +58,16 @@ def train_blocks(job: Job, learner: Learner, show: Shown = no_show) -> None:
 
 
 def train_pass(job: Job, learner: Learner) -> None:
-    """As `train_blocks`, but once over the blocks: nothing is awaited."""
-    with noted(_stopping) as stop:
-        _one_pass(job, learner, Watch(Hope(job), Look(job)), stop, no_show)
+    """As `train_blocks`, but once over the blocks: nothing is awaited. What was seen in one pass is known in the next."""
+    with noted() as stop:
+        _one_pass(job, learner, _watch_of(job), stop, no_show)
         if stop.is_set():
             raise KeyboardInterrupt
+
+
+@functools.lru_cache(maxsize=1)
+def _watch_of(job: Job) -> Watch:
+    return Watch(Hope(job), Look(job))
 
 
 def until_there(job: Job, one_pass: Pass, show: Shown, stop: threading.Event) -> None:
@@ -169,8 +175,8 @@ def _trained(job: Job, store: Store, ids: range, learner: Learner, look: Look) -
         raise InputError(f"{learner.name} gave {sorted(trained.arrays)} for model {numbers[0]}, and no margins")
     rows = job.rows(store, ids, trained, learner)
     refuse_misfits(rows, store.meta.arrays, numbers, learner.name)
-    look.see(rows["margins"])
     arrays, by_place = fitted(rows, store.meta.arrays, numbers, trained.failures, _any_done(store))
+    look.see(rows["margins"][[k for k in range(len(ids)) if k not in by_place]])
     failures = {ids[k]: why for k, why in by_place.items()}
     why = job.hopeless(store, ids, failures)
     if why is not None:

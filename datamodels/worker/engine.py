@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from datamodels.errors import InputError
 from datamodels.learners import Learner
@@ -14,7 +14,9 @@ from datamodels.processes import Team
 from datamodels.progress import say
 from datamodels.signals import noted
 from datamodels.store import Store
+from datamodels.store.precision import FEWEST
 from datamodels.worker.blocks import Shown, no_show, train_blocks, train_pass, until_there
+from datamodels.worker.coarseness import Look
 from datamodels.worker.jobs import Job
 
 R = TypeVar("R")
@@ -40,22 +42,28 @@ class Engine(Protocol):
         """What a function gives of the learner, where it trains."""
         ...
 
+    def give_back(self) -> None:
+        """Let the learner give its devices back, where it can, to whoever wants them next: a regression, say."""
+        ...
+
 
 class Local:
     """The devices of this machine, as a context: one in this process, or several with a process each.
 
     `make` gives the learner on a device; with several it goes to other processes, and must be picklable, as must be questions.
+    `more` gives what it is called with there beside the device.
     """
 
-    def __init__(self, make: MakeLearner, devices: Sequence[str] = ()) -> None:
-        self.make, self.devices = make, list(devices)
+    def __init__(
+        self, make: MakeLearner, devices: Sequence[str] = (), more: Callable[[Learner], Mapping[str, Any]] = lambda _: {}
+    ) -> None:
+        self.make, self.devices, self.more = make, list(devices), more
         self.team: Team[Learner] | None = None
 
     @functools.cached_property
     def learner(self) -> Learner:
-        """See `Engine`. Of several devices it is on none."""
-        several = len(self.devices) > 1
-        return self.make("cpu" if several else next(iter(self.devices), None))
+        """See `Engine`. With several devices it trains on none here, and this process chooses none for its own code."""
+        return self.make(self.devices[0] if len(self.devices) == 1 else None)
 
     def __enter__(self) -> Local:
         return self
@@ -75,6 +83,8 @@ class Local:
         team, deaths = self._team(), _Deaths(job)
         with noted() as stop:
             until_there(job, functools.partial(_together, team, job, deaths), show, stop)
+        if len(job.wanted(Store(job.folder))) < FEWEST * len(self.devices):
+            Look(job).last()  # none of the processes may have seen enough to tell
 
     def ask(self, question: Callable[[Learner], R]) -> R:
         """See `Engine`. With several devices the first of them is asked."""
@@ -87,9 +97,18 @@ class Local:
                 return found  # type: ignore[return-value]
         raise InputError(f"the process on {self.devices[0]} died {MOST_DEATHS} times")
 
+    def give_back(self) -> None:
+        """See `Engine`."""
+        if self.team is not None:
+            self.team.all(_give_back)
+        elif "learner" in self.__dict__:
+            _give_back(self.learner)
+
     def _team(self) -> Team[Learner]:
         if self.team is None:
-            self.team = Team(self.devices, self.make).__enter__()
+            # The learner here first: what it is made of may change while others are started.
+            make = functools.partial(self.make, **self.more(self.learner))
+            self.team = Team(self.devices, make).__enter__()
         return self.team
 
 
@@ -100,6 +119,12 @@ def _together(team: Team[Learner], job: Job, deaths: _Deaths, stop: threading.Ev
     died = team.revive()
     if died:
         deaths.take_in(died)
+
+
+def _give_back(learner: Learner) -> None:
+    back = getattr(learner, "give_back", None)
+    if callable(back):
+        back()
 
 
 class _Deaths:

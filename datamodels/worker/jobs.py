@@ -207,6 +207,9 @@ def _confidence(trained: Trained, learner: Learner) -> Array:
     labels = learner.test_labels
     if logits is None or (labels < 0).any():
         return np.full(margins.shape, np.nan, np.float16)
+    if logits.ndim != 3 or logits.shape[:2] != margins.shape or labels.max() >= logits.shape[2]:
+        wanted = f"(K, T, classes) for {len(margins)} models, {len(labels)} targets and labels up to {labels.max()}"
+        raise InputError(f"{learner.name} gave logits of shape {logits.shape}, not {wanted}")
     chances = softmax(logits.astype(np.float64), axis=2)
     return np.take_along_axis(chances, labels[None, :, None], axis=2)[..., 0].astype(np.float16)
 

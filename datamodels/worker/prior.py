@@ -24,16 +24,18 @@ from datamodels import __version__
 from datamodels.durable import new_folder, only_maker, save_array, tidy
 from datamodels.errors import InputError
 from datamodels.learners import Features, Gradients, Learner, Model, offered
+from datamodels.learners.contract import FIRST_LISTED
 from datamodels.progress import progress, say
 from datamodels.runs import OF_NETWORKS, SIMILARITY, stage_folder, stage_seconds
 from datamodels.seals import read_sealed_folder, seal_folder
-from datamodels.settings import BUILT_IN, Settings
+from datamodels.settings import Settings
 from datamodels.subsets import Array, draw_mask
 from datamodels.worker.blocks import side_by_side
+from datamodels.worker.decided import provenance_of
 from datamodels.worker.engine import Engine
 
 GRADIENTS, FEATURES = "gradients", ("features_train", "features_test")
-FIRST_MODEL = 2**31
+FIRST_MODEL = FIRST_LISTED
 """Numbers from here on are no model of a store."""
 AT_ONCE = 4
 FORMAT_VERSION = 3
@@ -75,9 +77,12 @@ def make_prior(settings: Settings, engine: Engine, wait: bool = False) -> None:
 
 def _provenance(settings: Settings, learner: Learner) -> dict[str, Any]:
     store = settings.store
-    about = {**learner.provenance, "seed": store.seed, "alpha": store.alpha, "prior": dataclasses.asdict(settings.prior)}
-    if settings.worker.main != BUILT_IN:
-        about["worker"] = {"main": settings.worker.main}
+    about = {
+        **provenance_of(settings, learner),
+        "seed": store.seed,
+        "alpha": store.alpha,
+        "prior": dataclasses.asdict(settings.prior),
+    }
     return {"format_version": FORMAT_VERSION, "version": __version__, **about}
 
 

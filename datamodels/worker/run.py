@@ -15,7 +15,7 @@ from datamodels.learners import Learner
 from datamodels.learners.declared import declared_arrays
 from datamodels.learners.function import learner_named
 from datamodels.learners.recipe import Recipe
-from datamodels.learners.sources import refuse_changed, sources_of
+from datamodels.learners.sources import imported_sources
 from datamodels.machine import refuse_tight_limits
 from datamodels.processes import devices_named
 from datamodels.progress import progress
@@ -26,11 +26,10 @@ from datamodels.store import ArraySpec, Meta, Store, create, grow, read_meta
 from datamodels.store.layout import FAILURES
 from datamodels.training.devices import number_of_gpus
 from datamodels.worker.blocks import there
+from datamodels.worker.decided import provenance_of, with_sources_of
 from datamodels.worker.engine import Engine, Local
 from datamodels.worker.jobs import RandomSubsets
 from datamodels.worker.prior import make_prior
-
-SOURCES = "sources"
 
 
 def engine_of(settings: Settings, gpu: str | None, data: Dataset | None = None) -> Local:
@@ -41,8 +40,18 @@ def engine_of(settings: Settings, gpu: str | None, data: Dataset | None = None) 
     """
     devices = [] if gpu is None else devices_named(gpu, number_of_gpus)
     if settings.worker.main != BUILT_IN:
-        return Local(functools.partial(learner_named, settings), devices)
+        return Local(functools.partial(_own, settings), devices, functools.partial(_sources, settings))
     return Local(functools.partial(Recipe, settings, data or load(settings)), devices)
+
+
+def _own(settings: Settings, gpu: str | None, sources: Mapping[str, str] | None = None) -> Learner:
+    return learner_named(settings, gpu, sources)
+
+
+def _sources(settings: Settings, learner: Learner) -> dict[str, Any]:
+    """What other processes are told of a learner of one's own: the files that this one runs, which may change meanwhile."""
+    del learner
+    return {"sources": dict(imported_sources(settings.worker.main.partition(":")[0]))}
 
 
 def prepared(settings: Settings) -> Dataset | None:
@@ -66,7 +75,7 @@ def train_missing(settings: Settings, engine: Engine) -> str:
             _train_all(settings, engine, folder)
     # Another worker may have been at it, and may have ended since.
     make_prior(settings, engine, wait=True)
-    give_back(engine)
+    engine.give_back()
     return state(Store(folder), total)
 
 
@@ -76,17 +85,6 @@ def _train_all(settings: Settings, engine: Engine, folder: Path) -> None:
     job = RandomSubsets(folder, total, size, settings.store.seed, settings.store.alpha)
     with progress("worker", "models", total, there(job, Store(folder))) as advance:
         engine.train(job, advance.to)
-
-
-def give_back(engine: Engine) -> None:
-    """Let the learner give its device back, where it can, to whoever wants it next: a regression in this process, say."""
-    engine.ask(_give_back)
-
-
-def _give_back(learner: Learner) -> None:
-    back = getattr(learner, "give_back", None)
-    if callable(back):
-        back()
 
 
 def open_store(settings: Settings, engine: Engine) -> Path:
@@ -122,26 +120,6 @@ def open_store(settings: Settings, engine: Engine) -> Path:
             if read_meta(folder).num_models < wanted.num_models:  # else another worker has let it grow further meanwhile
                 raise
     return folder
-
-
-def provenance_of(settings: Settings, learner: Learner) -> dict[str, Any]:
-    """What decides a learner's rows: its own word, and of one's own code its name and its source files."""
-    if settings.worker.main == BUILT_IN:
-        return dict(learner.provenance)
-    sources = sources_of(settings.worker.main.partition(":")[0])
-    return {**learner.provenance, "worker": {"main": settings.worker.main}, **({SOURCES: sources} if sources else {})}
-
-
-def with_sources_of(folder: Path, made: Mapping[str, Any], wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
-    """What is wanted, with the source files with which a folder was made, where they are these or are trusted.
-
-    Raises InputError, naming the file, for one that has changed.
-    """
-    before, now = made.get(SOURCES, {}), wanted.get(SOURCES, {})
-    if before and not settings.worker.trust_changed_code:
-        refuse_changed(before, now, folder)
-    rest = {key: value for key, value in wanted.items() if key != SOURCES}
-    return {**rest, SOURCES: before} if before else rest
 
 
 def state(store: Store, total: int) -> str:

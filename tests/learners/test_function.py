@@ -121,6 +121,42 @@ def test_what_does_not_belong_to_a_result_is_refused(module, given, told):
         train_missing(settings, engine_of(settings, None))
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("class Mine:\n    def train(self, models): ...", "has no name"),
+        ("class Mine(Whole):\n    models_at_once = 0", "models_at_once of the learner .* must be from 1 to 1024, not 0"),
+        ("class Mine(Whole):\n    models_at_once = 'all'", "must be from 1 to 1024, not all"),
+        ("class Mine(Whole):\n    train_labels = [[1, 2]]", "train_labels of the learner .* must be whole numbers in one row"),
+        ("class Mine(Whole):\n    test_labels = [0.5]", "test_labels of the learner .* must be whole numbers in one row"),
+        ("class Mine(Whole):\n    provenance = {'f': print}", "the provenance of mine must be plain JSON"),
+        ("class Mine(Whole):\n    provenance = {'f': float('nan')}", "the provenance of mine must be plain JSON"),
+    ],
+)
+def test_learners_that_do_not_keep_the_contract_are_refused(module, tmp_path, text, told):
+    whole = (
+        "import numpy as np\nclass Whole:\n    name, provenance, models_at_once = 'mine', {'a': (1, 2)}, 2\n"
+        "    train_labels, test_labels = np.zeros(30, int), np.zeros(6, int)\n    def train(self, models): ...\n"
+    )
+    name = f"mine_{abs(hash(text)) % 10**8}"
+    settings = module(name, whole + text + "\n", **{"worker.main": f"{name}:Mine"})
+    with pytest.raises(InputError, match=told):
+        train_missing(settings, engine_of(settings, None))
+    assert not (tmp_path / "run" / "store").exists()
+
+
+def test_a_provenance_is_what_will_be_read_of_it(module):
+    text = (
+        "import numpy as np\nfrom datamodels.learners import Trained\nclass Mine:\n"
+        "    name, provenance, models_at_once = 'mine', {'a': (1, 2)}, 2\n"
+        "    train_labels, test_labels = np.zeros(30, int), np.zeros(6, int)\n"
+        "    def train(self, models):\n        return Trained({'margins': np.ones((len(models), 6))})\n"
+    )
+    settings = module("mine_with_a_tuple", text, **{"worker.main": "mine_with_a_tuple:Mine"})
+    for _ in range(2):
+        assert "12 of 12" in train_missing(settings, engine_of(settings, None))
+
+
 def test_models_have_numbers_that_no_store_and_no_other_question_has():
     mask = np.ones(4, bool)
     assert Model((3, 17), mask).number == 17
@@ -162,6 +198,51 @@ def test_a_changed_function_is_refused_by_its_file_and_goes_on_when_trusted(modu
     trusted = command("worker", *flags, "--store.num_models", 12, "--worker.trust_changed_code", "true", cwd=tmp_path)
     assert "12 of 12" in trusted.stdout
     assert command("worker", *flags, "--store.num_models", 12, cwd=tmp_path).returncode == 2
+
+
+def test_a_verification_by_other_code_than_the_models_is_refused(tmp_path, command):
+    (tmp_path / "turning.py").write_text("def train(index, mask):\n    return {'margins': mask.reshape(6, 5).sum(1) - 2.0}\n")
+    (tmp_path / "targets.txt").write_text("3\n")
+    flags: tuple[object, ...] = (
+        "-C",
+        CONFIGS / "digits.yaml",
+        "--run.dir",
+        "run",
+        "--worker.main",
+        "turning:train",
+        "--regress.prior",
+        "none",
+    )
+    flags += ("--data.train_images", N, "--data.test_images", T, "--store.num_models", 120, "--verify.methods", "none")
+    flags += ("--verify.subsets", 0, "--verify.counterfactuals", "none", "--verify.sizes", 5)
+    for stage in ("worker", "regress"):
+        assert command(stage, *flags, cwd=tmp_path).returncode == 0
+    (tmp_path / "turning.py").write_text("def train(index, mask):\n    return {'margins': 2.0 - mask.reshape(6, 5).sum(1)}\n")
+    refused = command("verify", *flags, "--targets", "targets.txt", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "turning.py has changed since run/store was made with it" in refused.stderr
+    assert not (tmp_path / "run" / "verify" / "verify.json").exists()
+    trusted = command("verify", *flags, "--targets", "targets.txt", "--worker.trust_changed_code", "true", cwd=tmp_path)
+    assert trusted.returncode == 0, trusted.stderr
+
+
+def test_a_process_that_is_started_when_the_code_has_changed_does_not_mix_the_two(module, tmp_path):
+    text = "import os, signal\nimport numpy as np\n\ndef train(index, mask):\n    return {'margins': np.full(6, 1.0)}\n"
+    settings = module("mine_changing", text)
+    with engine_of(settings, "cpu,cpu") as engine:
+        assert engine.ask(name_of) == "mine_changing:train"
+        (tmp_path / "mine_changing.py").write_text(text.replace("1.0", "2.0"))
+        assert engine.team is not None
+        for member in engine.team.members:
+            member.process.kill()
+            member.process.wait()
+        with pytest.raises(InputError, match=r"mine_changing.py has changed since the work was made with it"):
+            train_missing(settings, engine)
+    assert not len(read_store(settings).done)
+
+
+def name_of(learner):
+    return learner.name
 
 
 def test_a_learner_of_ones_own_stands_for_itself(module):

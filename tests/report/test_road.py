@@ -244,6 +244,19 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_is_touched(run, tmp_path, 
     assert contents(run) == before
 
 
+def test_verdicts_are_not_shown_beside_other_weights(run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    before = contents(copy / "report")
+    assert command("regress", copy, regress__lams=37).returncode == 0
+    refused = command("report", copy, regress__lams=37)
+    assert refused.returncode == 2
+    assert "is of other weights than those that are there now" in refused.stderr
+    assert contents(copy / "report") == before
+
+
 def test_stages_out_of_order_say_which_comes_first(tmp_path):
     for stage, named in (
         ("regress", "there is no store in"),

@@ -17,8 +17,9 @@ from datamodels.settings import parse
 from datamodels.store import Store
 from datamodels.verify import run as stage
 from datamodels.verify import verify_targets
-from tests.conftest import flags
-from tests.verify.rule import Seen, by_the_rule, changed, result_of
+from datamodels.worker import make_prior
+from tests.conftest import built_in, flags
+from tests.verify.rule import N, Seen, T, by_the_rule, changed, result_of
 
 LISTS = ("searches", "removals", "counterfactuals")
 QUICK = {"methods": "datamodel,similarity,relabel", "most_models": 16, "counterfactuals": "3", "subsets": 3, "subset_models": 2}
@@ -201,6 +202,51 @@ def test_descriptions_that_are_damaged_or_of_other_models_are_made_anew(run):
         verify_targets(chosen, by_the_rule(data, models), models, [3])
         made = np.load(file)
         assert all(np.array_equal(made[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("changed_file", ["prior", "embedding", "gradients"])
+def test_verdicts_of_other_files_are_not_added_to(run, tmp_path, changed_file):
+    settings, data, models = run
+    embedding, gradients = tmp_path / "embedding.npy", stage_folder(settings, "prior") / "gradients.npy"
+    np.save(embedding, np.random.default_rng(3).normal(size=(N + T, 5)))
+    method = {"prior": "datamodel", "embedding": "embedding", "gradients": "gradients"}[changed_file]
+    chosen = changed(settings, methods=method, sizes="none", embedding=str(embedding), max_size=8)
+    if method == "gradients":
+        prior = dataclasses.replace(chosen, regress=dataclasses.replace(chosen.regress, prior="gradients"))
+        make_prior(prior, built_in(prior, data))
+    of = dataclasses.replace(models, meta={**models.meta, "prior_digest": "first"})
+    verify_targets(chosen, by_the_rule(data, models), of, [3])
+    verify_targets(chosen, by_the_rule(data, models), of, [7])
+    before = files(verdicts_folder(chosen))
+    if changed_file == "prior":
+        of = dataclasses.replace(models, meta={**models.meta, "prior_digest": "second"})
+    elif changed_file == "embedding":
+        np.save(embedding, np.random.default_rng(4).normal(size=(N + T, 5)))
+    else:
+        prior = dataclasses.replace(prior, prior=dataclasses.replace(prior.prior, models=2))
+        make_prior(prior, built_in(prior, data))
+        assert gradients.exists()
+    with pytest.raises(InputError, match=f"another setting .digest of.{changed_file}: .*; give --verify.name"):
+        verify_targets(chosen, by_the_rule(data, models), of, [11])
+    assert files(verdicts_folder(chosen)) == before
+
+
+def test_models_of_a_verification_that_was_cut_off_before_its_verdicts_are_not_counted(run, monkeypatch):
+    settings, data, models = run
+    chosen = changed(settings, methods="none", sizes="5")
+    verify_targets(chosen, by_the_rule(data, models), models, [3])
+
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("datamodels.verify.run.write_verified", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            verify_targets(chosen, by_the_rule(data, models), models, [7, 11])
+    verify_targets(chosen, by_the_rule(data, models), models, [5])
+    whole = changed(settings, methods="none", sizes="5", name="whole")
+    verify_targets(whole, by_the_rule(data, models), models, [3, 5])
+    assert result_of(chosen)["models_used"] == result_of(whole)["models_used"]
 
 
 def test_the_count_of_models_is_refused_where_its_file_is_gone(run):

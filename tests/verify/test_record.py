@@ -75,6 +75,7 @@ def verdicts(draw):
         draw(st.text(max_size=5)),
         draw(plain),
         draw(plain),
+        draw(st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2)),
         tuple(draw(st.lists(count, max_size=2))),
         draw(count),
         draw(st.none() | st.builds(RandomSubsetsRecord, count, number, number, number, number)),

@@ -35,6 +35,22 @@ class Slow:
         return model.mask @ weights - 0.6 + 0.15 * noise
 
 
+class Coarse(Slow):
+    """Margins that float16 keeps in steps of 2."""
+
+    def margins(self, model):
+        """Of one model."""
+        return 3000 + super().margins(model)
+
+
+class Seeing(Slow):
+    """Margins are the number of the GPU that this process may see."""
+
+    def margins(self, model):
+        """Of one model, a little apart."""
+        return np.full(T, float(os.environ["CUDA_VISIBLE_DEVICES"]))
+
+
 def _taken(file):
     """Whether this process is the one that removes a file."""
     try:

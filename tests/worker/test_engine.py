@@ -12,6 +12,7 @@ from datamodels.errors import InputError
 from datamodels.learners.function import learner_named
 from datamodels.store import Store
 from datamodels.store.check import check
+from datamodels.training import devices
 from datamodels.worker import Local, engine_of, train_missing
 from datamodels.worker.engine import MOST_DEATHS
 from tests.worker.slow import N, Slow
@@ -92,6 +93,26 @@ def test_what_fails_on_every_model_is_said_from_any_process(settings):
 
 def engine_folder(settings):
     return Path(settings.run.dir) / "store"
+
+
+def test_a_coarse_format_is_said_with_several_devices_too(settings, capsys):
+    chosen = settings(**{**OWN, "worker__main": "tests.worker.slow:Coarse", "store__margin_dtype": "float16"})
+    with several(chosen) as engine:
+        train_missing(chosen, engine)
+    assert "worker: float16 keeps the margins of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gpus", ["0,1", "all"])
+def test_one_gpu_each_is_what_ones_own_code_sees(settings, monkeypatch, gpus):
+    """No GPU is needed: what matters is the variable by which CUDA knows them."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    monkeypatch.setattr(devices, "HANDED_OUT", "5,7")
+    chosen = settings(**{**OWN, "worker__main": "tests.worker.slow:Seeing"})
+    with engine_of(chosen, gpus) as engine:
+        assert "60 of 60" in train_missing(chosen, engine)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "5,7"
+    seen = Store(engine_folder(chosen)).margins(range(60))[:, 0]
+    assert set(seen.tolist()) <= {5.0, 7.0}
 
 
 def test_the_margins_are_those_of_the_rule(settings):

@@ -1,0 +1,39 @@
+"""What decides the rows of a learner: its own word, and of one's own code its name and its source files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datamodels.errors import InputError, one_line
+from datamodels.learners import Learner
+from datamodels.learners.sources import imported_sources, refuse_changed
+from datamodels.settings import BUILT_IN, Settings
+
+SOURCES = "sources"
+
+
+def provenance_of(settings: Settings, learner: Learner) -> dict[str, Any]:
+    """What decides a learner's rows: its own word, and of one's own code its name and its source files."""
+    if settings.worker.main == BUILT_IN:
+        return dict(learner.provenance)
+    sources = dict(imported_sources(settings.worker.main.partition(":")[0]))
+    try:
+        own = json.loads(json.dumps(dict(learner.provenance), allow_nan=False))  # as it will be read again
+    except (TypeError, ValueError) as e:
+        raise InputError(f"the provenance of {learner.name} must be plain JSON: {one_line(e, 200)}") from e
+    return {**own, "worker": {"main": settings.worker.main}, **({SOURCES: sources} if sources else {})}
+
+
+def with_sources_of(folder: Path, made: Mapping[str, Any], wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    """What is wanted, with the source files with which a folder was made, where they are these or are trusted.
+
+    Raises InputError, naming the file, for one that has changed.
+    """
+    before, now = made.get(SOURCES, {}), wanted.get(SOURCES, {})
+    if before and not settings.worker.trust_changed_code:
+        refuse_changed(before, now, folder)
+    rest = {key: value for key, value in wanted.items() if key != SOURCES}
+    return {**rest, SOURCES: before} if before else rest
