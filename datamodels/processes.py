@@ -110,13 +110,17 @@ class _Member:
         return GONE, 0, None
 
     def end(self) -> None:
-        """Let the process end, or end it."""
+        """Let the process end, or end it, and what it has left running: that is of its session."""
         self.connection.close()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(END_S + ALONE_S)
-            return
-        self.process.kill()
-        self.process.wait()
+        try:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(END_S + ALONE_S)
+                return
+            self.process.kill()
+            self.process.wait()
+        finally:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class Team(Generic[Here]):

@@ -172,7 +172,8 @@ class _Worker:
         self.tasks.put(None)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(END_S)
-        os.kill(os.getpid(), signal.SIGKILL)
+        # With what it has forked, which shares its session.
+        os.killpg(os.getpgrp(), signal.SIGKILL)
 
     def _someone_speaks(self) -> bool:
         """Wait for the next word; False when the process that started this one has died, though its end may be held open."""

@@ -42,6 +42,7 @@ from datamodels.training.devices import visible
 
 LOGITS = "logits"
 MOST_AT_ONCE = 1024
+MOST_CLASSES = 2**20
 MANY_AT_ONCE = 16
 """Models that a function for many is given together, unless groups.models_at_once says otherwise."""
 
@@ -67,12 +68,13 @@ def learner_named(settings: Settings, gpu: str | None = None, sources: Mapping[s
     now = imported_sources(name.partition(":")[0])
     if sources is not None:
         refuse_changed(sources, now, "the work")
-    if inspect.isclass(found):
-        found = found()
-    if callable(getattr(found, "train", None)):
-        refuse_incomplete(found, name)
-        learner: Learner = found
-        return learner
+    with said_of(name):
+        if inspect.isclass(found):
+            found = found()
+        if callable(getattr(found, "train", None)):
+            refuse_incomplete(found, name)
+            learner: Learner = found
+            return learner
     if not callable(found):
         raise InputError(f"worker.main names {name}, which is neither a function nor a learner")
     return Function(settings, found)
@@ -109,16 +111,49 @@ def refuse_incomplete(learner: Any, name: str) -> None:
     if lacking:
         raise InputError(f"the learner {name} has no {lacking[0]}; see datamodels/learners/contract.py")
     for side in ("train_labels", "test_labels"):
-        labels = np.asarray(getattr(learner, side))
-        if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
-            raise InputError(
-                f"{side} of the learner {name} must be whole numbers in one row, not {labels.dtype} of {labels.shape}"
-            )
+        labels = getattr(learner, side)
+        if not isinstance(labels, np.ndarray) or labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
+            raise InputError(f"{side} of the learner {name} must be a NumPy array (n,) of whole numbers, one for each example")
+        known = labels.min() >= 0 and labels.max() < MOST_CLASSES
+        if not known and (labels != -1).any():
+            raise InputError(f"{side} of the learner {name} must be classes from 0 to {MOST_CLASSES - 1}, or all -1: not known")
     at_once = learner.models_at_once
     if isinstance(at_once, bool) or not isinstance(at_once, (int, np.integer)) or not 1 <= at_once <= MOST_AT_ONCE:
         raise InputError(
             f"models_at_once of the learner {name} must be from 1 to {MOST_AT_ONCE}, not {shown(str(at_once), 80)}"
         )
+
+
+@contextmanager
+def said_of(name: str) -> Iterator[None]:
+    """Make an InputError of whatever a learner of a person's own raises, with its words, but not of Ctrl-C."""
+    try:
+        with of_its_own("raised"):
+            yield
+    except FunctionError as e:
+        raise InputError(f"the learner {name} {e}") from e
+
+
+def trained_by(learner: Learner, models: Sequence[Model]) -> Trained:
+    """What a learner gives of models, its arrays NumPy's. Raises InputError for what is not as the contract wants it."""
+    if type(learner).__module__.startswith("datamodels."):
+        return learner.train(models)
+    with said_of(learner.name):
+        found = learner.train(models)
+        if not isinstance(found, Trained) or not isinstance(found.arrays, Mapping) or not isinstance(found.failures, Mapping):
+            raise InputError(f"{learner.name} must give datamodels.learners.Trained, not {type(found).__name__}")
+        arrays = {str(name): np.array(as_array(array, f"{learner.name} gave {name}")) for name, array in found.arrays.items()}
+        for k, why in found.failures.items():
+            if (
+                isinstance(k, bool)
+                or not isinstance(k, (int, np.integer))
+                or not 0 <= k < len(models)
+                or not isinstance(why, str)
+            ):
+                raise InputError(
+                    f"{learner.name} gave a failure of {shown(repr(k), 80)}: there are places 0 to {len(models) - 1}"
+                )
+        return Trained(arrays, {int(k): shown(why, 300) for k, why in found.failures.items()})
 
 
 class Function:

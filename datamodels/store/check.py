@@ -46,7 +46,15 @@ def check(folder: Path) -> list[Fault]:
 
 
 def refuse_damaged(store: Store) -> None:
-    """Raise InputError when a finished row does not have its checksum: nothing is to be learnt from it."""
+    """Raise InputError when a finished row does not have its checksum, or a row is given up for no reason.
+
+    Nothing is to be learnt from it, nor from those that are left.
+    """
+    marks = store.array("done", np.arange(store.meta.num_models))
+    unknown = np.flatnonzero((marks > FAILED) | ((marks == FAILED) & ~np.isin(np.arange(len(marks)), list(store.reasons))))
+    if len(unknown):
+        told = f"row {unknown[0]} of {store.folder} is damaged: its mark is {marks[unknown[0]]}, with no reason on record"
+        raise InputError(f"{told}; python -m datamodels.store check --repair {store.folder} has such rows trained again")
     for ids in chunks(store):
         bad = store.damaged(np.intersect1d(ids, store.done, assume_unique=True))
         if bad:

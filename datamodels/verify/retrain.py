@@ -128,8 +128,10 @@ def retrain(folder: Path, settings: Settings, engine: Engine, requests: Sequence
 def _opened(folder: Path, settings: Settings, learner: Learner) -> Store:
     n, targets = len(learner.train_labels), len(learner.test_labels)
     base = stage_folder(settings, "store")
-    # By the code that trained the run's own store, or knowingly by another.
-    decided = with_sources_of(base, read_meta(base).provenance, provenance_of(settings, learner), settings)
+    # By what trained the run's own store, or knowingly by other code.
+    own = read_meta(base).provenance
+    decided = with_sources_of(base, own, provenance_of(settings, learner), settings)
+    refuse_difference(base, {key: own.get(key, {}) for key in decided}, decided)
     wanted = {**decided, "seed": settings.verify.seed, "format": FORMAT}
     tidy(folder)
     if not is_there(folder):

@@ -27,6 +27,7 @@ from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder, verdicts_folder
 from datamodels.settings import Settings, VerifySettings
 from datamodels.verify.asking import Train, ask
+from datamodels.verify.kept import base_requests
 from datamodels.verify.plan import Plan, Questions
 from datamodels.verify.questions import Question
 from datamodels.verify.questions.random_subsets import RandomSubsets, read_margins
@@ -76,7 +77,8 @@ def _with_new(
             _ask([subsets], settings, engine)
             subsets.margins.write(folder)
         return kept
-    used = digests([]) if kept is None else read_used(folder, kept.models_used)
+    on_all = digests(base_requests(settings.verify.base_models, len(engine.learner.train_labels)))
+    used = digests([]) if kept is None else read_used(folder, kept.models_used, on_all)
     questions = Questions.of(plan, plan.orders(settings, engine, models, new, folder), new, subsets)
     asked = _ask(questions.all(), settings, engine)
     of_new = digests(request for question in asked for request in question.used())

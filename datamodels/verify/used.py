@@ -25,14 +25,17 @@ def digests(requests: Iterable[Request]) -> Digests:
     return np.array(sorted(found), np.uint64)
 
 
-def read_used(folder: Path, number: int) -> Digests:
-    """The digests that were kept of the models of so many verdicts. Raises InputError where they are not there whole."""
+def read_used(folder: Path, number: int, surely: Digests) -> Digests:
+    """The digests that were kept of the models of so many verdicts, `surely` these among them.
+
+    Raises InputError where they are not there whole, or are those of others.
+    """
     file = folder / FILE
     try:
         found = open_npy(file, (None,))
     except Unreadable as e:
         raise InputError(f"cannot count the models of the verdicts in {folder}: {e}; give --verify.name") from e
-    if found.dtype != np.uint64 or len(found) < number:
+    if found.dtype != np.uint64 or len(found) < number or not np.isin(surely, found[:number]).all():
         raise InputError(f"{file} is damaged: it does not tell of the {number} models of {folder}; give --verify.name")
     # What stands after these was written by a verification that was cut off before its verdicts were.
     return np.array(found[:number])

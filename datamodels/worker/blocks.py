@@ -19,6 +19,7 @@ import numpy as np
 from datamodels.durable import sweep
 from datamodels.errors import InputError
 from datamodels.learners import Learner, Model, SideBySide
+from datamodels.learners.function import trained_by
 from datamodels.progress import say
 from datamodels.signals import noted
 from datamodels.store import Store, Writer, claim, deliver, delivered, forget_claims, merge_if_free
@@ -169,8 +170,8 @@ class _Block:
 
 def _trained(job: Job, store: Store, ids: range, learner: Learner, look: Look) -> _Block:
     models = job.models(store, ids, learner)
-    numbers = [model.number for model in models]
-    trained = learner.train(models)
+    numbers, masks = [model.number for model in models], job.masks(store, ids, models)
+    trained = trained_by(learner, models)
     if "margins" not in trained.arrays:
         raise InputError(f"{learner.name} gave {sorted(trained.arrays)} for model {numbers[0]}, and no margins")
     rows = job.rows(store, ids, trained, learner)
@@ -181,7 +182,7 @@ def _trained(job: Job, store: Store, ids: range, learner: Learner, look: Look) -
     why = job.hopeless(store, ids, failures)
     if why is not None:
         raise InputError(f"{why}; none was given up, so mend what trains them and run the same command again")
-    return _Block(job.masks(store, ids, models), arrays, failures)
+    return _Block(masks, arrays, failures)
 
 
 def _any_done(store: Store) -> bool:

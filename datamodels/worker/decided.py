@@ -24,7 +24,12 @@ def provenance_of(settings: Settings, learner: Learner) -> dict[str, Any]:
         own = json.loads(json.dumps(dict(learner.provenance), allow_nan=False))  # as it will be read again
     except (TypeError, ValueError) as e:
         raise InputError(f"the provenance of {learner.name} must be plain JSON: {one_line(e, 200)}") from e
-    return {**own, "worker": {"main": settings.worker.main}, **({SOURCES: sources} if sources else {})}
+    # Under a name of its own: no key of a learner's can stand for one of this program's.
+    return {
+        **({"learner": own} if own else {}),
+        "worker": {"main": settings.worker.main},
+        **({SOURCES: sources} if sources else {}),
+    }
 
 
 def with_sources_of(folder: Path, made: Mapping[str, Any], wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from datamodels.learners.function import learner_named
 from datamodels.resources import CONFIGS
 from datamodels.runs import read_store
 from datamodels.settings import parse
+from datamodels.subsets import draw_masks
 from datamodels.worker import engine_of, train_missing
 
 N, T = 30, 6
@@ -127,8 +128,12 @@ def test_what_does_not_belong_to_a_result_is_refused(module, given, told):
         ("class Mine:\n    def train(self, models): ...", "has no name"),
         ("class Mine(Whole):\n    models_at_once = 0", "models_at_once of the learner .* must be from 1 to 1024, not 0"),
         ("class Mine(Whole):\n    models_at_once = 'all'", "must be from 1 to 1024, not all"),
-        ("class Mine(Whole):\n    train_labels = [[1, 2]]", "train_labels of the learner .* must be whole numbers in one row"),
-        ("class Mine(Whole):\n    test_labels = [0.5]", "test_labels of the learner .* must be whole numbers in one row"),
+        ("class Mine(Whole):\n    train_labels = [1, 2]", "train_labels of the learner .* must be a NumPy array"),
+        ("class Mine(Whole):\n    test_labels = np.array([0.5])", "test_labels of the learner .* of whole numbers"),
+        ("class Mine(Whole):\n    test_labels = np.zeros(0, int)", "test_labels of the learner .* must be a NumPy array"),
+        ("class Mine(Whole):\n    train_labels = np.full(30, -3)", "must be classes from 0 to .*, or all -1"),
+        ("class Mine(Whole):\n    def __init__(self): raise SystemExit(0)", "raised SystemExit: 0 .mine_"),
+        ("class Mine(Whole):\n    def __init__(self, x): pass", "raised TypeError"),
         ("class Mine(Whole):\n    provenance = {'f': print}", "the provenance of mine must be plain JSON"),
         ("class Mine(Whole):\n    provenance = {'f': float('nan')}", "the provenance of mine must be plain JSON"),
     ],
@@ -143,6 +148,57 @@ def test_learners_that_do_not_keep_the_contract_are_refused(module, tmp_path, te
     with pytest.raises(InputError, match=told):
         train_missing(settings, engine_of(settings, None))
     assert not (tmp_path / "run" / "store").exists()
+
+
+GOOD = """
+import numpy as np
+from datamodels.learners import Trained
+class Mine:
+    name, provenance, models_at_once = "mine", {}, 4
+    train_labels, test_labels = np.zeros(30, int), np.zeros(6, int)
+    def train(self, models):
+        margins = np.stack([m.mask.reshape(6, 5).sum(1) * 1.0 for m in models])
+        RESULT
+"""
+
+
+@pytest.mark.parametrize(
+    ("result", "told"),
+    [
+        ("return None", "mine must give datamodels.learners.Trained, not NoneType"),
+        ("return {'margins': margins}", "must give datamodels.learners.Trained, not dict"),
+        ("return Trained({'logits': margins})", "and no margins"),
+        ("return Trained({'margins': margins[0]})", "gave margins of shape"),
+        ("return Trained({'margins': margins}, {-1: 'why'})", "gave a failure of -1: there are places 0 to 3"),
+        ("return Trained({'margins': margins}, {4: 'why'})", "gave a failure of 4"),
+        ("return Trained({'margins': margins}, {0: 7})", "gave a failure of 0"),
+        ("raise SystemExit(0)", "the learner mine raised SystemExit: 0"),
+        ("return 1 / 0", "the learner mine raised ZeroDivisionError"),
+    ],
+)
+def test_what_a_learner_gives_against_the_contract_is_refused(module, result, told):
+    name = f"mine_{abs(hash(result)) % 10**8}"
+    settings = module(name, GOOD.replace("RESULT", result), **{"worker.main": f"{name}:Mine"})
+    with pytest.raises(InputError, match=told):
+        train_missing(settings, engine_of(settings, None))
+    store = read_store(settings)
+    assert (len(store.missing), store.failures) == (12, {})
+
+
+def test_a_learner_that_writes_into_its_mask_changes_no_row(module):
+    text = GOOD.replace("RESULT", "[m.mask.fill(True) for m in models]\n        return Trained({'margins': margins})")
+    settings = module("mine_that_writes", text, **{"worker.main": "mine_that_writes:Mine"})
+    train_missing(settings, engine_of(settings, None))
+    store = read_store(settings)
+    assert np.array_equal(store.masks(store.done), draw_masks(0, range(12), N, settings.store.alpha))
+    np.testing.assert_allclose(store.margins(store.done), store.masks(store.done).reshape(12, 6, 5).sum(2))
+
+
+def test_a_learners_words_are_told_in_one_line_of_text(module):
+    text = GOOD.replace("RESULT", "return Trained({'margins': margins}, {1: 'red \\x1b[31m\\nand more'})")
+    settings = module("mine_in_colours", text, **{"worker.main": "mine_in_colours:Mine"})
+    train_missing(settings, engine_of(settings, None))
+    assert read_store(settings).failures[1] == "red \\x1b[31m\\nand more"
 
 
 def test_a_provenance_is_what_will_be_read_of_it(module):
@@ -257,6 +313,6 @@ def test_a_learner_of_ones_own_stands_for_itself(module):
     assert "12 of 12" in train_missing(settings, engine_of(settings, None))
     store = read_store(settings)
     assert np.array_equal(store.margins(store.done), store.masks(store.done).reshape(12, 6, 5).sum(2))
-    assert store.meta.provenance["version"] == 3
+    assert store.meta.provenance["learner"] == {"version": 3}
     assert store.meta.provenance["groups"]["models_at_once"] == 5
     assert store.meta.provenance["sources"].keys() == {"mine_as_a_class.py"}

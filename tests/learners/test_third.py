@@ -43,7 +43,7 @@ def test_its_rows_are_what_it_gives_for_the_seeds_masks(run):
     assert np.array_equal(store.masks([5, 40]), masks)
     expected = learner.train([Model((0, 5), masks[0]), Model((0, 40), masks[1])]).arrays["margins"]
     np.testing.assert_allclose(store.margins([5, 40]), expected, rtol=1e-5, atol=1e-6)
-    assert store.meta.provenance["learner"] == "ridge"
+    assert store.meta.provenance["learner"] == {"learner": "ridge", "data": "digits"}
     # Its packages are made of files too; this package's own code is none of it.
     assert set(store.meta.provenance["sources"]) == {"tests/learners/third.py"}
 
