@@ -102,7 +102,7 @@ def test_what_is_told_is_what_the_stores_rows_say(run):
     assert [row["size"] for row in table] == [str(s["size"] or "") for s in result["searches"]]
 
 
-class CrashError(Exception):
+class CrashError(KeyboardInterrupt):  # nobody takes it for the fault of a learner
     pass
 
 
