@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,8 @@ def engine_of(settings: Settings, gpu: str | None, data: Dataset | None = None) 
     """
     devices = [] if gpu is None else devices_named(gpu, number_of_gpus)
     if settings.worker.main != BUILT_IN:
-        return Local(functools.partial(_own, settings), devices, functools.partial(_sources, settings))
+        return Local(functools.partial(learner_named, settings), devices, functools.partial(_sources, settings))
     return Local(functools.partial(Recipe, settings, data or load(settings)), devices)
-
-
-def _own(settings: Settings, gpu: str | None, sources: Mapping[str, str] | None = None) -> Learner:
-    return learner_named(settings, gpu, sources)
 
 
 def _sources(settings: Settings, learner: Learner) -> dict[str, Any]:
