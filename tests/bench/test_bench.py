@@ -253,7 +253,8 @@ def test_without_a_name_the_command_asks_for_a_bench(command):
     asked = command("bench")
     assert (asked.returncode, asked.stderr) == (
         2,
-        "error: which bench? There are train, accuracy, prior, store, workers, lasso, devices, regress, samples, fit, gpu-check\n",
+        "error: which bench? There are "
+        "train, accuracy, prior, store, workers, lasso, devices, regress, samples, fit, gpu-check\n",
     )
 
 
