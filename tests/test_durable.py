@@ -313,10 +313,13 @@ def test_a_lock_that_someone_else_has_removed_is_released_all_the_same(tmp_path)
 
 HOLD = "import fcntl, os, sys; f = open(sys.argv[1], 'ab'); fcntl.flock(f, 2); os.write(1, b'x'); import time; time.sleep(60)"
 WAIT = """
+import signal
 import sys
 from pathlib import Path
 from datamodels.durable import Lock
 from datamodels.errors import run_command
+# What a shell starts in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 run_command(lambda: print(Lock(Path(sys.argv[1])).take(wait=True)))
 """
 
