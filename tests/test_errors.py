@@ -133,7 +133,7 @@ def test_no_file_of_ours_gets_the_number_of_an_output_that_is_closed(tmp_path):
 
 
 SLOW_END = """
-import sys, time
+import signal, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from datamodels.errors import run_command
 def main():
@@ -141,6 +141,7 @@ def main():
         future = pool.submit(time.sleep, float(sys.argv[1]))
         print("begun", flush=True)
         future.result()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
 run_command(main)
 """
 

@@ -78,7 +78,8 @@ def disturbed(folder: Path, kills: int, changed: dict[str, object], seed: int = 
             there = processes_of(process.pid) if process.poll() is None else []
             if not there:
                 break
-            victim = rng.choice(there)
+            # Children are there for a part of the time only: so they are the likelier victims then.
+            victim = rng.choice(there[1:] if there[1:] and rng.random() < 0.75 else there[:1])
             try:
                 os.kill(victim, signal.SIGKILL)
             except ProcessLookupError:
