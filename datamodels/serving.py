@@ -6,6 +6,7 @@ line nor a reader that is busy can tear or hold up what is sent.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import pickle
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from types import FrameType
@@ -79,6 +81,7 @@ class _Worker:
         self.out: queue.SimpleQueue[tuple[str, int, Any] | None] = queue.SimpleQueue()
         self.stopped, self.at, self.working, self.alone = -2, -1, False, False
         self.make, self.here, self.made = b"", None, False
+        self.maker: Callable[[], Any] | None = None
         self.failure: tuple[str | None, str] | None = None
         self.stderr = _Told(self)
 
@@ -116,10 +119,13 @@ class _Worker:
         if number == 0:
             self.make = content
         try:
+            # What a task is made of is imported before a signal may interrupt: half of a module cannot be imported again.
+            self._load()
+            task, failure = self._task(content) if number else (None, None)
             if self._asked():
                 return STOPPED, number, None
             self.working = True
-            return self._attempt(number, content)
+            return failure or self._attempt(number, task)
         except KeyboardInterrupt:
             if self._asked():
                 return STOPPED, number, None
@@ -127,22 +133,42 @@ class _Worker:
         finally:
             self.working = False
 
-    def _attempt(self, number: int, content: bytes) -> tuple[str, int, Any]:
+    def _load(self) -> None:
+        """Read what makes what tasks work with, once."""
+        if self.maker is None and self.failure is None:
+            try:
+                device, make = _loaded(self.make)
+                self.maker = functools.partial(_loaded(make), device)
+            except KeyboardInterrupt:
+                raise
+            except BaseException as e:
+                self.failure = _described(e)
+
+    def _task(self, content: bytes) -> tuple[Callable[[Any], Any] | None, tuple[str, int, Any] | None]:
+        """What is to be done, or the answer that tells why it cannot be read."""
+        try:
+            return _loaded(content), None
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:
+            return None, (FAILED, self.at, _described(e))
+
+    def _attempt(self, number: int, task: Callable[[Any], Any] | None) -> tuple[str, int, Any]:
         try:
             if not self.made and self.failure is None:
                 self._make()
             if self.failure is not None:
                 return FAILED, number, self.failure
-            return DONE, number, pickle.dumps(_loaded(content)(self.here)) if number else b""
+            return DONE, number, b"" if task is None else pickle.dumps(task(self.here))
         except KeyboardInterrupt:
             raise
         except BaseException as e:  # SystemExit too: the process is to live on
             return FAILED, number, _described(e)
 
     def _make(self) -> None:
-        device, make = _loaded(self.make)
+        assert self.maker is not None
         try:
-            self.here, self.made = _loaded(make)(device), True
+            self.here, self.made = self.maker(), True
         except KeyboardInterrupt:
             raise
         except BaseException as e:

@@ -120,7 +120,8 @@ def test_blocks_that_nobody_names_are_shared_too_and_give_the_same_within_the_ga
     for other in others:
         np.testing.assert_allclose(other.weights, first.weights, atol=1e-4)
         np.testing.assert_allclose(other.lam, first.lam)
-        assert len(other.metrics["solved_by"]["devices"]) > 1
+        # So little work may be done before the second process has begun.
+        assert sum(each["targets"]["fitted"] for each in other.metrics["solved_by"]["devices"]) == len(first.bias)
 
 
 @pytest.mark.parametrize(("name", "stage"), [("gram", "chosen"), ("gram", "fitted"), ("mean", "prior")])
