@@ -36,6 +36,8 @@ def methods_named(settings: VerifySettings, learner: Learner) -> list[str]:
             raise InputError(f"verify.methods takes some of {', '.join(METHODS)}, or {NONE}, not {word!r}")
         if word in NEEDS:
             offered(learner, NEEDS[word], f"the method {word}")
+    if RELABEL in words and (learner.train_labels < 0).any():
+        raise InputError(f"the method {RELABEL} needs the classes of examples, and {learner.name} does not know them")
     if set(LIBRARY_METHODS) & set(words):
         require_dattri()
     if EMBEDDING in words and settings.embedding == NONE:
@@ -128,9 +130,12 @@ class Orders:
         label, given = self.label(target), self.settings.relabel_to
         if given not in (-1, label):
             return given
-        logits = self.base.logits[target].copy()
-        logits[label] = -np.inf
-        return int(np.argmax(logits))
+        logits = self.base.logits[target]
+        others = np.setdiff1d(self.learner.train_labels, [label])  # a class without examples is none that R could have
+        others = others[others < len(logits)]
+        if not len(others):
+            raise InputError(f"the method {RELABEL} needs examples of another class than target {target}'s, and there are none")
+        return int(others[np.argmax(logits[others])])
 
 
 def embedding_named(settings: VerifySettings, learner: Learner, methods: list[str]) -> Array | None:
