@@ -16,4 +16,5 @@ def of_length_1(vectors: Array) -> Array:
     largest = np.abs(vectors).max(-1, keepdims=True)
     scaled = np.ldexp(vectors, -np.frexp(largest)[1])
     length: Array = np.linalg.norm(scaled, axis=-1, keepdims=True)
-    return scaled / np.where(length > 0, length, 1.0)
+    units: Array = scaled / np.where(length > 0, length, 1.0)
+    return units

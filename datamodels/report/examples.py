@@ -39,6 +39,11 @@ class Examples:
         """Whether they have pictures."""
         return isinstance(self.learner, Pictures)
 
+    @property
+    def things(self) -> str:
+        """What a page calls them."""
+        return "images" if self.pictured else "examples"
+
     def class_name(self, label: int | None) -> str:
         """What a class is called; a dash where it is not known."""
         if label is None or label < 0:
