@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +15,11 @@ from datamodels.progress import progress
 from datamodels.reading import Between, require
 from datamodels.store.layout import DONE, FAILED, MISSING, checksums, read_failures
 from datamodels.store.reader import Store
-from datamodels.store.writer import Writer
+from datamodels.store.writer import WRITERS_LOCK, Writer
 from datamodels.subsets import Array, BoolArray, IndexArray, draw_masks, pack
 
 CHUNK_BYTES = 64 * 2**20
-LOOKS, BETWEEN_LOOKS_S = 2, 0.2
+LOOKS, BETWEEN_LOOKS_S = 50, 0.1
 WHOLE = "it is whole, but not marked as done"
 GIVEN_UP = "there is a reason for giving it up, but it is not marked so"
 # What repair makes of a fault: the next worker trains the row again, unless only the mark was missing.
@@ -33,8 +34,8 @@ class Fault:
     what: str
 
 
-def check(folder: Path) -> list[Fault]:
-    """The bad rows of a store, in ascending order.
+def check(folder: Path, alone: bool = False) -> list[Fault]:
+    """The bad rows of a store, in ascending order. `alone`: the caller holds the writer's lock.
 
     Raises InputError when the folder holds no store, or one whose files themselves are damaged.
     """
@@ -42,7 +43,8 @@ def check(folder: Path) -> list[Fault]:
     faults: list[Fault] = []
     with progress("check", "rows", store.meta.num_models) as advance:
         for ids in chunks(store):
-            faults.extend(_lasting(store, _faults(store, ids)))
+            found = _faults(store, ids)
+            faults.extend(found if alone else _lasting(store, found))
             advance(len(ids))
     return faults
 
@@ -70,7 +72,7 @@ def repair(folder: Path) -> list[Fault]:
     Holds the writer's lock all the while: nobody writes between the look and the repair.
     """
     with Writer(folder) as writer:
-        faults = check(folder)
+        faults = check(folder, alone=True)
         for mark in (MISSING, DONE, FAILED):
             rows = {fault.row for fault in faults if REPAIRED.get(fault.what, MISSING) == mark}
             writer.mark(np.array(sorted(rows), np.int64), mark)
@@ -86,12 +88,28 @@ def chunks(store: Store) -> Iterator[IndexArray]:
 
 
 def _lasting(store: Store, faults: list[Fault]) -> list[Fault]:
-    """Those that are still there at further looks: another process writes a row, or a reason, and marks it a moment later."""
+    """Those that are there once nobody writes: a row, or a reason, is written a moment before it is marked."""
     for _ in range(LOOKS):
-        if faults:
-            time.sleep(BETWEEN_LOOKS_S)
-            faults = _faults(store, np.array([fault.row for fault in faults], np.int64))
+        if not faults:
+            break
+        written = _is_being_written(store.folder)
+        faults = _faults(store, np.array([fault.row for fault in faults], np.int64))
+        if not written:
+            break
+        time.sleep(BETWEEN_LOOKS_S)
     return faults
+
+
+def _is_being_written(folder: Path) -> bool:
+    """Whether a process holds the writer's lock. Looking at a store makes no file in it."""
+    try:
+        with (folder / WRITERS_LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or it may not be read
+        return False
+    return False
 
 
 def _with_reason(store: Store) -> list[int]:
