@@ -142,7 +142,8 @@ class _InOrder:
         while (part := self.waiting.pop(len(self.features), None)) is not None:
             if GRADIENTS in part:
                 self.scores = np.zeros_like(part[GRADIENTS]) if self.scores is None else self.scores
-                self.scores += part[GRADIENTS]
+                with np.errstate(over="ignore"):  # which is told when they are scaled
+                    self.scores += part[GRADIENTS]
             self.features.append({name: part[name] for name in FEATURES})
 
 

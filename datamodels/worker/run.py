@@ -105,11 +105,11 @@ def open_store(settings: Settings, engine: Engine) -> Path:
             if not is_there(folder):
                 create(folder, meta(_groups(settings, engine)))
     found = read_meta(folder)
-    refuse_other_sizes(folder, found, learner)
     groups = groups_of(found)
     wanted = meta(_given_groups(settings.groups, groups))
     made = {**found.provenance, "groups": dataclasses.asdict(groups)}
     refuse_difference(folder, made, with_sources_of(folder, made, wanted.provenance, settings))
+    refuse_other_sizes(folder, found, learner)
     if wanted.num_models > found.num_models:
         try:
             grow(folder, wanted.num_models)
