@@ -243,20 +243,17 @@ def masked(array):
     [
         (
             features_of,
-            "features",
             None,
             "features of mine must give a mapping with features_train, features_test, not NoneType",
         ),
         (features_of, lambda found: {"features_train": 1}, r"not \['features_train'\]"),
         (
             features_of,
-            "features",
             side("features_train", lambda a: a[0]),
             r"features_train of shape \(12, 5\), not \(2, 12, d\)",
         ),
         (
             features_of,
-            "features",
             side("features_train", lambda a: a[:1]),
             r"of shape \(1, 12, 5\), not \(2, 12, d\) for 2 models",
         ),
@@ -264,7 +261,6 @@ def masked(array):
         (features_of, side("features_train", lambda a: a[:, 1:]), r"of shape \(2, 11, 5\), not \(2, 12, 5\)"),
         (
             features_of,
-            "features",
             side("features_test", lambda a: a[:, :, 1:]),
             r"features_test of shape \(2, 4, 4\), not \(2, 4, 5\)",
         ),
@@ -273,26 +269,22 @@ def masked(array):
         (features_of, side("features_train", masked), "gave features_train that are not finite"),
         (
             features_of,
-            "features",
             side("features_train", lambda a: a.astype(str)),
             "features_train of type <U32, not real numbers",
         ),
         (features_of, side("features_train", lambda a: a + 0j), "of type complex128, not real numbers"),
         (
             features_of,
-            "features",
             lambda found: 1 / 0,
             "the learner mine raised ZeroDivisionError: .* .test_given.py",
         ),
         (
             first_order_of,
-            "first_order",
             lambda found: found["gradients"],
             "first_order of mine must give a mapping with gradients",
         ),
         (
             first_order_of,
-            "first_order",
             side("gradients", lambda a: a[:1]),
             r"gradients of shape \(1, 12, 4\), not \(2, 12, 4\)",
         ),
@@ -301,7 +293,6 @@ def masked(array):
         (first_order_of, side("features_train", lambda a: np.concatenate([a, a])), r"of shape \(4, 12, 5\)"),
         (
             first_order_of,
-            "first_order",
             side("features_test", lambda a: a[:1]),
             r"features_test of shape \(1, 4, 5\), not \(2, 4, 5\)",
         ),
@@ -310,7 +301,6 @@ def masked(array):
         (attributed_by, lambda found: [[1], [2, 3]], "gave scores as no array"),
         (
             pictures,
-            "pictures",
             lambda found: found[0],
             r"gave pictures of uint8 \(6, 7, 3\), not uint8 \(2, height, width, 1 or 3\)",
         ),
