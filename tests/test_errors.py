@@ -77,6 +77,49 @@ def test_other_errors_come_through_for_they_are_faults_of_the_program():
     assert in_a_sentence(InputError("so it is")) == "so it is"
 
 
+class MuteError(InputError):
+    """Raises when it is asked what it says."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __str__(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [SystemExit(0), GeneratorExit(), ValueError("x"), BaseException("x")])
+def test_an_error_that_raises_when_it_is_told_ends_nothing(error, capsys):
+    assert one_line(MuteError(error)) == "MuteError"
+    assert in_a_sentence(MuteError(error)) == "no reason was given"
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: raise_it(MuteError(error)))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: no reason was given\n"
+
+
+def test_ctrl_c_comes_through_also_while_an_error_is_told():
+    with pytest.raises(KeyboardInterrupt):
+        one_line(MuteError(KeyboardInterrupt()))
+
+
+class Number:
+    """No number, though it says that it equals each."""
+
+    def __eq__(self, other):
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("number", ["E1", Number(), 2.0, [5], None])
+def test_an_error_of_the_system_without_a_number_is_none_of_the_system(number):
+    error = OSError()
+    error.errno = number
+    error.filename = "/a/b"
+    assert not of_memory(error)
+    assert in_a_sentence(error) is None
+
+
 def test_an_exception_is_told_in_one_line_that_can_be_printed():
     assert one_line(ValueError("a\n  b\x1b[2J")) == r"ValueError: a b\x1b[2J"
     assert one_line(ValueError()) == "ValueError"

@@ -350,6 +350,12 @@ def test_small_numbers_are_made_wider_before_anything_is_reckoned_with_them():
             np.testing.assert_allclose(cosine(array[0], array[1]), 1)
 
 
+@pytest.mark.parametrize("value", [None, {"margins": 1}, Trained([1], {}), Trained({}, [0])])  # type: ignore[arg-type]
+def test_what_is_not_trained_is_a_sentence(value):
+    with pytest.raises(InputError, match=r"mine must give datamodels.learners.Trained, not "):
+        trained_by(giving("train", lambda _: value), models())
+
+
 def test_failures_have_a_reason_and_their_places_may_be_numpys():
     found = trained_by(giving("train", lambda f: Trained(f.arrays, {np.int64(1): " ", 0: "why\n"})), models())
     assert found.failures == {1: NO_REASON, 0: "why\\n"}

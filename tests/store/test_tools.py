@@ -3,6 +3,8 @@
 import contextlib
 import json
 import shutil
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 
 from datamodels.errors import InputError
 from datamodels.store import ArraySpec, Meta, Rows, Store, Writer, create, deliver
-from datamodels.store.check import check, repair
+from datamodels.store.check import check, refuse_damaged, repair
+from datamodels.store.layout import MISSING
 from datamodels.store.transfer import export_arrays, import_arrays
 from datamodels.subsets import draw_masks
 
@@ -47,6 +50,47 @@ def copy(full, tmp_path):
 
 def test_a_sound_store_has_no_faults(full):
     assert check(full) == []
+
+
+class Slow(Writer):
+    """Marks what it has written a while later, as on a slow disk."""
+
+    written = threading.Event()
+
+    def mark(self, ids, mark):
+        self.written.set()
+        time.sleep(0.3)
+        super().mark(ids, mark)
+
+
+@pytest.mark.parametrize("what", ["give_up", "append"])
+def test_a_row_that_another_process_is_about_to_mark_is_no_damage(tmp_path, what):
+    folder = tmp_path / "store"
+    create(folder, META)
+    fill(folder, range(M - 1))
+    before, ids = Store(folder), [M - 1]
+    arrays = {"margins": np.ones((1, T)), "extra": np.ones((1, 2), int)}
+    given = {M - 1: "diverged"} if what == "give_up" else Rows.of(META, ids, draw_masks(3, ids, N, 0.5), arrays)
+    Slow.written.clear()
+    with Slow(folder) as writer:
+        other = threading.Thread(target=getattr(writer, what), args=(given,))
+        other.start()
+        assert Slow.written.wait(10)
+        assert check(folder) == []
+        other.join()
+    # A store that was opened before knows no reason, and finds one.
+    refuse_damaged(before)
+    assert len(Store(folder).missing) == 0
+
+
+def test_a_mark_that_nobody_is_about_to_write_is_damage_at_once(copy):
+    with Writer(copy) as writer:
+        writer.mark(np.array([1, M - 1]), MISSING)
+    start = time.monotonic()
+    assert [fault.row for fault in check(copy)] == [1, M - 1]
+    assert time.monotonic() - start < 2
+    assert [fault.row for fault in repair(copy)] == [1, M - 1]
+    assert check(copy) == []
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -146,6 +146,25 @@ def test_relabelled_images_get_the_runner_up_or_the_class_that_is_given(run):
         verify_targets(beyond, engine, models, [3])
 
 
+def test_a_class_without_examples_is_no_runner_up(run):
+    settings, data, models = run
+    chosen = changed(settings, methods="relabel", sizes="none", name="gone")
+    engine = by_the_rule(data, models)
+    learner = engine.learner
+    learner.logits[:, 9] = 100.0
+    learner.train_labels = np.where(learner.train_labels == 9, 8, learner.train_labels)
+    verify_targets(chosen, engine, models, [3, 7])
+    for search in result_of(chosen)["searches"]:
+        others = [c for c in np.argsort(-learner.logits[search["target"]]) if c not in (search["label"], 9)]
+        assert search["relabelled"] == others[0]
+    learner.train_labels = np.full_like(learner.train_labels, learner.test_labels[3])
+    with pytest.raises(InputError, match=r"relabel needs examples of another class than target 3's, and there are none"):
+        verify_targets(changed(chosen, name="alone"), engine, models, [3])
+    learner.train_labels, learner.test_labels = (np.full_like(x, -1) for x in (learner.train_labels, learner.test_labels))
+    with pytest.raises(InputError, match="the method relabel needs the classes of examples, and the rule does not know them"):
+        verify_targets(changed(chosen, name="unknown"), engine, models, [3])
+
+
 def test_candidates_of_the_class_are_of_the_class_and_by_weight(run):
     settings, data, models = run
     chosen = changed(settings, methods="datamodel", candidates="class", sizes="none")

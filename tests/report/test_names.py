@@ -1,0 +1,224 @@
+"""Pages of examples that have no pictures, or names that come from other people's file systems."""
+
+import base64
+import json
+import re
+import warnings
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from datamodels.brittleness import Outcome
+from datamodels.report.examples import Examples, shortened
+from datamodels.report.figures import target_figure, verified_figure
+from datamodels.resources import CONFIGS
+from datamodels.verify.record import Probe, RemovalRecord
+from tests.learners.test_given import N, T, but
+from tests.worker.test_own import README
+
+ODD = (
+    "<script>alert(1)</script>",
+    "a$b$c",
+    r"$\frac{",
+    "\u202egpj.exe",
+    "tab\there",
+    f"{'x' * 300}.png",
+    "日本語/猫.png",
+    "\udc80\x00\x1b[31m",
+    "&amp;'\"",
+    "שלום.png",
+    "]]>",
+    "{{ 7 * 7 }}",
+)
+OUTCOME = Outcome(8, 1.5, 1.0, 2.0, 0.9, 0.7, 1.0, None)
+
+
+def removal(target, size):
+    indices = tuple(range(size))
+    return RemovalRecord(
+        target=target,
+        label=target % 3,
+        rule="5",
+        size=size,
+        control_size=size,
+        removed_indices=indices,
+        removed_weights=tuple(1.0 / (1 + i) for i in indices),
+        predicted_before=2.0,
+        predicted_after=-1.0,
+        before=OUTCOME,
+        after=OUTCOME,
+        control=OUTCOME,
+        right_before=True,
+        flipped=False,
+        control_flipped=False,
+    )
+
+
+def text_of(picture):
+    return [element.text or "" for element in ElementTree.fromstring(picture.svg).iter() if element.tag.endswith("text")]
+
+
+def odd(self, of_train, indices):
+    return [ODD[index] for index in indices]
+
+
+@pytest.mark.parametrize("pictures", [None, lambda self, of_train, indices: np.zeros((len(indices), 8, 8, 1), np.uint8)])
+@pytest.mark.parametrize("names", [None, odd])
+def test_a_figure_shows_what_there_is_of_its_examples(pictures, names):
+    examples = Examples(but(pictures=pictures, names=names, class_names=("$x$", "<b>", "\u202ec")))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = target_figure(removal(1, N), examples, [Probe(3, 0.0, 8, "held", OUTCOME, 0.5)])
+    lines = text_of(picture)
+    assert picture.png.startswith(b"\x89PNG")
+    text = "\n".join(lines)
+    # As text, and not as formulas; what would turn text round or end the file is escaped.
+    assert "$x$" in text
+    assert r"\u202ec" in text
+    assert not any(ord(c) < 32 or c in "\u202e\udc80" for line in lines for c in line)
+    for index in range(N):
+        name = examples.name(True, index)
+        wanted = [name] if names is not None else [f"no. {index}"] if pictures is None else []
+        for each in wanted:
+            assert shortened(each, 13) in text or shortened(each, 34) in text, each
+        assert f"{1 / (1 + index):.2f}" in text
+    assert ("no. 3" in text) == (pictures is names is None)
+    assert ("training images" in text) == (pictures is not None)
+
+
+def test_where_there_are_no_pictures_there_are_no_blank_squares():
+    assert b"<image" not in target_figure(removal(1, 5), Examples(but(pictures=None)), []).svg
+    assert b"<image" in target_figure(removal(1, 5), Examples(but()), []).svg
+
+
+def test_targets_are_told_by_number_and_by_name_where_they_have_one():
+    verdicts = [removal(target, 3) for target in range(T)]
+    named = text_of(verified_figure(verdicts, "title", Examples(but(names=odd))))
+    assert {f"{k} · {shortened(Examples(but(names=odd)).name(False, k), 34)}" for k in range(T)} <= set(named)
+    assert {str(k) for k in range(T)} <= set(text_of(verified_figure(verdicts, "title", Examples(but(names=None)))))
+
+
+def test_long_names_lose_their_middle():
+    assert shortened("abc", 3) == "abc"
+    for most in range(4, 30):
+        found = shortened("folder/with/a/long/name/0001.png", most)
+        assert len(found) == most
+        start, end = found.split("…")
+        assert "folder/with/a/long/name/0001.png".startswith(start)
+        assert "folder/with/a/long/name/0001.png".endswith(end)
+        assert 0 <= len(end) - len(start) <= 1
+
+
+class Page(HTMLParser):
+    """The tags of a page, and the text of the cells of its tables by row."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.rows, self.inside = [], [], False
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.inside = self.inside or tag in ("td", "th")
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self.inside:
+            self.rows[-1][-1] += data
+
+
+def page_of(folder):
+    text = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    found = Page()
+    found.feed(text)
+    return text, found
+
+
+MORE = """
+from sklearn.datasets import load_breast_cancer
+
+class_names = load_breast_cancer().target_names
+ODD = {odd!r}
+train_names = [ODD[i % len(ODD)] + "/" + str(i) for i in range(400)]
+test_names = tuple(ODD[i % len(ODD)] for i in range(169))
+"""
+SMALL: dict[str, object] = {"store.num_models": 120, "verify.models": 4, "verify.base_models": 8, "verify.random_targets": 12}
+SMALL |= {"verify.max_size": 20, "verify.subsets": 0, "verify.counterfactuals": "none"}
+
+
+@pytest.fixture(scope="module")
+def cancer(tmp_path_factory, command):
+    """The README's two files, its module with names of all kinds beside it, gone all the way by one command."""
+    folder, text = tmp_path_factory.mktemp("cancer"), README.read_text(encoding="utf-8")
+    for name in ("cancer.py", "cancer.yaml"):
+        block = re.search(rf"```\w+\n# {re.escape(name)}\n(.*?)```", text, re.DOTALL)
+        assert block is not None
+        (folder / name).write_text(block[1] + MORE.format(odd=ODD) * (name == "cancer.py"), encoding="utf-8")
+    flags = [part for key, value in SMALL.items() for part in (f"--{key}", value)]
+    done = command("", "-C", "cancer.yaml", *flags, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"the page is at {(folder / 'runs/cancer/report/index.html').resolve()}"
+    return folder / "runs" / "cancer"
+
+
+def test_a_function_of_ones_own_goes_the_whole_road_to_its_page(cancer):
+    text, page = page_of(cancer)
+    told = json.loads((cancer / "verify" / "verify.json").read_text())
+    removals = {removal["target"]: removal for removal in told["removals"] if removal["rule"] == "10"}
+    assert len(removals) == 12
+    shown = [examples_name(ODD[target % len(ODD)]) for target in removals]
+    by_target = {row[0]: row for row in page.rows if len(row) > 5}
+    assert [by_target[str(target)][1] for target in removals] == shown
+    assert {by_target[str(target)][2] for target in removals} <= {"malignant", "benign"}
+    # The full names of R, with their weights.
+    members = [tuple(row) for row in page.rows if len(row) == 4 and row[0].isdigit()]
+    for removal in removals.values():
+        for index, weight in zip(removal["removed_indices"], removal["removed_weights"], strict=True):
+            row = (str(index), examples_name(f"{ODD[index % len(ODD)]}/{index}"))
+            assert any(member[:2] == row and member[3] == f"{weight:.2f}" for member in members)
+    assert "Which training examples made" in text
+    assert " images" not in re.sub("<details><summary>Settings.*", "", text, flags=re.DOTALL)
+
+
+def examples_name(name):
+    """What a reader is to see of a name, by a list of what is not to be seen as it is."""
+    for bad, instead in (("\u202e", r"\u202e"), ("\t", r"\t"), ("\udc80", r"\udc80"), ("\x00", r"\x00"), ("\x1b", r"\x1b")):
+        name = name.replace(bad, instead)
+    return name
+
+
+def test_nothing_in_a_name_is_obeyed(cancer):
+    text, page = page_of(cancer)
+    assert page.tags.count("script") == 1
+    assert "alert(1)</script>" not in text
+    assert "49" not in {row[1] for row in page.rows if len(row) > 5}
+    assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", text)
+    for file in (cancer / "report").glob("*.svg"):
+        assert ElementTree.parse(file).getroot().tag.endswith("svg")
+    embedded = {base64.b64decode(found) for found in re.findall(r"data:image/png;base64,([^\"]+)", text)}
+    assert embedded == {file.read_bytes() for file in (cancer / "report").glob("*.png")}
+
+
+def test_a_function_without_labels_and_names_has_a_page_by_indices(tmp_path, command):
+    (tmp_path / "bare.py").write_text(
+        "def train(index, mask):\n    return {'margins': mask.reshape(6, 5).sum(1) - 1.2 + index % 7 / 10}\n"
+    )
+    values = {"run.dir": "run", "data.train_images": 30, "data.test_images": 6, "worker.main": "bare:train"}
+    values |= {"store.alpha": 0.5, "store.margin_dtype": "float32", "regress.prior": "none"}
+    values |= {**SMALL, "verify.sizes": "3", "verify.random_targets": 2, "verify.methods": "datamodel"}
+    values |= {"verify.candidates": "all", "groups.models_at_once": 0}
+    flags = [part for key, value in values.items() for part in (f"--{key}", value)]
+    done = command("", "-C", CONFIGS / "digits.yaml", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text, page = page_of(tmp_path / "run")
+    assert "<summary>R by name" not in text
+    assert not any("name" in row for row in page.rows)
+    (file, *_) = sorted((tmp_path / "run" / "report").glob("target-*-3.svg"))
+    assert {line for line in re.findall(r">(no\. \d+)<", file.read_text()) if line}
