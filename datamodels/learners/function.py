@@ -18,14 +18,11 @@ Instead of a function the module may hold a learner, an object or a class that i
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +32,7 @@ from datamodels.errors import InputError, in_a_sentence, one_line, shown
 from datamodels.learners.contract import Learner, Model, Trained
 from datamodels.learners.declared import declared_arrays
 from datamodels.learners.sources import imported_sources, refuse_changed
+from datamodels.own_code import FunctionError, named_in, of_its_own
 from datamodels.settings import Settings
 from datamodels.store import ArraySpec
 from datamodels.subsets import Array, IndexArray
@@ -81,26 +79,8 @@ def learner_named(settings: Settings, gpu: str | None = None, sources: Mapping[s
 
 
 def named(name: str) -> Any:
-    """What module:name names.
-
-    Raises InputError when there is none, or its module ends the process; what else the module raises is not caught.
-    """
-    module_name, colon, function_name = name.partition(":")
-    if not (colon and module_name and function_name):
-        raise InputError(f"worker.main takes module:function, such as my_module:train, not {name!r}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as e:
-        if e.name is None or not f"{module_name}.".startswith(f"{e.name}."):
-            raise
-        raise InputError(f"worker.main names {name}, and there is no module {module_name} here") from e
-    except (SystemExit, GeneratorExit) as e:  # as a script does at its end: the worker would end as if all were well
-        raise InputError(f"worker.main names {name}, and importing {module_name} raised {one_line(e)}{_where(e)}") from e
-    if not hasattr(module, function_name):
-        raise InputError(f"worker.main names {name}, and {module_name} has no {function_name}")
-    return getattr(module, function_name)
+    """What module:name names; see `named_in`."""
+    return named_in("worker.main", name, "my_module:train")
 
 
 def refuse_incomplete(learner: Any, name: str) -> None:
@@ -157,7 +137,8 @@ def trained_by(learner: Learner, models: Sequence[Model]) -> Trained:
 
 
 class Function:
-    """A training function as a learner; see above. N and T are `data.train_images` and `data.test_images`.
+    """A training function as a learner; see above. N and T are `data.train_images` and `data.test_images`, or, where these
+    are 0, as many as the module's labels.
 
     Raises InputError where the module's labels are not as many as the examples.
     """
@@ -169,7 +150,7 @@ class Function:
         self.settings, self.function, self.name = settings, function, settings.worker.main
         module_name, _, function_name = self.name.partition(":")
         module = sys.modules.get(module_name)
-        self.n, self.t = settings.data.train_images, settings.data.test_images
+        self.n, self.t = (_size(settings, side, module) for side in ("train", "test"))
         self.wanted = {"margins": ArraySpec("float64", (self.t,)), **declared_arrays(settings.store.arrays)}
         many = getattr(module, f"{function_name}_many", None)
         self.many: Callable[..., Any] | None = many if callable(many) else None
@@ -255,32 +236,9 @@ class Function:
         return arrays
 
 
-class FunctionError(Exception):
-    """One's own function failed on a subset; in one line, with its words."""
-
-
-@contextmanager
-def of_its_own(what: str) -> Iterator[None]:
-    """Make a FunctionError of whatever a person's code raises, SystemExit too, but not of Ctrl-C and the machine's faults."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:
-        if in_a_sentence(e) is not None:
-            raise
-        raise FunctionError(f"{what} {one_line(e)}{_where(e)}") from e
-
-
 def _shown(key: Any) -> str:
     """A key of what the function gave, which need not be text, as a name to show."""
     return shown(key, 80) if isinstance(key, str) else type(key).__name__
-
-
-def _where(e: BaseException) -> str:
-    """The file and the line that raised an exception."""
-    frames = [frame for frame in traceback.extract_tb(e.__traceback__) if frame.filename != __file__]
-    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def _joined(parts: Sequence[Trained], wanted: Mapping[str, ArraySpec]) -> Trained:
@@ -331,6 +289,17 @@ def _labels_of(module: ModuleType | None, n: int, t: int) -> tuple[IndexArray, I
     if train is None or test is None:
         return np.full(n, -1), np.full(t, -1)
     return train, test
+
+
+def _size(settings: Settings, side: str, module: ModuleType | None) -> int:
+    """N or T: as set, or as many as the module has labels."""
+    given: int = getattr(settings.data, f"{side}_images")
+    labels = getattr(module, f"{side}_labels", None)
+    if not given and (labels is None or not np.ndim(labels)):
+        raise InputError(
+            f"{settings.worker.main} has no {side}_labels, which would tell how many examples there are; set data.{side}_images"
+        )
+    return given or len(as_array(labels, f"{settings.worker.main} has {side}_labels"))
 
 
 def _labels(module: ModuleType | None, name: str, n: int) -> IndexArray | None:
