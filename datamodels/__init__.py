@@ -14,14 +14,20 @@ from datamodels.errors import tell_in_a_sentence_before_a_command
 
 if TYPE_CHECKING:
     from datamodels.brittleness import support
+    from datamodels.data import from_dataset
     from datamodels.regress import Datamodels
     from datamodels.store import Store
 
 __version__ = "0.1.0"
-__all__ = ["Datamodels", "Store", "support"]
+__all__ = ["Datamodels", "Store", "from_dataset", "support"]
 
 # Imported when asked for, not before: --help needs none of it.
-_LIES_IN = {"Datamodels": "datamodels.regress", "Store": "datamodels.store", "support": "datamodels.brittleness"}
+_LIES_IN = {
+    "Datamodels": "datamodels.regress",
+    "Store": "datamodels.store",
+    "from_dataset": "datamodels.data",
+    "support": "datamodels.brittleness",
+}
 
 
 # Python has not set the name yet while it looks for what `python -m` is to run: only commands of ours come here so.

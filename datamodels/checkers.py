@@ -85,6 +85,18 @@ class Choice(Checker):  # type: ignore[misc]
         return " or ".join(self.words)
 
 
+class OwnOr(Choice):
+    """One of a few words, or something of one's own as module:name."""
+
+    def check(self, value: str) -> str:
+        """The text itself, or ValueError."""
+        return Text().check(value) if ":" in value else super().check(value)
+
+    def help(self) -> str:
+        """What is admitted, in words."""
+        return f"{super().help()} or module:function"
+
+
 class Text(Checker):  # type: ignore[misc]
     """A text that is not empty, of characters that can be written to a file and seen."""
 

@@ -19,14 +19,16 @@ import yaml
 from fastargs import Config, Param, Section
 from terminaltables import AsciiTable
 
-from datamodels.checkers import Choice, FolderName, Text, count, not_encoded, real, seed_of, setting, switch
+from datamodels.checkers import Choice, FolderName, OwnOr, Text, count, not_encoded, real, seed_of, setting, switch
 from datamodels.errors import InputError, shown
 from datamodels.reading import Unreadable, read_text
 from datamodels.resources import CONFIGS
 
 DEFAULT_CONFIG = "cifar10.yaml"
 BUILT_IN = "built-in"
-NO_ARRAYS = "none"
+NO_ARRAYS = NO_SOURCE = NO_TARGETS = "none"
+ALL, OFFICIAL = "all", "official"
+DATASETS = ("digits", "cifar10", "cifar100", "folder", "beton", "arrays")
 MEASURED = "measured"
 PLAIN, PADDED, COMPILED, COMPILED_PADDED = PROGRAMS = ("plain", "padded", "compiled", "compiled-padded")
 VERIFY = "verify"
@@ -46,18 +48,41 @@ class RunSettings:
 class DataSettings:
     """Which images."""
 
-    dataset: str = setting(Choice("digits", "cifar10"), "cifar10", "the data set")
-    source: str = setting(Text(), "data/cifar10", "cifar10: its archive, or the folder with it or with the unpacked batches")
-    download: bool = switch(True, "cifar10: fetch the archive into the source when there is none")
-    url: str = setting(
-        Text(), "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz", "cifar10: where the archive comes from"
+    dataset: str = setting(
+        OwnOr(*DATASETS),
+        "cifar10",
+        "the data set: one that is known, or of one's own a folder of images, an FFCV file (beton), NumPy arrays, or as "
+        "module:function what a function gives, train and test",
     )
-    md5: str = setting(Text(), "c32a1d4ab5d03f1284b67883e8d87530", "cifar10: MD5 of the binary archive")
-    md5_python: str = setting(Text(), "c58f30108f718f92721af3b95e74349a", "cifar10: MD5 of the archive of pickled batches")
-    verify_md5: bool = switch(True, "cifar10: read nothing but an archive with one of these MD5s")
-    pool: int = count(1, "cifar10: average blocks of so many pixels a side into one", high=32)
-    train_images: int = count(50_000, "size N of the training set S", low=2, high=2**29)
-    test_images: int = count(10_000, "number T of test images, the targets", high=2**29)
+    source: str = setting(
+        Text(),
+        NO_SOURCE,
+        "where it lies. cifar10, cifar100: the archive, or the folder with it or with the unpacked batches, "
+        f"{NO_SOURCE}: data/cifar10 or data/cifar100; folder: the one with train/ and test/; beton: the folder with "
+        "train.beton and test.beton, or the two files with a comma between; arrays: an .npz file, or a folder of .npy files",
+    )
+    download: bool = switch(True, "cifar10, cifar100: fetch the archive into the source when there is none")
+    url: str = setting(Text(), OFFICIAL, "cifar10, cifar100: where the archive comes from")
+    md5: str = setting(Text(), OFFICIAL, "cifar10, cifar100: MD5 of the binary archive")
+    md5_python: str = setting(Text(), OFFICIAL, "cifar10, cifar100: MD5 of the archive of pickled batches")
+    verify_md5: bool = switch(True, "cifar10, cifar100: read nothing but an archive with one of these MD5s")
+    size: int = count(
+        0,
+        "pictures are brought to so many pixels a side: the shorter side resized, then the centre cut; 0: as they are",
+        low=0,
+        high=2**12,
+    )
+    pool: int = count(1, "average blocks of so many pixels a side into one", high=32)
+    classes: str = setting(Text(), ALL, f"only these classes, as ship,airplane, which are numbered in this order; or {ALL}")
+    image_field: str = setting(Text(), "image", "beton: the name of the field with the images")
+    label_field: str = setting(Text(), "label", "beton: the name of the field with the labels")
+    train_images: int = count(0, "size N of the training set S; 0: all that there are", low=0, high=2**29)
+    test_images: int = count(0, "number T of test images, the targets; 0: all that there are", low=0, high=2**29)
+    train_targets: str = setting(
+        Text(),
+        NO_TARGETS,
+        f"training images that are targets as well, after the test images: indices as 3,17, random:50, {ALL}, or {NO_TARGETS}",
+    )
     seed: int = seed_of(0, "which images are drawn, and their order")
 
 

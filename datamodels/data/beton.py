@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from datamodels.data.headers import check_header
-from datamodels.data.sources import RawSplit
+from datamodels.data.raw import RawSplit
 from datamodels.durable import named
 
 READ_BATCH = 2_000
@@ -53,23 +53,30 @@ class CannotWriteError(Exception):
     """FFCV's writer cannot work here, whatever the disk: it needs shared memory. In words."""
 
 
+def too_large(split: RawSplit) -> bool:
+    """Whether an image has no room in a page of a .beton file."""
+    return bool(split.images[0].nbytes > PAGE)
+
+
 def size_of(split: RawSplit) -> int:
     """At least so many bytes a split takes as a .beton file: its header fills a page, and its images fill whole ones."""
     return (1 + -(-split.images.nbytes // PAGE)) * PAGE
 
 
 def write(path: Path, split: RawSplit) -> None:
-    """Write a split, images uint8 (n, H, W, C), as a .beton file with the fields image, label and index.
+    """Write a split as a .beton file with the fields image, label and index.
 
-    Images of three channels go in as FFCV's raw RGB images, others as plain byte arrays. Raises CannotWriteError where there is
+    Images of bytes with three channels go in as FFCV's raw RGB images; others, floats and
+    features as plain arrays. Raises CannotWriteError where there is
     no shared memory to be had, and OSError when the file cannot be written.
     """
     _look_for_shared_memory(len(split.labels))
     with torch_threads_kept():
         from ffcv.fields import IntField, NDArrayField, RGBImageField
 
-        shape = split.images.shape[1:]
-        image = RGBImageField(write_mode="raw") if shape[2] == 3 else NDArrayField(np.dtype(np.uint8), shape)
+        shape, dtype = split.images.shape[1:], split.images.dtype
+        rgb = dtype == np.uint8 and shape[-1] == 3
+        image = RGBImageField(write_mode="raw") if rgb else NDArrayField(dtype, shape)
         fields = {"image": image, "label": IntField(), "index": IntField()}
         with named(path):
             _writer_class()(str(path), fields, page_size=PAGE, num_workers=1).from_indexed_dataset(_Rows(split))
@@ -129,7 +136,8 @@ def _look_for_shared_memory(rows: int) -> None:
 
 
 def read(path: Path, n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All n images, uint8 (n, H, W, C), and labels, int64 (n,), of a .beton file, in the order in which they were written.
+    """All n images as `write` was given them, and labels, int64 (n,), of a .beton file, in the order in which they were
+    written.
 
     Raises ValueError when the file is damaged, or holds other rows than 0 … n-1 in order.
     """
@@ -148,7 +156,7 @@ def read(path: Path, n: int) -> tuple[torch.Tensor, torch.Tensor]:
 def loader(path: Path, batch_size: int, num_workers: int, augmentation: Sequence[Any] = (), **options: Any) -> Any:
     """FFCV's Loader of (image, label, index) batches, in order and to the last row unless its `options` say otherwise.
 
-    Images are uint8 (B, H, W, C) after FFCV's own operations in `augmentation`.
+    Images are (B, …), as they were written, after FFCV's own operations in `augmentation`.
     """
     from ffcv.fields.decoders import IntDecoder, NDArrayDecoder, SimpleRGBImageDecoder
     from ffcv.fields.rgb_image import RGBImageField

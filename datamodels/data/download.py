@@ -17,6 +17,8 @@ ATTEMPTS = 5
 TIMEOUT_S = 60
 BLOCK = 1 << 18
 MEGABYTE = 1_000_000
+PART = ".part"
+"""Behind the name of a file that is not whole yet."""
 
 
 def download(url: str, path: Path, md5: str) -> Path:
@@ -28,7 +30,7 @@ def download(url: str, path: Path, md5: str) -> Path:
     if not url.startswith(("https://", "http://")):
         raise InputError(f"data.url must begin with https:// or http://, not {url!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + PART)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             _fetch(url, part)

@@ -1,15 +1,20 @@
 """The data folder of a run: both splits on disk, what they were made from, and their digest.
 
 data/meta.json                       settings, shapes, class names, format, digest
-data/train.beton, test.beton         where FFCV is installed
-data/train_images.npy, …_labels.npy  where it is not: the same images, uint8 (n, H, W, C), and labels, int64 (n,)
+data/train.beton, test.beton         where FFCV is installed, and an image fits into a page of its files
+data/train_images.npy, …_labels.npy  where not: the same images, uint8 or float32 (n, H, W, C), or features, float32 (n, d), and
+                                     labels, int64 (n,)
+data/names.json                      names of the images, where they have some, with a checksum: no model depends on them
+
+Format version 2 has float32 or names; what has neither is of version 1, as it was before.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +22,59 @@ import numpy as np
 import torch
 
 from datamodels.data import beton
-from datamodels.data.sources import RawData, RawSplit, read_source
+from datamodels.data.raw import RawData, RawSplit
+from datamodels.data.sources import NAMED_FILES, read_source, train_targets
 from datamodels.durable import is_there, new_folder, only_maker, read_json, real_place, save_array, tidy, write_json
 from datamodels.errors import InputError
 from datamodels.machine import megabytes
 from datamodels.provenance import refuse_difference
-from datamodels.reading import Each, Unreadable, read_npy, require
+from datamodels.reading import Each, Unreadable, open_npy, read_npy, require
 from datamodels.runs import stage_folder, stage_seconds
-from datamodels.settings import Settings
+from datamodels.seals import read_sealed, write_sealed
+from datamodels.settings import DataSettings, Settings
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "test")
 FORMATS = ("beton", "npy")
 META = {"format": str, "settings": dict, "sizes": Each(int), "class_names": [str], "digest": str}
+META_2 = {**META, "images": str, "names": bool}
+NAMES = "names.json"
+DTYPES = {"uint8": np.uint8, "float32": np.float32}
+ALWAYS = ("dataset", "train_images", "test_images", "seed", "pool")
+WHERE_SET = ("size", "classes", "image_field", "label_field")
+"""Settings that decide the content, and those of them that came later: they are named where they are not as they were
+before."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 (n, H, W, C) and labels int64 (n,) as tensors."""
+    """Images uint8 or float32 (n, H, W, C), or features float32 (n, d), and labels int64 (n,) as tensors.
+
+    `names` are n texts of one line each, as dog/0001.png, or None where the data set has none.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
+    names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A run's data: the training set S of N images, T test images, the classes' names, the digest of it all."""
+    """A run's data: the training set S of N images, the targets, the classes' names, the digest of what was written.
+
+    The targets, `test`, are the test images and behind them the training images `train_targets`, in that order.
+    """
 
     train: Split
     test: Split
     class_names: tuple[str, ...]
     digest: str
+    train_targets: tuple[int, ...] = ()
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the images can be looked at; features cannot."""
+        return self.train.images.ndim == 4
 
 
 def prepare(settings: Settings, use_ffcv: bool | None = None) -> str:
@@ -66,6 +93,7 @@ def prepare(settings: Settings, use_ffcv: bool | None = None) -> str:
         if is_there(path):
             _read_meta(settings)
             return f"data: already in {path}"
+        train_targets(settings.data, len(raw.train.labels))
         with stage_seconds(settings, "data"):
             how = _write(settings, raw, path, use_ffcv)
     return f"data: {len(raw.train.labels)} training and {len(raw.test.labels)} test images in {path}, as {how}"
@@ -74,7 +102,9 @@ def prepare(settings: Settings, use_ffcv: bool | None = None) -> str:
 def _write(settings: Settings, raw: RawData, path: Path, use_ffcv: bool | None) -> str:
     """Write the folder; in words, in which format: by FFCV, and where it is not installed or cannot work as .npy files."""
     why_not = "since FFCV is not installed here"
-    if beton.available() if use_ffcv is None else use_ffcv:
+    if beton.too_large(raw.train):
+        why_not = "since FFCV's files have no room for so large an image"
+    elif beton.available() if use_ffcv is None else use_ffcv:
         try:
             _write_as(settings, raw, path, use_ffcv=True)
             return "FFCV .beton"
@@ -89,6 +119,8 @@ def _write_as(settings: Settings, raw: RawData, path: Path, use_ffcv: bool) -> N
     with new_folder(path) as temporary:
         for name, split in zip(SPLITS, raw[:2], strict=True):
             _write_split(temporary, name, split, use_ffcv)
+        if _has_names(raw):
+            write_sealed(temporary / NAMES, {name: split.names for name, split in zip(SPLITS, raw[:2], strict=True)})
         write_json(temporary / "meta.json", _meta(settings, raw, use_ffcv))
 
 
@@ -119,25 +151,64 @@ def load(settings: Settings) -> Dataset:
     labels = torch.cat([train.labels, test.labels])
     if not 0 <= int(labels.min()) <= int(labels.max()) < len(meta["class_names"]):
         raise InputError(f"{path / 'meta.json'} is damaged: it names fewer classes than there are")
-    return Dataset(train, test, tuple(meta["class_names"]), meta["digest"])
+    if meta.get("names"):
+        train, test = (
+            replace(split, names=_names(path, meta, name)) for name, split in zip(SPLITS, (train, test), strict=True)
+        )
+    chosen = train_targets(settings.data, len(train.labels))
+    return Dataset(train, _with_train_targets(train, test, chosen), tuple(meta["class_names"]), meta["digest"], chosen)
+
+
+def _with_train_targets(train: Split, test: Split, chosen: tuple[int, ...]) -> Split:
+    """The test images, and behind them the training images that are targets as well."""
+    if not chosen:
+        return test
+    rows, names = list(chosen), None
+    if train.names is not None and test.names is not None:
+        names = (*test.names, *(train.names[row] for row in rows))
+    return Split(torch.cat([test.images, train.images[rows]]), torch.cat([test.labels, train.labels[rows]]), names)
+
+
+def _has_names(raw: RawData) -> bool:
+    return raw.train.names is not None or raw.test.names is not None
+
+
+def _names(path: Path, meta: dict[str, Any], side: str) -> tuple[str, ...] | None:
+    """The names of a split's images. Raises InputError where they are not those that were written."""
+    try:
+        content = read_sealed(path / NAMES)
+        require(content, dict.fromkeys(SPLITS, ([str], None)), path / NAMES)
+    except Unreadable as e:
+        raise InputError(f"{e}; delete {path} and run python -m datamodels.data again") from e
+    names: list[str] | None = content[side]
+    if names is not None and len(names) != meta["sizes"][side]:
+        raise InputError(f"{path / NAMES} is damaged: it has other than {meta['sizes'][side]} names of {side} images")
+    return None if names is None else tuple(names)
 
 
 def _meta(settings: Settings, raw: RawData, use_ffcv: bool) -> dict[str, Any]:
     train, test = (Split(torch.from_numpy(s.images), torch.from_numpy(s.labels)) for s in raw[:2])
+    names, kind = _has_names(raw), str(raw.train.images.dtype)
+    more = {"images": kind, "names": names} if names or kind != "uint8" else {}
     return {
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if more else 1,
         "format": "beton" if use_ffcv else "npy",
         "settings": _deciding(settings),
         "sizes": {name: len(split.labels) for name, split in zip(SPLITS, (train, test), strict=True)},
         "class_names": list(raw.class_names),
         "digest": _digest(train, test),
+        **more,
     }
 
 
 def _deciding(settings: Settings) -> dict[str, Any]:
-    """The settings that decide the content; where the source lies, and how it is had, does not."""
-    wanted = ("dataset", "train_images", "test_images", "seed", "pool")
-    return {name: getattr(settings.data, name) for name in wanted}
+    """The settings that decide the content. Where a known data set lies, and how it is had, does not; for others it does."""
+    data = settings.data
+    found = {name: getattr(data, name) for name in ALWAYS}
+    found |= {name: getattr(data, name) for name in WHERE_SET if getattr(data, name) != getattr(DataSettings, name)}
+    if data.dataset in NAMED_FILES:
+        found["source"] = ",".join(os.path.abspath(part) for part in data.source.split(","))  # noqa: PTH100 (links as they are)
+    return found
 
 
 def _read_meta(settings: Settings) -> dict[str, Any]:
@@ -146,16 +217,18 @@ def _read_meta(settings: Settings) -> dict[str, Any]:
         meta: dict[str, Any] = read_json(path / "meta.json")
         require(meta, {"format_version": int}, path / "meta.json")
         version = meta["format_version"]
-        if version == FORMAT_VERSION:
-            require(meta, META, path / "meta.json")
+        if 1 <= version <= FORMAT_VERSION:
+            require(meta, META if version == 1 else META_2, path / "meta.json")
     except Unreadable as e:
         what = f"there is no data in {path}" + f": {e}" * (not e.missing)
         raise InputError(f"{what}; run python -m datamodels.data with the same config first") from e
-    if version != FORMAT_VERSION:
-        raise InputError(f"{path} has format version {version}, this program reads version {FORMAT_VERSION}")
+    if not 1 <= version <= FORMAT_VERSION:
+        raise InputError(f"{path} has format version {version}, this program reads versions 1 to {FORMAT_VERSION}")
     refuse_difference(path, {"data": meta["settings"]}, {"data": _deciding(settings)})
-    sizes = (settings.data.train_images, settings.data.test_images)
-    if meta["sizes"] != dict(zip(SPLITS, sizes, strict=True)) or meta["format"] not in FORMATS:
+    wanted = zip(SPLITS, (settings.data.train_images, settings.data.test_images), strict=True)
+    sizes = meta["sizes"]
+    fits = sizes.keys() == set(SPLITS) and all(sizes[name] == size or (not size and sizes[name] > 0) for name, size in wanted)
+    if not fits or meta["format"] not in FORMATS or meta.get("images", "uint8") not in DTYPES:
         raise InputError(f"{path / 'meta.json'} is damaged: its sizes are not those of its settings, or its format is none")
     return meta
 
@@ -171,8 +244,9 @@ def _write_split(path: Path, name: str, split: RawSplit, use_ffcv: bool) -> None
 def _read_split(path: Path, name: str, meta: dict[str, Any]) -> Split:
     if meta["format"] == "beton":
         return Split(*beton.read(path / f"{name}.beton", meta["sizes"][name]))
-    n = meta["sizes"][name]
-    images = read_npy(path / f"{name}_images.npy", np.uint8, (n, None, None, None))
+    n, file = meta["sizes"][name], path / f"{name}_images.npy"
+    shape = (n, None) if meta.get("images") == "float32" and open_npy(file).ndim == 2 else (n, None, None, None)
+    images = read_npy(file, DTYPES[meta.get("images", "uint8")], shape)
     return Split(torch.from_numpy(images), torch.from_numpy(read_npy(path / f"{name}_labels.npy", np.int64, (n,))))
 
 

@@ -22,7 +22,6 @@ Instead of a function the module may hold a learner, an object or a class that i
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import os
 import sys
@@ -32,20 +31,12 @@ from typing import Any
 
 import numpy as np
 
-from datamodels.errors import InputError, one_line, shown
+from datamodels.errors import InputError, shown
 from datamodels.learners.contract import Learner, Model, Trained
 from datamodels.learners.declared import declared_arrays
-from datamodels.learners.given import (
-    LOGITS,
-    FunctionError,
-    as_array,
-    of_its_own,
-    refuse_incomplete,
-    refuse_other_names,
-    said_of,
-    where,
-)
+from datamodels.learners.given import LOGITS, as_array, refuse_incomplete, refuse_other_names, said_of
 from datamodels.learners.sources import imported_sources, refuse_changed
+from datamodels.own_code import FunctionError, named_in, of_its_own
 from datamodels.settings import Settings
 from datamodels.store import ArraySpec
 from datamodels.subsets import Array, IndexArray
@@ -89,30 +80,13 @@ def learner_named(settings: Settings, gpu: str | None = None, sources: Mapping[s
 
 
 def named(name: str) -> Any:
-    """What module:name names.
-
-    Raises InputError when there is none, or its module ends the process; what else the module raises is not caught.
-    """
-    module_name, colon, function_name = name.partition(":")
-    if not (colon and module_name and function_name):
-        raise InputError(f"worker.main takes module:function, such as my_module:train, not {name!r}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as e:
-        if e.name is None or not f"{module_name}.".startswith(f"{e.name}."):
-            raise
-        raise InputError(f"worker.main names {name}, and there is no module {module_name} here") from e
-    except (SystemExit, GeneratorExit) as e:  # as a script does at its end: the worker would end as if all were well
-        raise InputError(f"worker.main names {name}, and importing {module_name} raised {one_line(e)}{where(e)}") from e
-    if not hasattr(module, function_name):
-        raise InputError(f"worker.main names {name}, and {module_name} has no {function_name}")
-    return getattr(module, function_name)
+    """What module:name names; see `named_in`."""
+    return named_in("worker.main", name, "my_module:train")
 
 
 class Function:
-    """A training function as a learner; see above. N and T are `data.train_images` and `data.test_images`.
+    """A training function as a learner; see above. N and T are `data.train_images` and `data.test_images`, or, where these
+    are 0, as many as the module's labels.
 
     Raises InputError where the module's labels are not as many as the examples.
     """
@@ -124,7 +98,7 @@ class Function:
         self.settings, self.function, self.name = settings, function, settings.worker.main
         module_name, _, function_name = self.name.partition(":")
         module = sys.modules.get(module_name)
-        self.n, self.t = settings.data.train_images, settings.data.test_images
+        self.n, self.t = (_size(settings, side, module) for side in ("train", "test"))
         self.wanted = {"margins": ArraySpec("float64", (self.t,)), **declared_arrays(settings.store.arrays)}
         many = getattr(module, f"{function_name}_many", None)
         self.many: Callable[..., Any] | None = many if callable(many) else None
@@ -294,6 +268,17 @@ def _labels_of(module: ModuleType | None, n: int, t: int) -> tuple[IndexArray, I
     if train is None or test is None:
         return np.full(n, -1), np.full(t, -1)
     return train, test
+
+
+def _size(settings: Settings, side: str, module: ModuleType | None) -> int:
+    """N or T: as set, or as many as the module has labels."""
+    given: int = getattr(settings.data, f"{side}_images")
+    labels = getattr(module, f"{side}_labels", None)
+    if not given and (labels is None or not np.ndim(labels)):
+        raise InputError(
+            f"{settings.worker.main} has no {side}_labels, which would tell how many examples there are; set data.{side}_images"
+        )
+    return given or len(as_array(labels, f"{settings.worker.main} has {side}_labels"))
 
 
 def _labels(module: ModuleType | None, name: str, n: int) -> IndexArray | None:

@@ -6,10 +6,8 @@ an array that it fills again for the next model, an exception, the end of the pr
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,6 +27,7 @@ from datamodels.learners.contract import (
     Trained,
     offered,
 )
+from datamodels.own_code import FunctionError, of_its_own
 from datamodels.subsets import Array, IndexArray
 
 MOST_AT_ONCE = 1024
@@ -48,23 +47,6 @@ NO_REASON = "no reason was given"
 R = TypeVar("R")
 
 
-class FunctionError(Exception):
-    """One's own function failed on a subset; in one line, with its words."""
-
-
-@contextmanager
-def of_its_own(what: str) -> Iterator[None]:
-    """Make a FunctionError of whatever a person's code raises, SystemExit too, but not of Ctrl-C and the machine's faults."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:
-        if in_a_sentence(e) is not None:
-            raise
-        raise FunctionError(f"{what} {one_line(e)}{where(e)}") from e
-
-
 @contextmanager
 def said_of(name: str) -> Iterator[None]:
     """Make an InputError of whatever a learner of a person's own raises, with its words, but not of Ctrl-C."""
@@ -73,13 +55,6 @@ def said_of(name: str) -> Iterator[None]:
             yield
     except FunctionError as e:
         raise InputError(f"the learner {name} {e}") from e
-
-
-def where(e: BaseException) -> str:
-    """The file and the line that raised an exception, but for those that only hand it on."""
-    here = Path(__file__).parent
-    frames = [frame for frame in traceback.extract_tb(e.__traceback__) if Path(frame.filename).parent != here]
-    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def as_array(value: Any, what: str) -> Array:

@@ -5,7 +5,7 @@ it declares (shapes, lengths, members) is compared with what is there before mem
 what a file says. Every refusal is `Unreadable`, an InputError of one sentence that names the file.
 """
 
-from datamodels.reading.arrays import check_zip, open_npy, read_npy, read_npz
+from datamodels.reading.arrays import check_zip, npz_members, open_npy, read_npy, read_npz
 from datamodels.reading.content import Between, Each, read_json, require, whole_number
 from datamodels.reading.files import Unreadable, checked_size, digest, is_there, open_file, read_bytes, read_text
 
@@ -17,6 +17,7 @@ __all__ = [
     "checked_size",
     "digest",
     "is_there",
+    "npz_members",
     "open_file",
     "open_npy",
     "read_bytes",

@@ -1,7 +1,8 @@
 """NumPy's .npy and .npz files, their headers read and checked here and not by NumPy.
 
 Only plain numbers and text: no objects (pickles), no structured types. An .npz file's members must be stored, not compressed,
-as `np.savez` writes them, so that nothing can unpack to more than the file has.
+as `np.savez` writes them, so that nothing can unpack to more than the file has; or, where who reads says how much they may, can
+unpack to no more than that.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
-from zipfile import ZIP_STORED, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
 import numpy.typing as npt
@@ -87,25 +88,38 @@ def read_npy(path: Path, dtype: npt.DTypeLike, shape: Shape) -> Array:
     return np.array(found, np.dtype(dtype), order="C")
 
 
-def read_npz(path: Path, names: Sequence[str] | None = None) -> dict[str, Array]:
-    """The arrays of an .npz file, in memory; `names` are those that it must hold, these and no others. Raises Unreadable."""
+def read_npz(
+    path: Path, names: Sequence[str] | None = None, only: Sequence[str] | None = None, most: int | None = None
+) -> dict[str, Array]:
+    """The arrays of an .npz file, in memory; `names` are those that it must hold, these and no others.
+
+    `only` these of them are read. With `most`, members may be compressed that unpack to at most so many bytes together. Raises
+    Unreadable.
+    """
     with open_file(path) as file:
         size = checked_size(file, path, LARGEST)
-        with _archive(file, path, size) as members:
+        with _archive(file, path, size, most) as members:
             if names is not None and members.keys() != set(names):
                 raise Unreadable(path, f"holds {shown(', '.join(sorted(members)), 200)}, and should hold {', '.join(names)}")
-            return {name: _member(archive, info, path) for name, (archive, info) in members.items()}
+            wanted = members if only is None else {name: members[name] for name in only}
+            return {name: _member(archive, info, path) for name, (archive, info) in wanted.items()}
+
+
+def npz_members(path: Path) -> list[str]:
+    """The names of the arrays of an .npz file, compressed or not. Raises Unreadable."""
+    with open_file(path) as file, _archive(file, path, checked_size(file, path, LARGEST), LARGEST) as members:
+        return sorted(members)
 
 
 @contextmanager
-def _archive(file: IO[bytes], path: Path, size: int) -> Iterator[dict[str, tuple[ZipFile, ZipInfo]]]:
+def _archive(file: IO[bytes], path: Path, size: int, most: int | None = None) -> Iterator[dict[str, tuple[ZipFile, ZipInfo]]]:
     members = _check_directory(file, path, size)
     try:
         with ZipFile(file) as archive:
             infos = archive.infolist()
             if len(infos) != members:
                 raise Unreadable(path, "does not have as many members as it says")
-            _check_members(infos, path, size)
+            _check_members(infos, path, size, most)
             yield {info.filename.removesuffix(".npy"): (archive, info) for info in infos}
     except Unreadable:
         raise
@@ -138,17 +152,21 @@ def _check_directory(file: IO[bytes], path: Path, size: int) -> int:
     return int.from_bytes(record[10:12], "little")
 
 
-def _check_members(infos: list[ZipInfo], path: Path, size: int) -> None:
+def _check_members(infos: list[ZipInfo], path: Path, size: int, most: int | None) -> None:
     names = [info.filename for info in infos]
     if len(names) > MOST_MEMBERS or len(set(names)) < len(names):
         raise Unreadable(path, "has members of one name, or too many of them")
     for info in infos:
-        if info.compress_type != ZIP_STORED or info.flag_bits & 1 or info.compress_size != info.file_size:
+        packed = most is not None and info.compress_type == ZIP_DEFLATED
+        if info.flag_bits & 1 or not (packed or (info.compress_type == ZIP_STORED and info.compress_size == info.file_size)):
             raise Unreadable(
                 path, f"has {shown(info.filename, 80)} compressed or encrypted; members must be stored as they are"
             )
-    if sum(info.file_size for info in infos) > size:
+    if sum(info.compress_size for info in infos) > size:
         raise Unreadable(path, "has members that are larger than itself")
+    unpacked = sum(info.file_size for info in infos)
+    if most is not None and unpacked > max(most, size):
+        raise Unreadable(path, f"unpacks to {unpacked} bytes, for which memory does not suffice")
 
 
 def _member(archive: ZipFile, info: ZipInfo, path: Path) -> Array:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from datamodels.data import prepare
-from datamodels.data.cifar10 import CLASSES, _pickled_batch
+from datamodels.data.cifar import CIFAR10, _pickled_batch
 from datamodels.data.download import download
 from datamodels.data.sources import average_pool, read_source
 from datamodels.errors import InputError
@@ -76,7 +76,7 @@ def raw(cifar):
 
 def test_pixels_are_where_the_official_description_puts_them(cifar, raw):
     assert (raw.train.images.shape, raw.test.images.shape) == ((50_000, 32, 32, 3), (10_000, 32, 32, 3))
-    assert raw.class_names == CLASSES
+    assert raw.class_names == CIFAR10.classes
     content = (cifar / "cifar-10-batches-bin" / "data_batch_2.bin").read_bytes()
     row = content[7 * 3073 : 8 * 3073]
     assert raw.train.labels[10_007] == row[0]
@@ -293,7 +293,7 @@ def test_a_batch_pickled_by_protocol_5_is_read(cifar):
     pixels, labels = np.random.default_rng(0).integers(0, 256, (10_000, 3072), np.uint8), np.arange(10_000) % 10
     for given in (pixels, np.asfortranarray(pixels)):
         content = pickle.dumps({b"data": given, b"labels": labels}, protocol=5)
-        images, found = _pickled_batch(content, "here")
+        images, found = _pickled_batch(content, 10_000, "here", CIFAR10)
         assert np.array_equal(images, pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         assert np.array_equal(found, labels)
 

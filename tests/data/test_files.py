@@ -8,7 +8,8 @@ import torch
 from sklearn.datasets import load_digits
 
 from datamodels.data import beton, load, prepare
-from datamodels.data.sources import RawSplit, read_source
+from datamodels.data.raw import RawSplit
+from datamodels.data.sources import read_source
 from datamodels.errors import InputError
 from datamodels.runs import stage_folder
 from datamodels.settings import DataSettings

@@ -16,7 +16,7 @@ class Linear:
     def __init__(self):
         raw = read_source(DataSettings("digits", train_images=120, test_images=30))
         self.images = {True: raw.train.images, False: raw.test.images}
-        self.x, self.x_test = (np.c_[images.reshape(len(images), -1) / 255, np.ones(len(images))] for images, _ in raw[:2])
+        self.x, self.x_test = (np.c_[images.reshape(len(images), -1) / 255, np.ones(len(images))] for images, *_ in raw[:2])
         self.train_labels, self.test_labels = raw.train.labels, raw.test.labels
 
     def solved(self, models):

@@ -13,7 +13,7 @@ import numpy as np
 
 from datamodels.data import beton
 from datamodels.data.files import prepare
-from datamodels.data.sources import RawSplit
+from datamodels.data.raw import RawSplit
 from datamodels.regress.run import export_weights, regress_store
 from datamodels.seals import read_sealed, write_sealed
 from datamodels.settings import RegressSettings, Settings, parse
