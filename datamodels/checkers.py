@@ -85,6 +85,24 @@ class Choice(Checker):  # type: ignore[misc]
         return " or ".join(self.words)
 
 
+class Named(Checker):  # type: ignore[misc]
+    """One of a few words, or what module:name names."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def check(self, value: str) -> str:
+        """The text itself, or ValueError."""
+        module, colon, name = Text().check(value).partition(":")
+        if value not in self.words and not (colon and module and name):
+            raise ValueError
+        return value
+
+    def help(self) -> str:
+        """What is admitted, in words."""
+        return f"{', '.join(self.words)} or module:name"
+
+
 class Text(Checker):  # type: ignore[misc]
     """A text that is not empty, of characters that can be written to a file and seen."""
 

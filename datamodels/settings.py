@@ -19,7 +19,7 @@ import yaml
 from fastargs import Config, Param, Section
 from terminaltables import AsciiTable
 
-from datamodels.checkers import Choice, FolderName, Text, count, not_encoded, real, seed_of, setting, switch
+from datamodels.checkers import Choice, FolderName, Named, Text, count, not_encoded, real, seed_of, setting, switch
 from datamodels.errors import InputError, shown
 from datamodels.reading import Unreadable, read_text
 from datamodels.resources import CONFIGS
@@ -28,6 +28,7 @@ DEFAULT_CONFIG = "cifar10.yaml"
 BUILT_IN = "built-in"
 NO_ARRAYS = "none"
 MEASURED = "measured"
+RESNET9, LINEAR = ARCHITECTURES = ("resnet9", "linear")
 PLAIN, PADDED, COMPILED, COMPILED_PADDED = PROGRAMS = ("plain", "padded", "compiled", "compiled-padded")
 VERIFY = "verify"
 LONGEST_CONFIG, DEEPEST_CONFIG = 2**16, 8
@@ -63,10 +64,15 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The recipe that every model is trained by."""
+    """The network and the recipe that every model is trained by."""
 
-    width: int = count(64, "channels after the first convolution", high=2**14)
-    last_padding: int = count(0, "padding of the last convolution in pixels", low=0, high=1)
+    network: str = setting(
+        Named(*ARCHITECTURES),
+        RESNET9,
+        f"{RESNET9}; {LINEAR}: softmax regression; or as module:Class a torch.nn.Module of one's own",
+    )
+    width: int = count(64, "resnet9: channels after the first convolution", high=2**14)
+    last_padding: int = count(0, "resnet9: padding of the last convolution in pixels", low=0, high=1)
     epochs: int = count(24, "passes over a model's subset", high=10**6)
     batch_size: int = count(512, "images in a step", high=2**29)
     peak_lr: float = real(0.5, "highest learning rate")
@@ -81,6 +87,10 @@ class TrainingSettings:
     precision: str = setting(
         Choice("float32", "bfloat16"), "float32", "number format of images and activations; weights are always float32"
     )
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides a model: all of it, but for the network where it is the default, which older runs do not name."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if (name, value) != ("network", RESNET9)}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -66,7 +65,7 @@ class Recipe:
     @property
     def provenance(self) -> Mapping[str, Any]:
         """The recipe and the images."""
-        return {"training": dataclasses.asdict(self.settings.training), "data_digest": self.data.digest}
+        return {"training": self.settings.training.deciding(), "data_digest": self.data.digest}
 
     @property
     def models_at_once(self) -> int:

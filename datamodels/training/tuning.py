@@ -13,12 +13,13 @@ import torch
 from datamodels.data import Dataset
 from datamodels.errors import InputError
 from datamodels.progress import say
-from datamodels.settings import COMPILED, COMPILED_PADDED, MEASURED, PADDED, PLAIN, PROGRAMS, GroupSettings, TrainingSettings
+from datamodels.settings import COMPILED, COMPILED_PADDED, MEASURED, PADDED, PLAIN, GroupSettings, TrainingSettings
 from datamodels.training import models
 from datamodels.training.devices import STREAMS, for_each_group, groups_at_once, on_gpu, wait_for
 from datamodels.training.group import STEPS_BEFORE_CAPTURE, Group
 from datamodels.training.memory import free_memory, give_back, unless_out_of_memory
 from datamodels.training.models import PADDED_CHANNELS, Trainer, first_line
+from datamodels.training.networks import programs_for, require_program
 
 MOST_AT_ONCE = 64
 MEASURE_S = 0.5
@@ -41,7 +42,9 @@ def choose_groups(
 
     Raises InputError where no way works, or `wanted` asks for what does not go together.
     """
-    candidates = _candidates(wanted, device, data.train.images.shape[-1])
+    if wanted.program != MEASURED:
+        require_program(recipe, wanted.program)
+    candidates = _candidates(wanted, device, _programs(recipe, data.train.images.shape[-1]))
     if sum(map(len, candidates)) == 1:
         return candidates[0][0], {}
     speeds = _measure(Ways(data, recipe, device), candidates)
@@ -157,7 +160,7 @@ def _measure(ways: Ways, candidates: Sequence[Sequence[GroupSettings]]) -> Speed
     return speeds
 
 
-def _candidates(wanted: GroupSettings, device: torch.device, channels: int) -> list[list[GroupSettings]]:
+def _candidates(wanted: GroupSettings, device: torch.device, programs: Sequence[str]) -> list[list[GroupSettings]]:
     """What is to be tried, one list for each K. Raises InputError for several models a compiled kernel."""
     if wanted.program in (COMPILED, COMPILED_PADDED) and wanted.models_per_kernel > 1:
         raise InputError(
@@ -170,15 +173,20 @@ def _candidates(wanted: GroupSettings, device: torch.device, channels: int) -> l
         given = (min(wanted.models_per_kernel, groups.models_at_once), wanted.program)
         return given[0] in (0, groups.models_per_kernel) and given[1] in (MEASURED, groups.program)
 
-    return [[groups for groups in _ways_of(k, wanted, device, channels) if allowed(groups)] for k in sizes]
+    return [[groups for groups in _ways_of(k, wanted, device, programs) if allowed(groups)] for k in sizes]
 
 
-def _ways_of(k: int, wanted: GroupSettings, device: torch.device, channels: int) -> list[GroupSettings]:
+def _programs(recipe: TrainingSettings, channels: int) -> list[str]:
+    """The programs worth trying: no padding where there is nothing to pad."""
+    padding = (PADDED, COMPILED_PADDED)
+    return [program for program in programs_for(recipe) if channels % PADDED_CHANNELS or program not in padding]
+
+
+def _ways_of(k: int, wanted: GroupSettings, device: torch.device, programs: Sequence[str]) -> list[GroupSettings]:
     """All ways to train K models at once that there are on a device, the given ones among them."""
     if not on_gpu(device):
         shared = 1 if wanted.program in (COMPILED, COMPILED_PADDED) else min(wanted.models_per_kernel or k, k)
         return [GroupSettings(k, shared, PLAIN if wanted.program == MEASURED else wanted.program)]
-    programs = [program for program in PROGRAMS if channels % PADDED_CHANNELS or program not in (PADDED, COMPILED_PADDED)]
     apart = [GroupSettings(k, 1, program) for program in programs]
     shared = min(wanted.models_per_kernel or k, k)
     together = [GroupSettings(k, shared, program) for program in (PLAIN, PADDED) if program in (PLAIN, wanted.program)]
