@@ -1,4 +1,4 @@
-"""The built-in learner: this package's ResNet-9s on a data set of its own format, by the run's recipe, on one device."""
+"""The built-in learner: networks on a data set of this package's format, by the run's recipe, on one device."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from datamodels.data import Dataset
 from datamodels.errors import InputError
 from datamodels.learners.contract import Model, Trained
 from datamodels.learners.declared import declared_arrays
+from datamodels.learners.sources import imported_sources, refuse_changed
 from datamodels.progress import say
 from datamodels.runs import groups_of, stage_folder
 from datamodels.settings import GroupSettings, Settings
@@ -28,20 +29,30 @@ from datamodels.training import (
     give_back,
 )
 from datamodels.training.devices import on_gpu
+from datamodels.training.made import own_network
 
 DIVERGED = "diverged: its margins were not finite, or beyond 65,504, in two trainings from different keys"
 
 
 class Recipe:
-    """Networks of `training.width`, trained as the section `training` says, in groups as those of the run's store.
+    """Networks of `training.network`, trained as the section `training` says, in groups as those of the run's store.
 
     `gpu` is a device as in `--gpu`: the number of a GPU, cpu, or None for what is there. Networks come to it when the first of
-    them are trained. Raises InputError where there is no such device.
+    them are trained. `sources` are the digests of the files of a network of one's own in the process that began the work. Raises
+    InputError where there is no such device, or no such network, or another one now.
     """
 
-    def __init__(self, settings: Settings, data: Dataset, gpu: str | None = None) -> None:
+    def __init__(
+        self, settings: Settings, data: Dataset, gpu: str | None = None, sources: Mapping[str, str] | None = None
+    ) -> None:
         self.settings, self.data = settings, data
         self.device = device_named(gpu)
+        name = settings.training.network
+        if ":" in name:
+            own_network(name)
+            now = imported_sources(name.partition(":")[0])
+            if sources is not None:
+                refuse_changed(sources, now, "the work")
         logits = (len(data.test.labels), len(data.class_names))
         for name, spec in declared_arrays(settings.store.arrays).items():
             if name != "logits" or spec.shape != logits:

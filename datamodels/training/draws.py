@@ -20,6 +20,7 @@ Key = Sequence[int]
 # The mask of model i is drawn from default_rng([seed, i]); these streams are told apart from it by a third number.
 INITIALISATION, ORDER, AUGMENTATION = 1, 2, 3
 SECOND_TRY = 4
+RANDOMNESS = 5
 
 
 def generator(key: Key, stream: int) -> np.random.Generator:

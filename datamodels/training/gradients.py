@@ -169,8 +169,9 @@ def gradients(
     columns = sum(network.layer_sizes) if to is None else to.dimensions
     vectors = parameters.new_zeros(len(images), columns)
     outputs, features = [], []
-    for first in range(0, len(images), IMAGES_AT_ONCE):
-        part = slice(first, first + IMAGES_AT_ONCE)
+    at_once = min(IMAGES_AT_ONCE, network.images_at_once)
+    for first in range(0, len(images), at_once):
+        part = slice(first, first + at_once)
         value, seen_last, of_layers = network.slopes(parameters, state, images[part], labels[part])
         outputs.append(value)
         features.append(seen_last)

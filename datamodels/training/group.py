@@ -94,11 +94,11 @@ class Group:
         self.step.add_(1)
 
     def captured(self) -> Callable[[], None]:
-        """`advance` as a CUDA graph, on a GPU, to be called after a few steps without it; `advance` itself on a processor.
+        """`advance` as a CUDA graph, on a GPU, to be called after a few steps without it; elsewhere `advance` itself.
 
         The capture runs nothing; a replay runs the step's kernels on the tensors as they then are.
         """
-        if not on_gpu(self.device):
+        if not on_gpu(self.device) or not self.network.capturable:
             return self.advance
         graph = torch.cuda.CUDAGraph()
         with fastest_convolutions(self.device), torch.cuda.graph(graph, stream=torch.cuda.current_stream()):

@@ -16,5 +16,5 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
 
 def soft_margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Correct-class logit less the logarithm of the sum of the others' exponentials: (B, classes) and (B,) to (B,)."""
-    right = F.one_hot(labels, logits.shape[-1]).bool()
+    right = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
     return logits.masked_fill(~right, 0).sum(1) - torch.logsumexp(logits.masked_fill(right, -torch.inf), 1)

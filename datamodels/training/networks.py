@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from datamodels.errors import InputError
-from datamodels.settings import PLAIN, PROGRAMS, RESNET9, TrainingSettings
+from datamodels.settings import LINEAR, PLAIN, PROGRAMS, RESNET9, TrainingSettings
 from datamodels.training.batches import Images
 from datamodels.training.draws import Key
+from datamodels.training.module import ModuleNetwork
 from datamodels.training.resnet9 import ResNet9
 
 
@@ -64,6 +65,16 @@ class Network(Protocol):
     @property
     def layer_sizes(self) -> tuple[int, ...]:
         """Parameters of each layer, P_l, as `slopes` gives its gradients; they add up to P."""
+        ...
+
+    @property
+    def images_at_once(self) -> int:
+        """Of so many images at once single gradients can be held."""
+        ...
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a step can be captured as a CUDA graph: nothing of it waits for a number."""
         ...
 
     def largest_map(self, height: int, width: int, /) -> int:
@@ -114,7 +125,11 @@ def network_of(recipe: TrainingSettings, images: Images, classes: int) -> Networ
         if images.of_features:
             raise InputError(f"training.network {name} takes images, and the data are features, {images.channels} each")
         return ResNet9(images.channels, classes, recipe.width, recipe.last_padding)
-    raise InputError(f"there is no training.network {name}")
+    if images.train.dtype == torch.bfloat16:
+        raise InputError(f"training.precision bfloat16 is of {RESNET9} alone; set --training.precision float32 for {name}")
+    if name == LINEAR:
+        raise InputError(f"there is no training.network {name}")
+    return ModuleNetwork(name, images.train, classes)
 
 
 def programs_for(recipe: TrainingSettings) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ by the weights is then Σ δ_b ⊗ a_b over the positions, a_b being the patches
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -106,6 +107,16 @@ class ResNet9:
     def num_features(self) -> int:
         """What the last layer sees of an image: 2·width numbers."""
         return 2 * self.width
+
+    @property
+    def images_at_once(self) -> int:
+        """Gradients of single images come layer by layer: as many as are wanted."""
+        return sys.maxsize
+
+    @property
+    def capturable(self) -> bool:
+        """Nothing waits for a number."""
+        return True
 
     @property
     def layer_sizes(self) -> tuple[int, ...]:
