@@ -90,11 +90,12 @@ class OwnOr(Choice):
 
     def check(self, value: str) -> str:
         """The text itself, or ValueError."""
-        return Text().check(value) if ":" in value else super().check(value)
+        module, colon, name = Text().check(value).partition(":")
+        return value if colon and module and name else super().check(value)
 
     def help(self) -> str:
         """What is admitted, in words."""
-        return f"{super().help()} or module:function"
+        return f"{super().help()} or module:name"
 
 
 class Text(Checker):  # type: ignore[misc]

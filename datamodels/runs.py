@@ -47,7 +47,7 @@ def deciding_settings(settings: Settings) -> dict[str, Any]:
     store = {key: value for key, value in dataclasses.asdict(settings.store).items() if key != "num_models"}
     if settings.worker.main != BUILT_IN:
         return {"worker": {"main": settings.worker.main}, "store": store}
-    return {"training": dataclasses.asdict(settings.training), "store": store}
+    return {"training": settings.training.deciding(), "store": store}
 
 
 def read_store(settings: Settings) -> Store:

@@ -30,6 +30,7 @@ NO_ARRAYS = NO_SOURCE = NO_TARGETS = "none"
 ALL, OFFICIAL = "all", "official"
 DATASETS = ("digits", "cifar10", "cifar100", "folder", "beton", "arrays")
 MEASURED = "measured"
+RESNET9, LINEAR = ARCHITECTURES = ("resnet9", "linear")
 PLAIN, PADDED, COMPILED, COMPILED_PADDED = PROGRAMS = ("plain", "padded", "compiled", "compiled-padded")
 VERIFY = "verify"
 LONGEST_CONFIG, DEEPEST_CONFIG = 2**16, 8
@@ -88,10 +89,15 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The recipe that every model is trained by."""
+    """The network and the recipe that every model is trained by."""
 
-    width: int = count(64, "channels after the first convolution", high=2**14)
-    last_padding: int = count(0, "padding of the last convolution in pixels", low=0, high=1)
+    network: str = setting(
+        OwnOr(*ARCHITECTURES),
+        RESNET9,
+        f"{RESNET9}; {LINEAR}: softmax regression; or as module:Class a torch.nn.Module of one's own",
+    )
+    width: int = count(64, "resnet9: channels after the first convolution", high=2**14)
+    last_padding: int = count(0, "resnet9: padding of the last convolution in pixels", low=0, high=1)
     epochs: int = count(24, "passes over a model's subset", high=10**6)
     batch_size: int = count(512, "images in a step", high=2**29)
     peak_lr: float = real(0.5, "highest learning rate")
@@ -106,6 +112,10 @@ class TrainingSettings:
     precision: str = setting(
         Choice("float32", "bfloat16"), "float32", "number format of images and activations; weights are always float32"
     )
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides a model: all of it, but for the network where it is the default, which older runs do not name."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if (name, value) != ("network", RESNET9)}
 
 
 @dataclass(frozen=True)

@@ -14,39 +14,20 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from datamodels.data import Dataset, beton
 from datamodels.machine import cores
 from datamodels.subsets import IndexArray
 from datamodels.training import Trainer
 from datamodels.training.batches import Batches
-from datamodels.training.draws import num_steps
-from datamodels.training.group import augmentation_of, learning_rates
-from datamodels.training.models import EVALUATION_BATCH, margin
-from datamodels.training.resnet9 import BATCH_NORM_EPS, BATCH_NORM_MOMENTUM, LOGIT_SCALE, Conv, ResNet9
+from datamodels.training.draws import SharedDraws
+from datamodels.training.group import learning_rates
+from datamodels.training.margins import margin
+from datamodels.training.models import EVALUATION_BATCH
 
 Batch = tuple[Tensor, Tensor]
 Feed = Callable[[IndexArray], Generator[Batch, None, None]]
-
-
-class Network(nn.Module):
-    """One ResNet-9 of PyTorch's modules: images (B, C, H, W) to logits (B, classes)."""
-
-    def __init__(self, network: ResNet9) -> None:
-        super().__init__()
-        self.convs = nn.ModuleDict({name: _block(conv) for name, conv in network.convs.items()})
-        self.linear = nn.Linear(2 * network.width, network.classes, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The forward pass."""
-        c = self.convs
-        x = c["conv2"](c["conv1"](x))
-        x = x + c["residual1b"](c["residual1a"](x))
-        x = F.max_pool2d(c["conv3"](x), 2)
-        x = x + c["residual2b"](c["residual2a"](x))
-        logits: Tensor = self.linear(c["conv4"](x).amax((2, 3)))
-        return logits * LOGIT_SCALE
 
 
 class Loop:
@@ -54,11 +35,11 @@ class Loop:
 
     def __init__(self, trainer: Trainer, subset: IndexArray, batches: Generator[Batch, None, None]) -> None:
         self.trainer, self.batches, recipe = trainer, batches, trainer.recipe
-        self.network: nn.Module = Network(trainer.network).to(trainer.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = trainer.network.as_module().to(trainer.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimiser = torch.optim.SGD(
             self.network.parameters(), 1.0, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
         )
-        self.num_steps = num_steps(len(subset), recipe.batch_size, recipe.epochs)
+        self.num_steps = trainer.num_steps(len(subset))
         self.lr = learning_rates(recipe, [self.num_steps])[:, 0, 0].tolist()
 
     def advance(self, step: int) -> None:
@@ -78,7 +59,7 @@ class Loop:
         logits, images = [], self.trainer.images
         with self._precision():
             for x in torch.split(images.test, EVALUATION_BATCH):
-                views = [x, x.flip(3)] if self.trainer.recipe.flip else [x]
+                views = [x, x.flip(3)] if self.trainer.augmentation.flip else [x]
                 logits.append(torch.stack([self.network(view).float() for view in views]).mean(0))
         return margin(torch.cat(logits), images.test_labels)
 
@@ -90,12 +71,22 @@ class Loop:
 def resident_batches(trainer: Trainer, subset: IndexArray) -> Generator[Batch, None, None]:
     """Batches from the images on the device, again and again through one model's draws."""
     (drawn,) = trainer.draws(np.isin(np.arange(trainer.n), subset)[None], [(0, 0)])
-    batches = Batches([drawn], trainer.images, augmentation_of(trainer.recipe))
+    if trainer.shares_batches:
+        yield from _rows_it_sees(trainer, drawn)
+    batches = Batches([drawn], trainer.images, trainer.augmentation)
     steps = torch.arange(len(drawn.image), device=trainer.device)
     while True:
         for step in range(len(drawn.image)):
             x, labels = batches.at(steps[step : step + 1], slice(0, 1))
             yield x, labels[0]
+
+
+def _rows_it_sees(trainer: Trainer, drawn: SharedDraws) -> Generator[Batch, None, None]:
+    """Of each batch of S what the model's mask has: which it is was found out before anything is timed."""
+    rows = [torch.from_numpy(image[drawn.mask[image]]).to(trainer.device) for image in drawn.image]
+    while True:
+        for its in rows:
+            yield trainer.images.train.index_select(0, its), trainer.images.labels.index_select(0, its)
 
 
 def ffcv_batches(path: Path, trainer: Trainer, data: Dataset) -> Feed:
@@ -121,14 +112,6 @@ def ffcv_batches(path: Path, trainer: Trainer, data: Dataset) -> Feed:
         with closing(batches(np.arange(min(trainer.recipe.batch_size, trainer.n)))) as compiled:
             next(compiled)
     return batches
-
-
-def _block(conv: Conv) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel, conv.stride, conv.padding, bias=False),
-        nn.BatchNorm2d(conv.out_channels, BATCH_NORM_EPS, BATCH_NORM_MOMENTUM),
-        nn.ReLU(inplace=True),
-    )
 
 
 def _ffcv_augmentation(trainer: Trainer, pixels: Tensor) -> list[Any]:

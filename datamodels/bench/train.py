@@ -178,7 +178,7 @@ def group_trial(store: StoreSettings, trainer: Trainer, k: int, first: int) -> T
                 group.advance()
         advance = group.captured()
         started, step_s = timed_steps(lambda _: advance(), group.num_steps[0] - before, trainer.device)
-        trainer.test_margins(group.parameters, group.statistics).cpu()
+        trainer.test_margins(group.parameters, group.state).cpu()
         return Trial(k, started[0] - start, group.num_steps[0] - before, step_s, time.perf_counter() - started[1])
 
 

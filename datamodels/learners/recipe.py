@@ -1,8 +1,7 @@
-"""The built-in learner: this package's ResNet-9s on a data set of its own format, by the run's recipe, on one device."""
+"""The built-in learner: networks on a data set of this package's format, by the run's recipe, on one device."""
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -15,6 +14,7 @@ from datamodels.errors import InputError
 from datamodels.learners.contract import Model, Trained
 from datamodels.learners.declared import declared_arrays
 from datamodels.learners.looks import as_pictures, span
+from datamodels.learners.sources import imported_sources, refuse_changed
 from datamodels.progress import say
 from datamodels.runs import groups_of, stage_folder
 from datamodels.settings import GroupSettings, Settings
@@ -31,6 +31,7 @@ from datamodels.training import (
     give_back,
 )
 from datamodels.training.devices import on_gpu
+from datamodels.training.made import own_network
 
 MAKING = threading.RLock()
 """Two threads that want a trainer at once shall not make two: the images would be on the device twice."""
@@ -38,15 +39,24 @@ DIVERGED = "diverged: its margins were not finite, or beyond 65,504, in two trai
 
 
 class Recipe:
-    """Networks of `training.width`, trained as the section `training` says, in groups as those of the run's store.
+    """Networks of `training.network`, trained as the section `training` says, in groups as those of the run's store.
 
     `gpu` is a device as in `--gpu`: the number of a GPU, cpu, or None for what is there. Networks come to it when the first of
-    them are trained. Raises InputError where there is no such device.
+    them are trained. `sources` are the digests of the files of a network of one's own in the process that began the work.
+    Raises InputError where there is no such device, or no such network, or another one now.
     """
 
-    def __init__(self, settings: Settings, data: Dataset, gpu: str | None = None) -> None:
+    def __init__(
+        self, settings: Settings, data: Dataset, gpu: str | None = None, sources: Mapping[str, str] | None = None
+    ) -> None:
         self.settings, self.data = settings, data
         self.device, self.made = device_named(gpu), dict[str, Trainer]()
+        name = settings.training.network
+        if ":" in name:
+            own_network(name)
+            now = imported_sources(name.partition(":")[0])
+            if sources is not None:
+                refuse_changed(sources, now, "the work")
         logits = (len(data.test.labels), len(data.class_names))
         for name, spec in declared_arrays(settings.store.arrays).items():
             if name != "logits" or spec.shape != logits:
@@ -73,9 +83,15 @@ class Recipe:
         return labels
 
     @property
+    def train_targets(self) -> tuple[int, ...]:
+        """The training images that are targets too, behind the test images."""
+        return self.data.train_targets
+
+    @property
     def provenance(self) -> Mapping[str, Any]:
         """The recipe and the images."""
-        return {"training": dataclasses.asdict(self.settings.training), "data_digest": self.data.digest}
+        targets = {"train_targets": list(self.train_targets)} if self.train_targets else {}
+        return {"training": self.settings.training.deciding(), "data_digest": self.data.digest, **targets}
 
     @property
     def models_at_once(self) -> int:

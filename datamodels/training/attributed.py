@@ -27,7 +27,7 @@ from datamodels.errors import InputError
 from datamodels.subsets import Array, BoolArray
 from datamodels.training.draws import Key
 from datamodels.training.models import Trainer
-from datamodels.training.resnet9 import BatchNormStatistics, ResNet9
+from datamodels.training.networks import Network, State
 
 TRACIN, INFLUENCE, TRAK = "tracin", "influence", "trak"
 LIBRARY_METHODS = (TRACIN, INFLUENCE, TRAK)
@@ -40,30 +40,30 @@ BATCH = 100
 
 
 class Checkpoint(NamedTuple):
-    """One network at one time: parameters (P,), statistics, and the learning rate then."""
+    """One network at one time: parameters (P,), state, and the learning rate then."""
 
     parameters: Tensor
-    statistics: BatchNormStatistics
+    state: State
     lr: float
 
 
 class _Module(nn.Module):
     """A network as PyTorch's modules are: what dattri takes apart."""
 
-    def __init__(self, network: ResNet9, at: Checkpoint) -> None:
+    def __init__(self, network: Network, at: Checkpoint) -> None:
         super().__init__()
         self.network = network
         self.row = nn.Parameter(at.parameters.clone())
-        self.statistics = at.statistics
+        self.state = at.state
 
     def load(self, at: Checkpoint) -> _Module:
         """Become another network."""
-        self.row.data, self.statistics = at.parameters.clone(), at.statistics
+        self.row.data, self.state = at.parameters.clone(), at.state
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, classes) of images (B, C, H, W)."""
-        return self.network.forward(self.row[None], self.statistics, images, training=False)[0]
+        """Logits (B, classes) of images (B, …)."""
+        return self.network.evaluate(self.row[None], self.state, images)[0]
 
 
 def require_dattri() -> None:
@@ -139,9 +139,9 @@ def checkpoints(trainer: Trainer, masks: BoolArray, keys: Sequence[Key], number:
     for done in range(1, steps + 1):
         group.advance()
         if done in wanted:
-            statistics = group.statistics.clone()
+            state = group.state.clone()
             lr = float(group.lr[done - 1].max())
             found += [
-                Checkpoint(group.parameters[k].clone(), statistics.of(slice(k, k + 1), len(keys)), lr) for k in range(len(keys))
+                Checkpoint(group.parameters[k].clone(), state.of(slice(k, k + 1), len(keys)), lr) for k in range(len(keys))
             ]
     return found

@@ -11,10 +11,8 @@ chance that its network gives to wrong classes. What image j does for target t i
 Ilyas, Leclerc & Madry 2023, equations 13 to 17), with a ridge ρ in the place of their lack of one and, where that costs little,
 with the gradients themselves in the place of random projections of them. Scores are means over networks.
 
-Gradients of single images come from one forward and one backward pass of a batch. A trained network's images know nothing of
-each other, so that the gradient of Σ_b f_b by a convolution's output is, image by image, that of its own f: δ_b. The gradient
-by the weights is then Σ δ_b ⊗ a_b over the positions, a_b being the patches of the layer's input (Goodfellow 2015), and is
-projected layer by layer: no gradients of all images are ever whole.
+Gradients of single images come from the network (see `networks.Network.slopes`), and are projected layer by layer: no gradients
+of all images are ever whole.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from torch import Tensor
 from datamodels.subsets import Array, BoolArray
 from datamodels.training.draws import Key
 from datamodels.training.models import Trainer
-from datamodels.training.resnet9 import BATCH_NORM_EPS, LOGIT_SCALE, BatchNormStatistics, Conv, ResNet9, Seen
+from datamodels.training.networks import Network, State
 from datamodels.training.sketch import Sketch, sketch
 
 RIDGES = (0.1, 1.0)
@@ -44,7 +42,7 @@ at most 2 GB of them. Above, they are projected."""
 
 
 class Gradients(NamedTuple):
-    """Of B images: gradients (B, P) of f, or their projections (B, D); f (B,); and what the last layer sees, (B, 2·width)."""
+    """Of B images: gradients (B, P) of f, or their projections (B, D); f (B,); and what the last layer sees, (B, d)."""
 
     vectors: Tensor
     outputs: Tensor
@@ -67,8 +65,8 @@ def first_order(trainer: Trainer, masks: BoolArray, keys: Sequence[Key], dimensi
     return {"gradients": np.sum([part["gradients"] for part in parts], 0), **features}
 
 
-def attribution(trainer: Trainer, parameters: Tensor, statistics: BatchNormStatistics, dimensions: int) -> dict[str, Array]:
-    """As `first_order`, of K networks that are trained, (K, P) and their statistics.
+def attribution(trainer: Trainer, parameters: Tensor, state: State, dimensions: int) -> dict[str, Array]:
+    """As `first_order`, of K networks that are trained, (K, P) and their state.
 
     At its peak the device holds, beside images, models and a batch's activations, 4 (N + T) D bytes of gradients and, for
     T' = min(T, 1024) targets at once, 16 D² + 12 N T' + 8 D T' of the solver; where gradients stay whole P is in the place of
@@ -80,7 +78,7 @@ def attribution(trainer: Trainer, parameters: Tensor, statistics: BatchNormStati
     features: list[tuple[Tensor, Tensor]] = []
     to = _projection(trainer, dimensions)
     for model, own in enumerate(parameters):
-        its = statistics.of(slice(model, model + 1), k)
+        its = state.of(slice(model, model + 1), k)
         of_train = gradients(trainer.network, own, its, images.train, images.labels, to)
         of_test = gradients(trainer.network, own, its, images.test, images.test_labels, to)
         if not (_finite(of_train) and _finite(of_test)):
@@ -94,7 +92,7 @@ def attribution(trainer: Trainer, parameters: Tensor, statistics: BatchNormStati
 
 def _stacked(features: list[tuple[Tensor, Tensor]], trainer: Trainer) -> dict[str, Array]:
     """The networks' features of training images and of targets, (K', N, d) and (K', T, d), where there may be no network."""
-    d, found = 2 * trainer.network.width, {}
+    d, found = trainer.network.num_features, {}
     for side, (name, images) in enumerate([("train", trainer.n), ("test", len(trainer.images.test))]):
         rows = [pair[side].numpy() for pair in features]
         found[f"features_{name}"] = np.stack(rows) if rows else np.zeros((0, images, d), np.float32)
@@ -107,7 +105,7 @@ def _projection(trainer: Trainer, dimensions: int) -> Sketch | None:
     if p <= dimensions or (n + t) * p * max(min(n, p), 128) <= MOST_PRODUCTS:
         return None
     dtype = torch.promote_types(trainer.images.train.dtype, torch.float32)
-    return sketch(layer_sizes(trainer.network), dimensions, trainer.device, dtype)
+    return sketch(trainer.network.layer_sizes, dimensions, trainer.device, dtype)
 
 
 def _finite(found: Gradients) -> bool:
@@ -155,31 +153,26 @@ def _factor(system: Tensor, ridge: float) -> Tensor:
     return factor
 
 
-def layer_sizes(network: ResNet9) -> tuple[int, ...]:
-    """Parameters of each layer, in the order of a row: a convolution with its gains and shifts, and last the linear layer."""
-    of_convs = (c.out_channels * (c.in_channels * c.kernel**2 + 2) for c in network.convs.values())
-    return (*of_convs, 2 * network.width * network.classes)
-
-
 @torch.no_grad()
 def gradients(
-    network: ResNet9,
+    network: Network,
     parameters: Tensor,
-    statistics: BatchNormStatistics,
+    state: State,
     images: Tensor,
     labels: Tensor,
     to: Sketch | None = None,
 ) -> Gradients:
-    """Gradients of f at images (B, C, H, W) with labels (B,), of one trained network with parameters (P,), projected by `to`.
+    """Gradients of f at images (B, …) with labels (B,), of one trained network with parameters (P,), projected by `to`.
 
-    Their columns go as the parameters do, but for a convolution's weights: by output channel, row, column and input channel.
+    Their columns go by layers, in the network's own order.
     """
-    columns = sum(layer_sizes(network)) if to is None else to.dimensions
+    columns = sum(network.layer_sizes) if to is None else to.dimensions
     vectors = parameters.new_zeros(len(images), columns)
     outputs, features = [], []
-    for first in range(0, len(images), IMAGES_AT_ONCE):
-        part = slice(first, first + IMAGES_AT_ONCE)
-        value, seen_last, of_layers = _of_batch(network, parameters, statistics, images[part], labels[part])
+    at_once = min(IMAGES_AT_ONCE, network.images_at_once)
+    for first in range(0, len(images), at_once):
+        part = slice(first, first + at_once)
+        value, seen_last, of_layers = network.slopes(parameters, state, images[part], labels[part])
         outputs.append(value)
         features.append(seen_last)
         done = 0
@@ -190,50 +183,3 @@ def gradients(
             else:
                 to.add(vectors[part], found, layer)
     return Gradients(vectors, torch.cat(outputs), torch.cat(features))
-
-
-def _of_batch(
-    network: ResNet9, parameters: Tensor, statistics: BatchNormStatistics, images: Tensor, labels: Tensor
-) -> tuple[Tensor, Tensor, Iterator[Tensor]]:
-    """Values f (B,), what the last layer sees (B, 2·width), and the gradients (B, P_l) by each layer's parameters."""
-    row, seen = parameters[None], dict[str, Seen]()
-    with torch.enable_grad():
-        # It is the outputs' gradients that are wanted; that the images want one makes a graph without any of the weights'.
-        x = images.contiguous(memory_format=torch.channels_last).detach().requires_grad_()
-        features = network.features(row, statistics, x, training=False, seen=seen)
-        logits = network.logits(row, features)[0]
-        right = F.one_hot(labels, network.classes).bool()
-        f = logits.masked_fill(~right, 0).sum(1) - torch.logsumexp(logits.masked_fill(right, -torch.inf), 1)
-        by_logits, *by_outputs = torch.autograd.grad(f.sum(), [logits, *(layer.output for layer in seen.values())])
-    last = features.detach()[0]
-
-    def of_layers() -> Iterator[Tensor]:
-        for (name, layer), by_output in zip(seen.items(), by_outputs, strict=True):
-            gain = network.by_name(row)[f"{name}.gain"][0]
-            yield _of_conv(network.convs[name], layer, by_output, gain, statistics.mean[name], statistics.variance[name])
-        yield torch.bmm(last[:, :, None], by_logits[:, None] * LOGIT_SCALE).flatten(1)
-
-    return f.detach(), last, of_layers()
-
-
-def _of_conv(conv: Conv, seen: Seen, by_output: Tensor, gain: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Gradients (B, P_l) of f by a convolution's weights, gains and shifts, from those by its output after ReLU."""
-    dtype, one_over_std = gain.dtype, torch.rsqrt(variance + BATCH_NORM_EPS)
-    by_normalised = _by_position(by_output * (seen.output > 0)).to(dtype)
-    by_gain = (by_normalised * (_by_position(seen.convolved).to(dtype) - mean)).sum(1) * one_over_std
-    by_convolved = by_normalised * (gain * one_over_std)
-    inputs = seen.input[:, : conv.in_channels]  # padded channels have no weights
-    by_weight = torch.bmm(by_convolved.mT, _patches(inputs.to(dtype), conv))
-    return torch.cat([by_weight.flatten(1), by_gain, by_normalised.sum(1)], 1)
-
-
-def _by_position(x: Tensor) -> Tensor:
-    """(B, C, H, W) as (B, H·W, C), which in channels_last it is."""
-    return x.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _patches(x: Tensor, conv: Conv) -> Tensor:
-    """What each position of a convolution's output sees of x (B, C, H, W): (B, positions, kernel²·C), by row, column and C."""
-    padded = F.pad(x, (conv.padding,) * 4).permute(0, 2, 3, 1)
-    windows = padded.unfold(1, conv.kernel, conv.stride).unfold(2, conv.kernel, conv.stride)
-    return windows.permute(0, 1, 2, 4, 5, 3).flatten(1, 2).flatten(2)

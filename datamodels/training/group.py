@@ -15,13 +15,13 @@ from datamodels.subsets import IndexArray
 from datamodels.training.batches import Batches, Images
 from datamodels.training.devices import fastest_convolutions, for_each_on_streams, on_gpu, side_streams, wait_for
 from datamodels.training.draws import INITIALISATION, Augmentation, Draws, Key, generator
-from datamodels.training.resnet9 import BatchNormStatistics, ResNet9
+from datamodels.training.networks import Network, State
 
 # Steps before the capture: they let the libraries underneath allocate what they keep, which a capture may not.
 STEPS_BEFORE_CAPTURE = 3
 
 
-Loss = Callable[[ResNet9, Tensor, BatchNormStatistics, Tensor, Tensor, float], Tensor]
+Loss = Callable[[Network, Tensor, State, Tensor, Tensor, float], Tensor]
 
 
 class Group:
@@ -35,7 +35,7 @@ class Group:
 
     def __init__(
         self,
-        network: ResNet9,
+        network: Network,
         recipe: TrainingSettings,
         images: Images,
         draws: Sequence[Draws],
@@ -48,24 +48,29 @@ class Group:
         # All but float64, which is for tests, keeps float32 master weights, whatever the images and activations are.
         dtype = torch.promote_types(images.pixels.dtype, torch.float32)
         self.network, self.recipe, self.loss = network, recipe, loss or loss_of
-        self.batches = Batches(draws, images, augmentation_of(recipe), labels)
+        self.batches = Batches(draws, images, augmentation_of(recipe, images), labels)
         self.num_steps = [len(d.image) for d in draws]
         self.lr = learning_rates(recipe, self.num_steps, dtype).to(self.device)
         start = np.stack([network.initial_parameters(generator(key, INITIALISATION)) for key in keys])
         self.parameters = torch.from_numpy(start).to(self.device, dtype)
         self.velocity, self.gradient = torch.zeros_like(self.parameters), torch.zeros_like(self.parameters)
-        self.statistics = network.initial_statistics(k, self.device, dtype)
+        self.state = network.initial_state(keys, self.device, dtype)
         self.step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.parts = [slice(first, min(first + per_kernel, k)) for first in range(0, k, per_kernel)]
         self.streams = side_streams(self.device, len(self.parts))
 
-    def train(self) -> tuple[Tensor, BatchNormStatistics]:
-        """Take all steps; parameters (K, P) and running statistics of each model after its own last step.
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes that a step works on beside what autograd keeps; of these networks next to nothing."""
+        return 0
+
+    def train(self) -> tuple[Tensor, State]:
+        """Take all steps; parameters (K, P) and state of each model after its own last step.
 
         What a model is at its last step is set aside, and the group goes on until its largest subset is done.
         """
         final = torch.empty_like(self.parameters)
-        final_statistics = self.statistics.clone()
+        final_state = self.state.clone()
         advance: Callable[[], None] = self.advance
         for done in range(1, max(self.num_steps) + 1):
             if done == STEPS_BEFORE_CAPTURE + 1:
@@ -76,9 +81,9 @@ class Group:
             if done in self.num_steps:
                 ended = torch.tensor([steps == done for steps in self.num_steps]).to(final.device)
                 torch.where(ended[:, None], self.parameters, final, out=final)
-                final_statistics.keep(self.statistics, ended)
+                final_state.keep(self.state, ended)
         wait_for(final.device)  # a graph must not go while its replays are under way
-        return final, final_statistics
+        return final, final_state
 
     def warmed_up(self) -> Callable[[], None]:
         """Take the steps that come before a capture, and give `captured`."""
@@ -94,11 +99,11 @@ class Group:
         self.step.add_(1)
 
     def captured(self) -> Callable[[], None]:
-        """`advance` as a CUDA graph, on a GPU, to be called after a few steps without it; `advance` itself on a processor.
+        """`advance` as a CUDA graph, on a GPU, to be called after a few steps without it; elsewhere `advance` itself.
 
         The capture runs nothing; a replay runs the step's kernels on the tensors as they then are.
         """
-        if not on_gpu(self.device):
+        if not on_gpu(self.device) or not self.network.capturable:
             return self.advance
         graph = torch.cuda.CUDAGraph()
         with fastest_convolutions(self.device), torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
@@ -108,8 +113,8 @@ class Group:
     def _fill_gradient(self, models: slice) -> None:
         x, labels = self.batches.at(self.step, models)
         parameters = self.parameters[models].requires_grad_()
-        statistics = self.statistics.of(models, len(self.parameters))
-        loss = self.loss(self.network, parameters, statistics, x, labels, self.recipe.label_smoothing)
+        state = self.state.of(models, len(self.parameters))
+        loss = self.loss(self.network, parameters, state, x, labels, self.recipe.label_smoothing)
         (self.gradient[models],) = torch.autograd.grad(loss, parameters)
 
     @torch.no_grad()
@@ -122,20 +127,20 @@ class Group:
         self.parameters.addcmul_(lr, update, value=-1)
 
 
-def loss_of(
-    network: ResNet9, parameters: Tensor, statistics: BatchNormStatistics, x: Tensor, labels: Tensor, label_smoothing: float
-) -> Tensor:
-    """The sum over K models of each one's mean loss over its batch: parameters (K, P), x (B, K·C, H, W), labels (K, B).
+def loss_of(network: Network, parameters: Tensor, state: State, x: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """The sum over K models of each one's mean loss over its batch: parameters (K, P), x (B, K·C, …), labels (K, B).
 
-    Its gradient by the parameters, (K, P), is that of each model's own loss. `statistics` are moved on.
+    Its gradient by the parameters, (K, P), is that of each model's own loss. `state` is moved on.
     """
-    logits = network.forward(parameters, statistics, x, training=True)
+    logits = network.forward(parameters, state, x, training=True)
     loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum", label_smoothing=label_smoothing)
     return loss / labels.shape[1]
 
 
-def augmentation_of(recipe: TrainingSettings) -> Augmentation:
-    """What the recipe does to a training image."""
+def augmentation_of(recipe: TrainingSettings, images: Images) -> Augmentation:
+    """What the recipe does to a training image; to features nothing, for they have no place and no mirror image."""
+    if images.of_features:
+        return Augmentation(0, flip=False, cutout=0)
     return Augmentation(recipe.max_shift, recipe.flip, recipe.cutout)
 
 

@@ -1,7 +1,7 @@
 """Train K models at once on one device, each on its own subset, and measure their margins.
 
 Model k of a group gets its own mask, initialisation, batch order and augmentation, all from its own key; the others of the
-group change nothing but the rounding. See `resnet9` for how they share one program, `draws` for what is random, `group` for the
+group change nothing but the rounding. See `networks` for what shares one program, `draws` for what is random, `group` for the
 training itself.
 """
 
@@ -11,7 +11,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,10 +26,12 @@ from datamodels.settings import COMPILED, COMPILED_PADDED, PADDED, PLAIN, Traini
 from datamodels.subsets import BoolArray, IndexArray
 from datamodels.training.batches import Images
 from datamodels.training.devices import made_current, on_gpu, on_its_thread, require_bfloat16
-from datamodels.training.draws import Draws, Key, draw, second_key
+from datamodels.training.draws import Key, draw, draw_shared, num_steps, rows_for, second_key
 from datamodels.training.group import Group, Loss, augmentation_of, loss_of
+from datamodels.training.margins import margin
 from datamodels.training.memory import out_of_memory, unless_out_of_memory
-from datamodels.training.resnet9 import BatchNormStatistics, ResNet9
+from datamodels.training.networks import Network, State, network_of, require_program, shares_batches
+from datamodels.training.shared import SharedGroup
 
 FloatArray = npt.NDArray[np.float32]
 Outputs = dict[str, FloatArray]
@@ -47,9 +49,10 @@ MOST_ELEMENTS = 2**31 - 1
 class Trainer:
     """The data of one run, resident on one device, and the recipe that all models on it are trained by.
 
-    `per_kernel` models of a group share each grouped convolution, all of them when it is None. `program` is one of
-    `settings.PROGRAMS`. `dtype` float64 is for tests of what must not change; otherwise parameters are float32 and activations
-    of the recipe's `precision`. Raises InputError where the device does not have that.
+    `per_kernel` models of a group share each kernel, such as a grouped convolution, all of them when it is None. `program` is
+    one of `settings.PROGRAMS`. `dtype` float64 is for tests of what must not change; otherwise parameters are float32 and
+    activations of the recipe's `precision`. Raises InputError where the device does not have that, or the network is not for
+    such data.
     """
 
     def __init__(
@@ -67,12 +70,15 @@ class Trainer:
         if activations == torch.bfloat16:
             require_bfloat16(device)
         channels = PADDED_CHANNELS if program in (PADDED, COMPILED_PADDED) else 0
+        require_program(recipe, program)
         self.images = Images(data, recipe.max_shift, device, activations, max(channels, data.train.images.shape[-1]))
+        self.augmentation = augmentation_of(recipe, self.images)
         side = min(self.images.height, self.images.width)
-        if recipe.cutout > side:
+        if self.augmentation.cutout > side:
             raise InputError(f"training.cutout is {recipe.cutout}, and images of {side} pixels have no room for such a square")
         self.n, self.classes = self.images.n, len(data.class_names)
-        self.network = ResNet9(self.images.channels, self.classes, recipe.width, recipe.last_padding)
+        self.network = network_of(recipe, self.images, self.classes)
+        self.shares_batches = shares_batches(recipe)
         self.loss: Loss = CompiledWhereItWorks() if program in (COMPILED, COMPILED_PADDED) else loss_of
         self.turn = threading.Lock() if on_gpu(device) else nullcontext()
 
@@ -100,31 +106,40 @@ class Trainer:
                 outputs[name][again] = rows
         return outputs
 
-    def train(
-        self, masks: BoolArray, keys: Sequence[Key], labels: IndexArray | None = None
-    ) -> tuple[Tensor, BatchNormStatistics]:
-        """Parameters (K, P) and running statistics of K trained models; their subsets may differ in size."""
+    def train(self, masks: BoolArray, keys: Sequence[Key], labels: IndexArray | None = None) -> tuple[Tensor, State]:
+        """Parameters (K, P) and state of K trained models; their subsets may differ in size."""
         return self.group(masks, keys, labels).train()
 
     def group(self, masks: BoolArray, keys: Sequence[Key], labels: IndexArray | None = None) -> Group:
         """K models before their first step."""
         return self.group_of(self.draws(masks, keys), keys, labels)
 
-    def draws(self, masks: BoolArray, keys: Sequence[Key]) -> list[Draws]:
+    def draws(self, masks: BoolArray, keys: Sequence[Key]) -> list[Any]:
         """What is random about K models: reckoned on the host, while another group may be on the device."""
-        recipe, augmentation = self.recipe, augmentation_of(self.recipe)
+        recipe, augmentation = self.recipe, self.augmentation
+        if self.shares_batches:
+            return [draw_shared(key, mask, recipe.batch_size, recipe.epochs) for key, mask in zip(keys, masks, strict=True)]
         size = (self.images.height, self.images.width)
         pairs = zip(keys, masks, strict=True)
         return [draw(key, mask, recipe.batch_size, recipe.epochs, augmentation, *size) for key, mask in pairs]
 
-    def group_of(self, draws: Sequence[Draws], keys: Sequence[Key], labels: IndexArray | None = None) -> Group:
+    def num_steps(self, images: int) -> int:
+        """Steps of a training on so many images of S."""
+        recipe = self.recipe
+        if self.shares_batches:
+            return num_steps(self.n, rows_for(images, self.n, recipe.batch_size), recipe.epochs)
+        return num_steps(images, recipe.batch_size, recipe.epochs)
+
+    def group_of(self, draws: Sequence[Any], keys: Sequence[Key], labels: IndexArray | None = None) -> Group:
         """As `group`, of what was drawn before."""
         shared = min(self.per_kernel or len(keys), self.most_per_kernel)
+        if self.shares_batches:
+            return SharedGroup(self.network, self.recipe, self.images, draws, keys, shared, labels)  # type: ignore[arg-type]
         return Group(self.network, self.recipe, self.images, draws, keys, shared, labels, self.loss)
 
     @property
     def most_per_kernel(self) -> int:
-        """How many models can share a grouped convolution before a tensor has more elements than kernels can count."""
+        """How many models can share a kernel before a tensor has more elements than kernels can count."""
         images = max(self.recipe.batch_size, EVALUATION_BATCH)
         largest = images * self.network.largest_map(self.images.height, self.images.width)
         return max(1, MOST_ELEMENTS // largest)
@@ -165,34 +180,31 @@ class Trainer:
         return found
 
     @torch.no_grad()
-    def features(self, parameters: Tensor, statistics: BatchNormStatistics, images: Tensor) -> Tensor:
-        """Features (K, B, 2·width) of images (B, C, H, W), of length 1 each."""
-        k, features = len(parameters), []
-        for part in torch.split(images, EVALUATION_BATCH):
-            found = self.network.features(parameters, statistics, _for_each(part, k), training=False)
-            features.append(F.normalize(found.float(), dim=2))
-        return torch.cat(features, 1)
+    def features(self, parameters: Tensor, state: State, images: Tensor) -> Tensor:
+        """Features (K, B, d) of images (B, …), of length 1 each."""
+        found = [self.network.features_of(parameters, state, part) for part in torch.split(images, EVALUATION_BATCH)]
+        return torch.cat([F.normalize(part.float(), dim=2) for part in found], 1)
 
     @torch.no_grad()
-    def test_logits(self, parameters: Tensor, statistics: BatchNormStatistics) -> Tensor:
+    def test_logits(self, parameters: Tensor, state: State) -> Tensor:
         """Logits (K, T, classes) on all targets, averaged over an image and its mirror image where the recipe flips."""
         k, size = len(parameters), min(self.per_kernel or len(parameters), self.most_per_kernel)
         parts = [slice(first, min(first + size, k)) for first in range(0, k, size)]
-        return torch.cat([self._part_logits(parameters[part], statistics.of(part, k)) for part in parts])
+        return torch.cat([self._part_logits(parameters[part], state.of(part, k)) for part in parts])
 
-    def test_margins(self, parameters: Tensor, statistics: BatchNormStatistics) -> Tensor:
+    def test_margins(self, parameters: Tensor, state: State) -> Tensor:
         """Margins (K, T) on all targets: the logit of the right class less the largest other one."""
-        return margin(self.test_logits(parameters, statistics), self.images.test_labels)
+        return margin(self.test_logits(parameters, state), self.images.test_labels)
 
     def no_room(self) -> InputError:
         """The error to raise where not even one model fits."""
-        return InputError(f"{self.device} has too little memory for one model of width {self.recipe.width}")
+        return InputError(f"{self.device} has too little memory for one {self.network.name}")
 
-    def _part_logits(self, parameters: Tensor, statistics: BatchNormStatistics) -> Tensor:
-        k, logits = len(parameters), []
+    def _part_logits(self, parameters: Tensor, state: State) -> Tensor:
+        logits = []
         for images in torch.split(self.images.test, EVALUATION_BATCH):
-            views = [images, images.flip(3)] if self.recipe.flip else [images]
-            of_views = [self.network.forward(parameters, statistics, _for_each(v, k), training=False) for v in views]
+            views = [images, images.flip(3)] if self.augmentation.flip else [images]
+            of_views = [self.network.evaluate(parameters, state, v) for v in views]
             logits.append(torch.stack(of_views).mean(0))
         return torch.cat(logits, 1)
 
@@ -232,17 +244,17 @@ class CompiledWhereItWorks:
         self.worked = False
 
     def __call__(
-        self, network: ResNet9, parameters: Tensor, statistics: BatchNormStatistics, x: Tensor, labels: Tensor, smoothing: float
+        self, network: Network, parameters: Tensor, state: State, x: Tensor, labels: Tensor, smoothing: float
     ) -> Tensor:
         """See `loss_of`."""
         try:
-            found = self.loss(network, parameters, statistics, x, labels, smoothing)
+            found = self.loss(network, parameters, state, x, labels, smoothing)
         except Exception as e:
             if self.worked or self.loss is loss_of or out_of_memory(e):
                 raise
             say(f"a compiled step does not work here ({first_line(e)}); going on with the plain one")
             self.loss = loss_of
-            found = self.loss(network, parameters, statistics, x, labels, smoothing)
+            found = self.loss(network, parameters, state, x, labels, smoothing)
         self.worked = True
         return found
 
@@ -259,20 +271,7 @@ def compiled_loss() -> Loss:
     return torch.compile(loss_of, fullgraph=True, dynamic=False)
 
 
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Correct-class logit less the largest other logit: (…, T, classes) and (T,) to (…, T), in logits."""
-    right = F.one_hot(labels, logits.shape[-1]).bool().expand_as(logits)
-    correct = logits.masked_fill(~right, 0).sum(-1)
-    return correct - logits.masked_fill(right, -torch.inf).amax(-1)
-
-
 def _diverged(outputs: Outputs) -> BoolArray:
     """Which models, bool (K,), have a margin or a logit that is NaN, infinite or too large to be one."""
     fine = [(np.abs(rows) <= LARGEST_MARGIN).reshape(len(rows), -1).all(1) for rows in outputs.values()]
     return np.asarray(~np.stack(fine).all(0))
-
-
-def _for_each(images: Tensor, k: int) -> Tensor:
-    """The same images (B, C, H, W) for each of K models: (B, K·C, H, W) in channels_last."""
-    b, c, h, w = images.shape
-    return images.permute(0, 2, 3, 1)[:, :, :, None].expand(b, h, w, k, c).reshape(b, h, w, k * c).permute(0, 3, 1, 2)

@@ -9,11 +9,17 @@ and a model is moved, saved or compared as a row.
 The network (Ilyas et al., Datamodels: Predicting Predictions from Training Data, 2022, after the FFCV example): conv width;
 conv 2·width, 5×5, stride 2; residual 2·width; conv 4·width, max-pool; residual 4·width; conv 2·width; global max-pool; linear
 without bias; ×0.2. Each conv is followed by batch normalisation and ReLU.
+
+Gradients of single images come from one forward and one backward pass of a batch. A trained network's images know nothing of
+each other, so that the gradient of Σ_b f_b by a convolution's output is, image by image, that of its own f: δ_b. The gradient
+by the weights is then Σ δ_b ⊗ a_b over the positions, a_b being the patches of the layer's input (Goodfellow 2015).
 """
 
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +27,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from datamodels.training.draws import Key
+from datamodels.training.margins import soft_margin
 
 LOGIT_SCALE = 0.2
 BATCH_NORM_EPS = 1e-5
@@ -60,6 +69,11 @@ class ResNet9:
     last_padding: int
 
     @property
+    def name(self) -> str:
+        """For messages."""
+        return f"ResNet-9 of width {self.width}"
+
+    @property
     def convs(self) -> dict[str, Conv]:
         """The convolutions by name, in the order of the forward pass."""
         w = self.width
@@ -89,6 +103,27 @@ class ResNet9:
         """P, the parameters of one model."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
+    @property
+    def num_features(self) -> int:
+        """What the last layer sees of an image: 2·width numbers."""
+        return 2 * self.width
+
+    @property
+    def images_at_once(self) -> int:
+        """Gradients of single images come layer by layer: as many as are wanted."""
+        return sys.maxsize
+
+    @property
+    def capturable(self) -> bool:
+        """Nothing waits for a number."""
+        return True
+
+    @property
+    def layer_sizes(self) -> tuple[int, ...]:
+        """Parameters of each layer in the order of a row: a convolution with its gains and shifts; last the linear layer."""
+        of_convs = (c.out_channels * (c.in_channels * c.kernel**2 + 2) for c in self.convs.values())
+        return (*of_convs, self.num_features * self.classes)
+
     def largest_map(self, height: int, width: int) -> int:
         """Elements of the largest activation of one image of so many pixels, before a convolution or after it."""
         largest = 0
@@ -114,9 +149,9 @@ class ResNet9:
                 parts.append(np.full(shape, 1.0 if name.endswith(".gain") else 0.0))
         return np.concatenate(parts).astype(np.float32)
 
-    def initial_statistics(self, k: int, device: torch.device, dtype: torch.dtype) -> BatchNormStatistics:
+    def initial_state(self, keys: Sequence[Key], device: torch.device, dtype: torch.dtype) -> BatchNormStatistics:
         """Running statistics of K fresh models: mean 0, variance 1."""
-        sizes = {name: k * conv.out_channels for name, conv in self.convs.items()}
+        sizes = {name: len(keys) * conv.out_channels for name, conv in self.convs.items()}
         return BatchNormStatistics(
             {name: torch.zeros(size, device=device, dtype=dtype) for name, size in sizes.items()},
             {name: torch.ones(size, device=device, dtype=dtype) for name, size in sizes.items()},
@@ -125,6 +160,14 @@ class ResNet9:
     def forward(self, parameters: Tensor, statistics: BatchNormStatistics, x: Tensor, training: bool) -> Tensor:
         """Logits (K, B, classes) of K models; arguments as for `features`."""
         return self.logits(parameters, self.features(parameters, statistics, x, training))
+
+    def evaluate(self, parameters: Tensor, statistics: BatchNormStatistics, images: Tensor) -> Tensor:
+        """Logits (K, B, classes) of K trained models, all of the same images (B, C, H, W)."""
+        return self.forward(parameters, statistics, for_each(images, len(parameters)), training=False)
+
+    def features_of(self, parameters: Tensor, statistics: BatchNormStatistics, images: Tensor) -> Tensor:
+        """What the last layer of K trained models sees of the same images: (K, B, 2·width)."""
+        return self.features(parameters, statistics, for_each(images, len(parameters)), training=False)
 
     def logits(self, parameters: Tensor, features: Tensor) -> Tensor:
         """Logits (K, B, classes) of what the last layer sees, (K, B, 2·width)."""
@@ -170,6 +213,35 @@ class ResNet9:
         x = conv("conv4", x).amax((2, 3))
         return x.view(len(x), k, -1).transpose(0, 1).to(parameters.dtype)
 
+    def slopes(
+        self, parameters: Tensor, statistics: BatchNormStatistics, images: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Iterator[Tensor]]:
+        """Soft margins f (B,), what the last layer sees, (B, 2·width), and the gradients (B, P_l) of each f by each layer.
+
+        Their columns go as the parameters do, but for a convolution's weights: by output channel, row, column, input channel.
+        """
+        row, seen = parameters[None], dict[str, Seen]()
+        with torch.enable_grad():
+            # It is the outputs' gradients that are wanted; that the images want one makes a graph without any of the weights'.
+            x = images.contiguous(memory_format=torch.channels_last).detach().requires_grad_()
+            features = self.features(row, statistics, x, training=False, seen=seen)
+            logits = self.logits(row, features)[0]
+            f = soft_margin(logits, labels)
+            by_logits, *by_outputs = torch.autograd.grad(f.sum(), [logits, *(layer.output for layer in seen.values())])
+        last = features.detach()[0]
+
+        def of_layers() -> Iterator[Tensor]:
+            for (name, layer), by_output in zip(seen.items(), by_outputs, strict=True):
+                gain = self.by_name(row)[f"{name}.gain"][0]
+                yield _of_conv(self.convs[name], layer, by_output, gain, statistics.mean[name], statistics.variance[name])
+            yield torch.bmm(last[:, :, None], by_logits[:, None] * LOGIT_SCALE).flatten(1)
+
+        return f.detach(), last, of_layers()
+
+    def as_module(self) -> nn.Module:
+        """One model of PyTorch's own modules."""
+        return ResNet9Module(self)
+
     def by_name(self, parameters: Tensor) -> dict[str, Tensor]:
         """Parameters (K, P) as views (K, …) of their shapes."""
         sizes = [math.prod(shape) for shape in self.shapes.values()]
@@ -202,3 +274,59 @@ class BatchNormStatistics:
             for name in mine:
                 chosen = models.repeat_interleave(len(mine[name]) // len(models))
                 torch.where(chosen, theirs[name], mine[name], out=mine[name])
+
+
+class ResNet9Module(nn.Module):
+    """One ResNet-9 of PyTorch's own modules: images (B, C, H, W) to logits (B, classes)."""
+
+    def __init__(self, network: ResNet9) -> None:
+        super().__init__()
+        self.convs = nn.ModuleDict({name: _block(conv) for name, conv in network.convs.items()})
+        self.linear = nn.Linear(2 * network.width, network.classes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The forward pass."""
+        c = self.convs
+        x = c["conv2"](c["conv1"](x))
+        x = x + c["residual1b"](c["residual1a"](x))
+        x = F.max_pool2d(c["conv3"](x), 2)
+        x = x + c["residual2b"](c["residual2a"](x))
+        logits: Tensor = self.linear(c["conv4"](x).amax((2, 3)))
+        return logits * LOGIT_SCALE
+
+
+def _block(conv: Conv) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel, conv.stride, conv.padding, bias=False),
+        nn.BatchNorm2d(conv.out_channels, BATCH_NORM_EPS, BATCH_NORM_MOMENTUM),
+        nn.ReLU(inplace=True),
+    )
+
+
+def for_each(images: Tensor, k: int) -> Tensor:
+    """The same images (B, C, H, W) for each of K models: (B, K·C, H, W) in channels_last."""
+    b, c, h, w = images.shape
+    return images.permute(0, 2, 3, 1)[:, :, :, None].expand(b, h, w, k, c).reshape(b, h, w, k * c).permute(0, 3, 1, 2)
+
+
+def _of_conv(conv: Conv, seen: Seen, by_output: Tensor, gain: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Gradients (B, P_l) of f by a convolution's weights, gains and shifts, from those by its output after ReLU."""
+    dtype, one_over_std = gain.dtype, torch.rsqrt(variance + BATCH_NORM_EPS)
+    by_normalised = _by_position(by_output * (seen.output > 0)).to(dtype)
+    by_gain = (by_normalised * (_by_position(seen.convolved).to(dtype) - mean)).sum(1) * one_over_std
+    by_convolved = by_normalised * (gain * one_over_std)
+    inputs = seen.input[:, : conv.in_channels]  # padded channels have no weights
+    by_weight = torch.bmm(by_convolved.mT, _patches(inputs.to(dtype), conv))
+    return torch.cat([by_weight.flatten(1), by_gain, by_normalised.sum(1)], 1)
+
+
+def _by_position(x: Tensor) -> Tensor:
+    """(B, C, H, W) as (B, H·W, C), which in channels_last it is."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _patches(x: Tensor, conv: Conv) -> Tensor:
+    """What each position of a convolution's output sees of x (B, C, H, W): (B, positions, kernel²·C), by row, column and C."""
+    padded = F.pad(x, (conv.padding,) * 4).permute(0, 2, 3, 1)
+    windows = padded.unfold(1, conv.kernel, conv.stride).unfold(2, conv.kernel, conv.stride)
+    return windows.permute(0, 1, 2, 4, 5, 3).flatten(1, 2).flatten(2)

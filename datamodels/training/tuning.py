@@ -13,14 +13,16 @@ import torch
 from datamodels.data import Dataset
 from datamodels.errors import InputError
 from datamodels.progress import say
-from datamodels.settings import COMPILED, COMPILED_PADDED, MEASURED, PADDED, PLAIN, PROGRAMS, GroupSettings, TrainingSettings
+from datamodels.settings import COMPILED, COMPILED_PADDED, MEASURED, PADDED, PLAIN, GroupSettings, TrainingSettings
 from datamodels.training import models
 from datamodels.training.devices import STREAMS, for_each_group, groups_at_once, on_gpu, wait_for
 from datamodels.training.group import STEPS_BEFORE_CAPTURE, Group
 from datamodels.training.memory import free_memory, give_back, unless_out_of_memory
 from datamodels.training.models import PADDED_CHANNELS, Trainer, first_line
+from datamodels.training.networks import programs_for, require_program, shares_batches
 
-MOST_AT_ONCE = 64
+MOST_AT_ONCE, MOST_SHARING = 64, 512
+"""Models in a group that is tried, and where they share their batches."""
 MEASURE_S = 0.5
 # A larger group must be worth it: its block is what a crash costs, and the least that two workers can share.
 GOOD_ENOUGH = 0.95
@@ -41,7 +43,10 @@ def choose_groups(
 
     Raises InputError where no way works, or `wanted` asks for what does not go together.
     """
-    candidates = _candidates(wanted, device, data.train.images.shape[-1])
+    if wanted.program != MEASURED:
+        require_program(recipe, wanted.program)
+    most = MOST_SHARING if shares_batches(recipe) else MOST_AT_ONCE
+    candidates = _candidates(wanted, device, _programs(recipe, data.train.images.shape[-1]), most)
     if sum(map(len, candidates)) == 1:
         return candidates[0][0], {}
     speeds = _measure(Ways(data, recipe, device), candidates)
@@ -118,8 +123,9 @@ def activation_bytes(trainer: Trainer) -> int:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            few_steps(trainer, 1).advance()
-        return sum(seen.values())
+            group = few_steps(trainer, 1)
+            group.advance()
+        return sum(seen.values()) + group.buffer_bytes
 
     with trainer.at_work():
         found = unless_out_of_memory(measured, trainer.device)
@@ -134,8 +140,8 @@ def for_a_few_steps(recipe: TrainingSettings, n: int) -> TrainingSettings:
 
 
 def few_steps(trainer: Trainer, k: int, number: int = 0) -> Group:
-    """K models for a few steps: on so few images that nothing is spent on drawing their order."""
-    mask = np.arange(trainer.n) < _few(trainer.recipe, trainer.n)
+    """K models for a few steps: on so few images that nothing is spent on drawing their order, which shared costs nothing."""
+    mask = np.arange(trainer.n) < (trainer.n if trainer.shares_batches else _few(trainer.recipe, trainer.n))
     return trainer.group(np.tile(mask, (k, 1)), [(number, i) for i in range(k)])
 
 
@@ -157,28 +163,33 @@ def _measure(ways: Ways, candidates: Sequence[Sequence[GroupSettings]]) -> Speed
     return speeds
 
 
-def _candidates(wanted: GroupSettings, device: torch.device, channels: int) -> list[list[GroupSettings]]:
+def _candidates(wanted: GroupSettings, device: torch.device, programs: Sequence[str], most: int) -> list[list[GroupSettings]]:
     """What is to be tried, one list for each K. Raises InputError for several models a compiled kernel."""
     if wanted.program in (COMPILED, COMPILED_PADDED) and wanted.models_per_kernel > 1:
         raise InputError(
             f"groups.program {wanted.program} is of one model a kernel; set groups.models_per_kernel 1, or another program"
         )
-    doubling = itertools.takewhile(lambda k: k <= MOST_AT_ONCE, (2**i for i in itertools.count()))
+    doubling = itertools.takewhile(lambda k: k <= most, (2**i for i in itertools.count()))
     sizes = [wanted.models_at_once] if wanted.models_at_once else list(doubling)
 
     def allowed(groups: GroupSettings) -> bool:
         given = (min(wanted.models_per_kernel, groups.models_at_once), wanted.program)
         return given[0] in (0, groups.models_per_kernel) and given[1] in (MEASURED, groups.program)
 
-    return [[groups for groups in _ways_of(k, wanted, device, channels) if allowed(groups)] for k in sizes]
+    return [[groups for groups in _ways_of(k, wanted, device, programs) if allowed(groups)] for k in sizes]
 
 
-def _ways_of(k: int, wanted: GroupSettings, device: torch.device, channels: int) -> list[GroupSettings]:
+def _programs(recipe: TrainingSettings, channels: int) -> list[str]:
+    """The programs worth trying: no padding where there is nothing to pad."""
+    padding = (PADDED, COMPILED_PADDED)
+    return [program for program in programs_for(recipe) if channels % PADDED_CHANNELS or program not in padding]
+
+
+def _ways_of(k: int, wanted: GroupSettings, device: torch.device, programs: Sequence[str]) -> list[GroupSettings]:
     """All ways to train K models at once that there are on a device, the given ones among them."""
     if not on_gpu(device):
         shared = 1 if wanted.program in (COMPILED, COMPILED_PADDED) else min(wanted.models_per_kernel or k, k)
         return [GroupSettings(k, shared, PLAIN if wanted.program == MEASURED else wanted.program)]
-    programs = [program for program in PROGRAMS if channels % PADDED_CHANNELS or program not in (PADDED, COMPILED_PADDED)]
     apart = [GroupSettings(k, 1, program) for program in programs]
     shared = min(wanted.models_per_kernel or k, k)
     together = [GroupSettings(k, shared, program) for program in (PLAIN, PADDED) if program in (PLAIN, wanted.program)]

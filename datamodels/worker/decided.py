@@ -19,9 +19,9 @@ SOURCES = "sources"
 
 def provenance_of(settings: Settings, learner: Learner) -> dict[str, Any]:
     """What decides a learner's rows: its own word, and of one's own code its name and its source files."""
+    sources = own_sources(settings)
     if settings.worker.main == BUILT_IN:
-        return dict(learner.provenance)
-    sources = dict(imported_sources(settings.worker.main.partition(":")[0]))
+        return {**learner.provenance, **({SOURCES: sources} if sources else {})}
     own = _as_read_again(learner)
     # Under a name of its own: no key of a learner's can stand for one of this program's.
     return {
@@ -29,6 +29,12 @@ def provenance_of(settings: Settings, learner: Learner) -> dict[str, Any]:
         "worker": {"main": settings.worker.main},
         **({SOURCES: sources} if sources else {}),
     }
+
+
+def own_sources(settings: Settings) -> dict[str, str]:
+    """The source files, once imported, of one's own code that makes a run's models: of `worker.main`, or of a network."""
+    name = settings.training.network if settings.worker.main == BUILT_IN else settings.worker.main
+    return dict(imported_sources(name.partition(":")[0])) if ":" in name else {}
 
 
 def _as_read_again(learner: Learner) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from datamodels.learners.declared import declared_arrays
 from datamodels.learners.function import learner_named
 from datamodels.learners.given import MOST_AT_ONCE, asked_of, is_whole
 from datamodels.learners.recipe import Recipe
-from datamodels.learners.sources import imported_sources
 from datamodels.machine import refuse_tight_limits
 from datamodels.processes import devices_named
 from datamodels.progress import progress
@@ -26,7 +25,7 @@ from datamodels.store import ArraySpec, Meta, Store, create, grow, read_meta
 from datamodels.store.layout import FAILURES
 from datamodels.training.devices import number_of_gpus
 from datamodels.worker.blocks import there
-from datamodels.worker.decided import provenance_of, refuse_other_sizes, with_sources_of
+from datamodels.worker.decided import own_sources, provenance_of, refuse_other_sizes, with_sources_of
 from datamodels.worker.engine import Engine, Local
 from datamodels.worker.jobs import RandomSubsets
 from datamodels.worker.prior import make_prior
@@ -41,13 +40,13 @@ def engine_of(settings: Settings, gpu: str | None, data: Dataset | None = None) 
     devices = [] if gpu is None else devices_named(gpu, number_of_gpus)
     if settings.worker.main != BUILT_IN:
         return Local(functools.partial(learner_named, settings), devices, functools.partial(_sources, settings))
-    return Local(functools.partial(Recipe, settings, data or load(settings)), devices)
+    return Local(functools.partial(Recipe, settings, data or load(settings)), devices, functools.partial(_sources, settings))
 
 
 def _sources(settings: Settings, learner: Learner) -> dict[str, Any]:
-    """What other processes are told of a learner of one's own: the files that this one runs, which may change meanwhile."""
+    """What other processes are told of one's own code: the files that this one runs, which may change meanwhile."""
     del learner
-    return {"sources": dict(imported_sources(settings.worker.main.partition(":")[0]))}
+    return {"sources": own_sources(settings)}
 
 
 def prepared(settings: Settings) -> Dataset | None:

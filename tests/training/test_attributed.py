@@ -1,6 +1,7 @@
 """dattri's methods on this package's networks: TracIn against gradients by hand, and that help is help."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ def test_checkpoints_are_of_the_training_and_the_last_is_its_end(trainer):
     parameters, statistics = trainer.train(masks, keys)
     for k in range(2):
         assert torch.equal(found[-2 + k].parameters, parameters[k])
-        for name, values in found[-2 + k].statistics.mean.items():
+        its: Any = found[-2 + k].state
+        for name, values in its.mean.items():
             assert torch.equal(values, statistics.of(slice(k, k + 1), 2).mean[name])
     rates = [at.lr for at in found[::2]]
     assert rates == sorted(rates, reverse=True)
@@ -42,7 +44,7 @@ def test_tracin_is_the_sum_over_checkpoints_of_products_of_gradients(trainer):
 
         def gradient(image, label, at, margin):
             row = at.parameters.clone().requires_grad_()
-            logits = trainer.network.forward(row[None], at.statistics, image[None], training=False)[0]
+            logits = trainer.network.forward(row[None], at.state, image[None], training=False)[0]
             others = torch.arange(10) != label
             value = torch.logsumexp(logits[0, others], 0) - logits[0, label] if margin else F.cross_entropy(logits, label[None])
             return torch.autograd.grad(value, row)[0]

@@ -16,7 +16,7 @@ from datamodels.data import Dataset, Split
 from datamodels.settings import PADDED, PLAIN
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer
-from datamodels.training.models import margin
+from datamodels.training.margins import margin
 
 DEVICE = torch.device("meta")
 
@@ -52,12 +52,12 @@ def test_a_step_and_the_evaluation_stay_on_the_device(digits, recipe, precision,
         chosen = dataclasses.replace(recipe, precision=precision)
         trainer = Trainer(fake(digits, mode), chosen, DEVICE, per_kernel, program=program)
         group = trainer.group(draw_masks(0, range(4), 60, 0.5), [(0, i) for i in range(4)], labels)
-        held = {**vars(group), **vars(group.batches), **group.statistics.mean, **group.statistics.variance}
+        held = {**vars(group), **vars(group.batches), **group.state.mean, **group.state.variance}
         assert {value.device.type for value in held.values() if isinstance(value, torch.Tensor)} == {DEVICE.type}
         with Transfers() as step:
             group.advance()
         with Transfers() as evaluation:
-            logits = trainer.test_logits(group.parameters, group.statistics)
+            logits = trainer.test_logits(group.parameters, group.state)
             margins = margin(logits, trainer.images.test_labels)
     assert step.operations > 100
     assert step.mixed == evaluation.mixed == []

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from datamodels.training import Trainer
 from datamodels.training import gradients as module
-from datamodels.training.gradients import RIDGES, first_order, gradients, layer_sizes, ridge_scores
+from datamodels.training.gradients import RIDGES, first_order, gradients, ridge_scores
 from datamodels.training.group import loss_of
 from datamodels.training.resnet9 import BatchNormStatistics, ResNet9
 from datamodels.training.sketch import sketch
@@ -73,7 +73,7 @@ def test_gradients_are_autograds_image_by_image(channels, size, padding, at_once
         its = network.features(parameters[None], statistics, image[None], training=False)[0, 0]
         torch.testing.assert_close(features, its)
     # Every layer has its part in that, gains and shifts too.
-    per_layer = torch.split(found.vectors, list(layer_sizes(network)), dim=1)
+    per_layer = torch.split(found.vectors, list(network.layer_sizes), dim=1)
     assert len(per_layer) == 9
     assert all(part.abs().max() > 1e-6 for part in per_layer)
 
@@ -158,7 +158,7 @@ def test_a_network_that_diverged_does_not_count(digits, recipe):
 def test_projections_know_no_batches_and_keep_inner_products(trained, at_once, monkeypatch):
     trainer, _, (parameters, statistics) = trained
     own, its, images = parameters[0], statistics.of(slice(0, 1), 2), trainer.images
-    to = sketch(layer_sizes(trainer.network), 1024, CPU, torch.float64)
+    to = sketch(trainer.network.layer_sizes, 1024, CPU, torch.float64)
     pair = images.train[:30], images.labels[:30]
     whole = gradients(trainer.network, own, its, *pair, to)
     monkeypatch.setattr(module, "IMAGES_AT_ONCE", at_once)
@@ -222,7 +222,7 @@ def cifar_like(batch):
 
 def test_projected_gradients_cost_what_a_step_of_training_does():
     network, parameters, statistics, images, labels = cifar_like(16)
-    to = sketch(layer_sizes(network), 2048, CPU, torch.float32)
+    to = sketch(network.layer_sizes, 2048, CPU, torch.float32)
     with FlopCounterMode(display=False) as ours:
         gradients(network, parameters, statistics, images, labels, to)
     row = parameters[None].clone().requires_grad_()
@@ -257,7 +257,7 @@ def test_no_gradients_of_all_images_and_no_scores_of_all_targets_are_ever_whole(
     monkeypatch.setattr(module, "IMAGES_AT_ONCE", 8)
     monkeypatch.setattr(module, "TARGETS_AT_ONCE", 16)
     network, parameters, statistics, images, labels = cifar_like(200)
-    to = sketch(layer_sizes(network), 128, CPU, torch.float32)
+    to = sketch(network.layer_sizes, 128, CPU, torch.float32)
     with Largest() as largest:
         found = gradients(network, parameters, statistics, images, labels, to)
     # The patches of eight images: 256 positions of 27 numbers in the first layer, 64 of 200 in the next.

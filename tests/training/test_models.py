@@ -1,6 +1,7 @@
 """What must not change a model: its neighbours, its place, its group's size, what it has not seen."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from datamodels.training import Trainer
 from datamodels.training.batches import Batches
 from datamodels.training.draws import Augmentation, draw
 from datamodels.training.group import Group, learning_rates
-from datamodels.training.models import margin
+from datamodels.training.margins import margin
 from tests.conftest import dataset
 
 CPU = torch.device("cpu")
@@ -141,7 +142,7 @@ def test_too_little_memory_for_one_model_is_said_in_a_sentence(digits, recipe, m
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Group, "train", no_memory)
-    with pytest.raises(InputError, match="too little memory for one model of width 4"):
+    with pytest.raises(InputError, match="too little memory for one ResNet-9 of width 4"):
         rows(Trainer(digits, recipe, CPU), range(3))
 
 
@@ -274,12 +275,13 @@ def test_features_are_what_the_last_layer_sees(digits, recipe):
     found = trainer.features_of(masks, keys)
     assert found["features_train"].shape == (2, 60, 2 * recipe.width)
     parameters, statistics = trainer.train(masks, keys)
-    linear = trainer.network.by_name(parameters)["linear.weight"]
+    network: Any = trainer.network
+    linear = network.by_name(parameters)["linear.weight"]
     with torch.no_grad():
         views = torch.cat([trainer.images.test[[3, 8]], trainer.images.train])
         stacked = torch.cat([views, views], 1)  # both models see the same images
-        features = trainer.network.features(parameters, statistics, stacked, training=False)
-        logits = trainer.network.forward(parameters, statistics, stacked, training=False)
+        features = network.features(parameters, statistics, stacked, training=False)
+        logits = network.forward(parameters, statistics, stacked, training=False)
     unit = features / torch.linalg.vector_norm(features, dim=2, keepdim=True)
     np.testing.assert_allclose(found["features_test"][:, [3, 8]], unit[:, :2], atol=1e-6)
     np.testing.assert_allclose(found["features_train"], unit[:, 2:], atol=1e-6)

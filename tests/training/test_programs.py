@@ -72,7 +72,7 @@ def test_the_largest_map_is_that_of_the_forward_pass(width, last_padding, size):
     parameters = torch.from_numpy(network.initial_parameters(np.random.default_rng(0)))[None]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.nn.functional, "conv2d", noted)
-        network.forward(parameters, network.initial_statistics(1, CPU, torch.float32), torch.zeros(1, 3, size, size), False)
+        network.forward(parameters, network.initial_state([(0,)], CPU, torch.float32), torch.zeros(1, 3, size, size), False)
     assert network.largest_map(size, size) == max(seen)
 
 

@@ -70,7 +70,7 @@ def stacked(x):
 def test_logits_gradients_and_statistics_equal_the_plain_networks(case):
     network, parameters, x = case
     parameters.requires_grad_()
-    statistics = network.initial_statistics(len(x), torch.device("cpu"), torch.float64)
+    statistics = network.initial_state([(0, k) for k in range(len(x))], torch.device("cpu"), torch.float64)
     logits = network.forward(parameters, statistics, stacked(x), training=True)
     (gradient,) = torch.autograd.grad((logits**2).sum(), parameters)
     evaluated = network.forward(parameters, statistics, stacked(x), training=False)

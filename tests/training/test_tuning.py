@@ -63,7 +63,7 @@ def test_too_little_memory_for_one_model_is_said_while_measuring(digits, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Group, "advance", no_memory)
-    with pytest.raises(InputError, match="too little memory for one model of width 4"):
+    with pytest.raises(InputError, match="too little memory for one ResNet-9 of width 4"):
         choose_groups(digits, RECIPE, GroupSettings(), CPU)
 
 
