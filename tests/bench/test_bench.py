@@ -24,16 +24,18 @@ from datamodels.bench.accuracy import bench_accuracy
 from datamodels.bench.devices import bench_devices
 from datamodels.bench.one_at_a_time import Loop, ffcv_batches, resident_batches
 from datamodels.bench.prior import bench_prior
+from datamodels.bench.repair import bench_repair, with_wrong_labels
 from datamodels.bench.samples import bench_samples, samples_figure
 from datamodels.bench.store import bench_store
 from datamodels.bench.train import bench_train, flops_per_image, matmul_peak
 from datamodels.data import Split, beton, load, prepare
+from datamodels.data.sources import read_source
 from datamodels.errors import InputError
 from datamodels.regress import fit_datamodels
 from datamodels.regress.prior import covariates_named
 from datamodels.regress.split import Parts
 from datamodels.runs import read_store, stage_folder
-from datamodels.settings import TrainingSettings
+from datamodels.settings import DataSettings, TrainingSettings
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, attribution, tuning
 from datamodels.training.draws import INITIALISATION, generator
@@ -254,7 +256,7 @@ def test_without_a_name_the_command_asks_for_a_bench(command):
     assert (asked.returncode, asked.stderr) == (
         2,
         "error: which bench? There are "
-        "train, accuracy, prior, store, workers, lasso, devices, regress, samples, fit, gpu-check\n",
+        "train, accuracy, prior, store, workers, lasso, devices, regress, samples, fit, repair, gpu-check\n",
     )
 
 
@@ -311,3 +313,45 @@ def test_the_bench_of_devices_verifies_twice_to_the_same_end(settings):
     assert record["ratio"] == pytest.approx(row["two"] / row["one"], abs=1e-3)
     assert f"{row['models']} networks" in table
     assert not list(Path(chosen.run.dir).glob("bench-*"))
+
+
+def test_wrong_labels_are_as_many_as_asked_of_other_classes_and_follow_from_the_seed():
+    raw = read_source(DataSettings("digits", train_images=200, test_images=20))
+    changed, wrong = with_wrong_labels(raw, 0.05, 3)
+    again, _ = with_wrong_labels(raw, 0.05, 3)
+    other, _ = with_wrong_labels(raw, 0.05, 4)
+    assert sorted(wrong.tolist()) == np.flatnonzero(changed.train.labels != raw.train.labels).tolist()
+    assert len(wrong) == 10
+    assert np.array_equal(changed.train.labels, again.train.labels)
+    assert not np.array_equal(changed.train.labels, other.train.labels)
+    assert ((changed.train.labels >= 0) & (changed.train.labels < 10)).all()
+    assert np.array_equal(changed.test.labels, raw.test.labels)
+    assert np.array_equal(changed.train.images, raw.train.images)
+    for share in (0.0, 0.001, 1.0):
+        with pytest.raises(InputError, match="some must be wrong, and some right"):
+            with_wrong_labels(raw, share, 0)
+
+
+def test_the_bench_of_repairs_counts_what_the_records_say(settings):
+    chosen = settings(store__num_models=60, data__test_images=40, verify__methods="datamodel,relabel", verify__max_size=4)
+    record, table = bench_repair(chosen, share=0.1, seed=0, gpu="cpu", targets=3)
+    run = Path(f"{chosen.run.dir}-wrong-0.1-0")
+    verified = json.loads((run / "verify" / "verify.json").read_text())
+    wrong = {each["image"] for each in record["wrong_labels"]}
+    assert len(wrong) == 6
+    assert all(each["was"] != each["is"] for each in record["wrong_labels"])
+    labels = load(dataclasses.replace(chosen, run=dataclasses.replace(chosen.run, dir=str(run)))).train.labels
+    assert {i: int(labels[i]) for i in wrong} == {each["image"]: each["is"] for each in record["wrong_labels"]}
+    assert verified["verify"]["goal"] == "repair"
+    assert len(verified["base"]) == record["targets"] == min(3, record["wrong_beyond_doubt"])
+    for row in record["rows"]:
+        searches = [s for s in verified["searches"] if s["method"] == row["method"]]
+        images = [i for s in searches if s["size"] for i in s["order"][: s["size"]]]
+        assert (row["targets"], row["images"]) == (len(searches), len(images))
+        assert row["wrongly_labelled"] == sum(i in wrong for i in images)
+        assert row["chance"] == 0.1
+        assert row["ratio"] == pytest.approx(10 * np.mean([i in wrong for i in images]) if images else 0)
+        assert row["method"] in table
+    assert f"6 of 60 labels wrong (10.0%); of 40 test targets {record['wrong_beyond_doubt']} wrong beyond doubt" in table
+    again, _ = bench_repair(chosen, share=0.1, seed=0, gpu="cpu", targets=3)
+    assert again["rows"] == record["rows"]

@@ -6,7 +6,7 @@ import pytest
 from datamodels.errors import InputError
 from datamodels.verify import draw_targets, read_targets, write_targets
 from datamodels.verify.known import Behaviour, Examples, Targets
-from datamodels.verify.targets import Group, Mistaken, numbered, targets_given, targets_named
+from datamodels.verify.targets import Asked, Group, Mistaken, numbered, targets_given, targets_named
 
 LABELS = [0, 1, 2, 0, 1, 2, 0, 1, 2, 0]
 ANIMALS = ("dog", "cat", "sea:horse")
@@ -205,7 +205,7 @@ def test_two_behaviours_of_one_name_and_classes_of_no_image_are_refused():
 
 
 def test_behaviours_are_numbered_from_t_on_in_the_order_in_which_they_are_asked():
-    asked = [3, Group("boats", (3, 7)), Mistaken("mistaken:dog:cat", 0, 1), 10, Group("boats", (3, 7)), 3]
+    asked: list[Asked] = [3, Group("boats", (3, 7)), Mistaken("mistaken:dog:cat", 0, 1), 10, Group("boats", (3, 7)), 3]
     known, numbers = numbered(asked, Targets(animals()), lambda _: (0, 9))
     assert numbers == [3, 12, 13, 10]
     assert known.behaviours == (Behaviour("boats", 12, (3, 7)), Behaviour("mistaken:dog:cat", 13, (0, 9)))
