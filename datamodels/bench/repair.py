@@ -70,7 +70,7 @@ def bench_repair(
         "test_targets": t,
         "wrong_beyond_doubt": len(mistaken),
         "targets": len(drawn),
-        "rows": [_row(method, found, wrong, labels) for method in dict.fromkeys(s.method for s in found.searches)],
+        "rows": [row_of(method, found.searches, wrong, labels) for method in dict.fromkeys(s.method for s in found.searches)],
     }
     about = (
         f"{len(wrong)} of {n} labels wrong ({len(wrong) / n:.1%}); of {t} test targets {len(mistaken)} wrong beyond doubt, "
@@ -113,13 +113,12 @@ def _verified(settings: Settings, engine: Engine, models: Datamodels, targets: S
     return dataclasses.replace(found, searches=tuple(s for s in found.searches if s.target in set(targets)))
 
 
-def _row(method: str, found: Verified, wrong: IndexArray, labels: IndexArray) -> Record:
+def row_of(method: str, found: Sequence[SearchRecord], wrong: IndexArray, labels: IndexArray) -> Record:
     """One method's sets: how many of their images are wrongly labelled, beside the share of those in S."""
-    searches = [search for search in found.searches if search.method == method]
+    searches = [search for search in found if search.method == method]
     sets = [np.array(search.order[: search.size]) for search in searches if search.size is not None]
     counts = np.array([(np.isin(images, wrong).sum(), len(images)) for images in sets], np.int64).reshape(-1, 2)
     chance = len(wrong) / len(labels)
-    low, high = _interval(counts) if len(sets) > 1 else (float("nan"), float("nan"))
     named = np.unique(np.concatenate([*sets, np.zeros(0, np.int64)]))
     hits, images = counts.sum(0).tolist()
     share = hits / images if images else 0.0
@@ -132,7 +131,7 @@ def _row(method: str, found: Verified, wrong: IndexArray, labels: IndexArray) ->
         "share": share,
         "chance": chance,
         "ratio": share / chance,
-        "ratio_interval": [low / chance, high / chance],
+        "ratio_interval": [end / chance for end in _interval(counts)] if len(sets) > 1 else None,
         "sets_with_one": int((counts[:, 0] > 0).sum()),
         "different_images": len(named),
         "different_wrongly_labelled": int(np.isin(named, wrong).sum()),
@@ -163,10 +162,11 @@ def _interval(counts: Array) -> tuple[float, float]:
 
 
 def _told(row: Record) -> str:
-    low, high = row["ratio_interval"]
+    interval = row["ratio_interval"]
+    within = f" (95 % interval {interval[0]:.1f} to {interval[1]:.1f}, bootstrap over targets)" if interval else ""
     return (
         f"{row['method']}: {row['repaired']} of {row['targets']} targets repaired; {row['wrongly_labelled']} of the "
         f"{row['images']} images in their sets wrongly labelled, {row['share']:.1%} against {row['chance']:.1%} in S: "
-        f"{row['ratio']:.1f} times as often as chance (95 % interval {low:.1f} to {high:.1f}, bootstrap over targets); "
+        f"{row['ratio']:.1f} times as often as chance{within}; "
         f"{row['different_wrongly_labelled']} of {row['different_images']} different images"
     )
