@@ -106,17 +106,17 @@ def tell_in_a_sentence_before_a_command() -> None:
 def in_a_sentence(e: BaseException) -> str | None:
     """What an error says that has its cause outside this program; None for any other."""
     if isinstance(e, InputError):
-        return str(e)
+        return _message(e) or "no reason was given"
     if of_memory(e):
         return f"memory does not suffice ({one_line(e)}); with more of it, or a smaller task, {GO_ON}"
-    if isinstance(e, OSError) and e.errno is not None:
+    if isinstance(e, OSError) and isinstance(e.errno, int):  # in a person's code it may be anything
         return _of_the_system(e)
     return None
 
 
 def of_memory(e: BaseException) -> bool:
     """Whether an error says that memory does not suffice: Python's, NumPy's, CuPy's, PyTorch's, the operating system's."""
-    if isinstance(e, MemoryError) or (isinstance(e, OSError) and e.errno == errno.ENOMEM):
+    if isinstance(e, MemoryError) or (isinstance(e, OSError) and isinstance(e.errno, int) and e.errno == errno.ENOMEM):
         return True
     return isinstance(e, (RuntimeError, ImportError)) and any(word in _message(e).lower() for word in NO_MEMORY)
 
@@ -132,7 +132,9 @@ def _message(e: BaseException) -> str:
     """What an exception says; nothing where saying it fails, as it may for classes of other people."""
     try:
         return str(e)
-    except Exception:  # whatever their code raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # whatever their code raises, the end of the process too
         return ""
 
 

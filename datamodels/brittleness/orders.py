@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from datamodels.subsets import Array, IndexArray
+from datamodels.vectors import of_length_1
 
 
 def by_weight(weights: Array, most: int) -> IndexArray:
@@ -25,6 +26,5 @@ def by_similarity(similarity: Array, same_class: IndexArray, most: int) -> Index
 
 def cosine(of: Array, to: Array) -> Array:
     """Cosine similarity of embeddings: (A, d) and (B, d) to (A, B)."""
-    ours, theirs = (x.astype(np.float64) / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30) for x in (of, to))
-    found: Array = ours @ theirs.T
+    found: Array = of_length_1(of) @ of_length_1(to).T
     return found

@@ -14,11 +14,12 @@ and one method, `train`; everything works then. A function of your own in a file
         def train(self, models):
             return Trained({"margins": np.stack([self.margins(model.mask) for model in models])})
 
-A model that it is given is a value: a key, the mask of the training images that it is to see, and labels where they are not the
-data's own. What is random about a model follows from its key, so that it is the same wherever and whenever it is trained.
+A model that it is given is a value: a key, and the mask of the training images that it is to see. What is random about a model
+follows from its key, so that it is the same wherever and whenever it is trained.
 
 What only some learners can do beyond margins are small protocols, each one method: `Features`, `Gradients`, `Attributes`,
-`Relabels`. Whoever needs one asks for it by `offered`, which says in a sentence what a learner does not give.
+`Relabels`, `Pictures`, `Named`. Whoever needs one asks for it by `offered`, which says in a sentence what a learner does not
+give. What it does give is checked wherever it is asked: see `given`.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ class Learner(Protocol):
         ...
 
     def train(self, models: Sequence[Model]) -> Trained:
-        """Train models; a learner that does not offer `Relabels` may take their labels for the data's own.
+        """Train models, each on the data's own labels: those that have others go to `Relabels.train_relabelled`.
 
         What it raises ends the run, unless it is the fault of single models: those go into `failures`.
         """
@@ -161,18 +162,36 @@ class Relabels(Protocol):
         """How many classes there are."""
         ...
 
+    def train_relabelled(self, models: Sequence[Model]) -> Trained:
+        """As `train`, each model on its own `labels` (N,), or on the data's where these are None."""
+        ...
+
 
 @runtime_checkable
 class Pictures(Protocol):
     """A learner whose examples can be looked at."""
 
-    @property
-    def class_names(self) -> Sequence[str]:
-        """What the classes are called."""
-        ...
-
     def pictures(self, of_train: bool, indices: Sequence[int]) -> Array:
         """Some training examples or targets as images, uint8 (len(indices), H, W, 1 or 3)."""
+        ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """A learner whose examples have names: of files, of rows of a table."""
+
+    def names(self, of_train: bool, indices: Sequence[int]) -> Sequence[str]:
+        """Names of some training examples or targets, one line each, in a list or tuple."""
+        ...
+
+
+@runtime_checkable
+class NamesClasses(Protocol):
+    """A learner whose classes have names."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """What the classes are called, in a list or tuple: one line each."""
         ...
 
 
@@ -182,6 +201,7 @@ GIVES: dict[type[Any], str] = {
     Attributes: "networks that dattri can take apart",
     Relabels: "models of other labels",
     Pictures: "pictures",
+    Named: "names",
 }
 P = TypeVar("P")
 

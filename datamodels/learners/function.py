@@ -7,6 +7,9 @@
 The module may have more, each only if it is there:
 
     train_labels, test_labels                 classes (N,) and (T,), whole numbers; without them controls are of no class
+    class_names                               what the classes are called
+    train_names, test_names                   N and T names of examples, one line each, for the page; both, or neither
+    pictures(of_train, indices)               examples to look at, uint8 (len(indices), H, W, 1 or 3)
     train(index, mask, labels)                a third parameter, `labels` (N,): then images can be relabelled
     … {"margins": …, "logits": …}             logits (T, classes), from which confidences and runners-up follow
     train_many(indices, masks)                many models in one call, masks bool (K, N): arrays (K, …) by name; of a function
@@ -18,31 +21,36 @@ Instead of a function the module may hold a learner, an object or a class that i
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import os
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from datamodels.errors import InputError, in_a_sentence, one_line, shown
+from datamodels.errors import InputError, one_line, shown
 from datamodels.learners.contract import Learner, Model, Trained
 from datamodels.learners.declared import declared_arrays
+from datamodels.learners.given import (
+    LOGITS,
+    FunctionError,
+    as_array,
+    of_its_own,
+    refuse_incomplete,
+    refuse_other_names,
+    said_of,
+    where,
+)
 from datamodels.learners.sources import imported_sources, refuse_changed
 from datamodels.settings import Settings
 from datamodels.store import ArraySpec
 from datamodels.subsets import Array, IndexArray
 from datamodels.training.devices import visible
 
-LOGITS = "logits"
-MOST_AT_ONCE = 1024
-MOST_CLASSES = 2**20
 MANY_AT_ONCE = 16
 """Models that a function for many is given together, unless groups.models_at_once says otherwise."""
 
@@ -97,63 +105,10 @@ def named(name: str) -> Any:
             raise
         raise InputError(f"worker.main names {name}, and there is no module {module_name} here") from e
     except (SystemExit, GeneratorExit) as e:  # as a script does at its end: the worker would end as if all were well
-        raise InputError(f"worker.main names {name}, and importing {module_name} raised {one_line(e)}{_where(e)}") from e
+        raise InputError(f"worker.main names {name}, and importing {module_name} raised {one_line(e)}{where(e)}") from e
     if not hasattr(module, function_name):
         raise InputError(f"worker.main names {name}, and {module_name} has no {function_name}")
     return getattr(module, function_name)
-
-
-def refuse_incomplete(learner: Any, name: str) -> None:
-    """Raise InputError where a learner lacks what the contract wants of it, or has something else in its place."""
-    lacking = [
-        each for each in ("name", "train_labels", "test_labels", "provenance", "models_at_once") if not hasattr(learner, each)
-    ]
-    if lacking:
-        raise InputError(f"the learner {name} has no {lacking[0]}; see datamodels/learners/contract.py")
-    for side in ("train_labels", "test_labels"):
-        labels = getattr(learner, side)
-        if not isinstance(labels, np.ndarray) or labels.ndim != 1 or not len(labels) or labels.dtype.kind not in "iu":
-            raise InputError(f"{side} of the learner {name} must be a NumPy array (n,) of whole numbers, one for each example")
-        known = labels.min() >= 0 and labels.max() < MOST_CLASSES
-        if not known and (labels != -1).any():
-            raise InputError(f"{side} of the learner {name} must be classes from 0 to {MOST_CLASSES - 1}, or all -1: not known")
-    at_once = learner.models_at_once
-    if isinstance(at_once, bool) or not isinstance(at_once, (int, np.integer)) or not 1 <= at_once <= MOST_AT_ONCE:
-        raise InputError(
-            f"models_at_once of the learner {name} must be from 1 to {MOST_AT_ONCE}, not {shown(str(at_once), 80)}"
-        )
-
-
-@contextmanager
-def said_of(name: str) -> Iterator[None]:
-    """Make an InputError of whatever a learner of a person's own raises, with its words, but not of Ctrl-C."""
-    try:
-        with of_its_own("raised"):
-            yield
-    except FunctionError as e:
-        raise InputError(f"the learner {name} {e}") from e
-
-
-def trained_by(learner: Learner, models: Sequence[Model]) -> Trained:
-    """What a learner gives of models, its arrays NumPy's. Raises InputError for what is not as the contract wants it."""
-    if type(learner).__module__.startswith("datamodels."):
-        return learner.train(models)
-    with said_of(learner.name):
-        found = learner.train(models)
-        if not isinstance(found, Trained) or not isinstance(found.arrays, Mapping) or not isinstance(found.failures, Mapping):
-            raise InputError(f"{learner.name} must give datamodels.learners.Trained, not {type(found).__name__}")
-        arrays = {str(name): np.array(as_array(array, f"{learner.name} gave {name}")) for name, array in found.arrays.items()}
-        for k, why in found.failures.items():
-            if (
-                isinstance(k, bool)
-                or not isinstance(k, (int, np.integer))
-                or not 0 <= k < len(models)
-                or not isinstance(why, str)
-            ):
-                raise InputError(
-                    f"{learner.name} gave a failure of {shown(repr(k), 80)}: there are places 0 to {len(models) - 1}"
-                )
-        return Trained(arrays, {int(k): shown(why, 300) for k, why in found.failures.items()})
 
 
 class Function:
@@ -177,10 +132,27 @@ class Function:
         self.train_labels, self.test_labels = _labels_of(module, self.n, self.t)
         self.takes_labels = "labels" in _parameters(function)
         if self.takes_labels and (self.train_labels >= 0).all():
-            self.classes = int(self.train_labels.max()) + 1
+            self.classes = 1 + int(max(self.train_labels.max(), self.test_labels.max()))
+            self.train_relabelled = self._one_by_one
         looks = getattr(module, "features", None)
         if callable(looks):
             self.features = _features_by(looks, self)
+        self._shows(module)
+
+    def _shows(self, module: ModuleType | None) -> None:
+        """Take what the module has to show of its examples; all of it is optional."""
+        of_train, of_test, of_classes = (_names(module, f"{what}_names") for what in ("train", "test", "class"))
+        if of_train is not None or of_test is not None:
+            refuse_other_names(of_train, self.n, f"train_names of {self.name}")
+            refuse_other_names(of_test, self.t, f"test_names of {self.name}")
+            self.names = functools.partial(_names_among, of_train, of_test)
+        if of_classes is not None:
+            known = 1 + int(max(self.train_labels.max(), self.test_labels.max()))
+            refuse_other_names(of_classes, known, f"class_names of {self.name}", at_least=True)
+            self.class_names: Sequence[str] = of_classes
+        pictures = getattr(module, "pictures", None)
+        if callable(pictures):
+            self.pictures: Callable[[bool, Sequence[int]], Any] = pictures
 
     def train(self, models: Sequence[Model]) -> Trained:
         """What the function gives for each model; one at which it fails has failed, with its words.
@@ -188,8 +160,11 @@ class Function:
         Raises InputError when it gives anything else than what the store wants. What the machine is to blame for, such as
         memory that does not suffice, comes through: no subset is given up for it.
         """
-        if self.many is not None and not any(model.labels is not None for model in models):
+        if self.many is not None:
             return self._together(self.many, models)
+        return self._one_by_one(models)
+
+    def _one_by_one(self, models: Sequence[Model]) -> Trained:
         return _joined([self._one(model) for model in models], self.wanted)
 
     def _one(self, model: Model) -> Trained:
@@ -255,32 +230,9 @@ class Function:
         return arrays
 
 
-class FunctionError(Exception):
-    """One's own function failed on a subset; in one line, with its words."""
-
-
-@contextmanager
-def of_its_own(what: str) -> Iterator[None]:
-    """Make a FunctionError of whatever a person's code raises, SystemExit too, but not of Ctrl-C and the machine's faults."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:
-        if in_a_sentence(e) is not None:
-            raise
-        raise FunctionError(f"{what} {one_line(e)}{_where(e)}") from e
-
-
 def _shown(key: Any) -> str:
     """A key of what the function gave, which need not be text, as a name to show."""
     return shown(key, 80) if isinstance(key, str) else type(key).__name__
-
-
-def _where(e: BaseException) -> str:
-    """The file and the line that raised an exception."""
-    frames = [frame for frame in traceback.extract_tb(e.__traceback__) if frame.filename != __file__]
-    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def _joined(parts: Sequence[Trained], wanted: Mapping[str, ArraySpec]) -> Trained:
@@ -315,6 +267,17 @@ def _features_by(looks: Callable[..., Any], learner: Function) -> Callable[[Sequ
     return features
 
 
+def _names(module: ModuleType | None, name: str) -> Any:
+    """Names in a module, those of NumPy's as a list, as scikit-learn has them."""
+    found = getattr(module, name, None)
+    return found.tolist() if isinstance(found, np.ndarray) else found
+
+
+def _names_among(of_train: Sequence[str], of_test: Sequence[str], train: bool, indices: Sequence[int]) -> list[str]:
+    """The method `names` of a module that has them."""
+    return [(of_train if train else of_test)[index] for index in indices]
+
+
 def _parameters(function: Callable[..., Any]) -> set[str]:
     try:
         return set(inspect.signature(function).parameters)
@@ -341,29 +304,3 @@ def _labels(module: ModuleType | None, name: str, n: int) -> IndexArray | None:
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise InputError(f"{name} in {module.__name__} must be {n} whole numbers, not {labels.dtype} of shape {labels.shape}")
     return labels.astype(np.int64)
-
-
-def as_array(value: Any, what: str) -> Array:
-    """A NumPy array of what a person's code gives: numbers, lists, arrays, or tensors, also on a GPU or with a gradient.
-
-    What a masked array masks is no number, and becomes NaN. Raises InputError, which begins with `what`, for anything else.
-    """
-    try:
-        for step in ("detach", "cpu"):
-            value = getattr(value, step)() if callable(getattr(value, step, None)) else value
-        return np.asarray(_unmasked(value))
-    except KeyboardInterrupt:
-        raise
-    except BaseException as e:  # a person's class may raise anything
-        if in_a_sentence(e) is not None:
-            raise
-        raise InputError(f"{what} as no array: {one_line(e, 200)}") from e
-
-
-def _unmasked(value: Any) -> Any:
-    """The same with NaN for what is masked, in lists of masked arrays too; `np.asarray` takes what lies under the mask."""
-    if isinstance(value, (list, tuple)):
-        return [_unmasked(each) for each in value]
-    if not isinstance(value, np.ma.MaskedArray) or not np.ma.is_masked(value):
-        return value
-    return np.where(np.ma.getmaskarray(value), np.nan, np.ma.getdata(value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from datamodels.data import Dataset
 from datamodels.errors import InputError
 from datamodels.learners.contract import Model, Trained
 from datamodels.learners.declared import declared_arrays
+from datamodels.learners.looks import as_pictures, span
 from datamodels.progress import say
 from datamodels.runs import groups_of, stage_folder
 from datamodels.settings import GroupSettings, Settings
@@ -30,6 +32,8 @@ from datamodels.training import (
 )
 from datamodels.training.devices import on_gpu
 
+MAKING = threading.RLock()
+"""Two threads that want a trainer at once shall not make two: the images would be on the device twice."""
 DIVERGED = "diverged: its margins were not finite, or beyond 65,504, in two trainings from different keys"
 
 
@@ -42,12 +46,17 @@ class Recipe:
 
     def __init__(self, settings: Settings, data: Dataset, gpu: str | None = None) -> None:
         self.settings, self.data = settings, data
-        self.device = device_named(gpu)
+        self.device, self.made = device_named(gpu), dict[str, Trainer]()
         logits = (len(data.test.labels), len(data.class_names))
         for name, spec in declared_arrays(settings.store.arrays).items():
             if name != "logits" or spec.shape != logits:
                 wanted = "x".join(map(str, logits))
                 raise InputError(f"store.arrays: of the built-in models only logits of shape {wanted} can be kept, not {name}")
+        # Offered only where the data have them: see `contract.offered`.
+        if data.train.images.ndim == 4:
+            self.pictures = self._pictures
+        if getattr(data.train, "names", None) is not None and getattr(data.test, "names", None) is not None:
+            self.names = self._names
 
     name = "the built-in recipe"
 
@@ -78,16 +87,23 @@ class Recipe:
         """How models share the device: as the run's store has it."""
         return groups_of(read_meta(stage_folder(self.settings, "store")))
 
-    @cached_property
+    @property
     def trainer(self) -> Trainer:
         """What trains the store's models, and others alike."""
-        groups = self.groups
-        return Trainer(self.data, self.settings.training, self.device, groups.models_per_kernel, program=groups.program)
+        with MAKING:
+            if "trainer" not in self.made:
+                kernel, program = self.groups.models_per_kernel, self.groups.program
+                self.made["trainer"] = Trainer(self.data, self.settings.training, self.device, kernel, program=program)
+            return self.made["trainer"]
 
-    @cached_property
+    @property
     def beforehand(self) -> Trainer:
         """What trains before there is a store. On a GPU a program for each network: a kernel of several is slower there."""
-        return Trainer(self.data, self.settings.training, self.device, 1 if on_gpu(self.device) else None)
+        with MAKING:
+            if "beforehand" not in self.made:
+                kernel = 1 if on_gpu(self.device) else None
+                self.made["beforehand"] = Trainer(self.data, self.settings.training, self.device, kernel)
+            return self.made["beforehand"]
 
     def choose_groups(self, wanted: GroupSettings) -> GroupSettings:
         """Groups as wanted; what is left open is measured, and said."""
@@ -106,14 +122,18 @@ class Recipe:
         failed = np.flatnonzero(np.isnan(outputs["margins"]).any(1)).tolist()
         return Trained(outputs, dict.fromkeys(failed, DIVERGED))
 
+    def train_relabelled(self, models: Sequence[Model]) -> Trained:
+        """As `train`, each model on its own labels."""
+        return self.train(models)
+
     def side_by_side(self, items: Sequence[int], work: Callable[[int], None]) -> None:
         """A group on each core of a processor; on a GPU the next is made ready while one trains."""
         for_each_group(items, work, self.device)
 
     def give_back(self) -> None:
         """Give the device's memory back to whoever wants it next, this package's regression say."""
-        for name in ("trainer", "beforehand"):
-            self.__dict__.pop(name, None)
+        with MAKING:
+            self.made.clear()
         give_back(self.device)
 
     @property
@@ -126,10 +146,19 @@ class Recipe:
         """Of the data set."""
         return self.data.class_names
 
-    def pictures(self, of_train: bool, indices: Sequence[int]) -> Array:
-        """Images uint8 (len(indices), H, W, C)."""
+    def _pictures(self, of_train: bool, indices: Sequence[int]) -> Array:
+        """Images uint8 (len(indices), H, W, 1 or 3): see `looks.as_pictures`."""
         images: Array = (self.data.train if of_train else self.data.test).images[list(indices)].numpy()
-        return images
+        return as_pictures(images, self._span)
+
+    @cached_property
+    def _span(self) -> tuple[float, float]:
+        return span(split.images.numpy() for split in (self.data.train, self.data.test))
+
+    def _names(self, of_train: bool, indices: Sequence[int]) -> list[str]:
+        """Names, of files say."""
+        names: Sequence[str] = getattr(self.data.train if of_train else self.data.test, "names")  # noqa: B009
+        return [names[index] for index in indices]
 
     def features(self, models: Sequence[Model]) -> Mapping[str, Array]:
         """What the last layer sees, of length 1, (K, N, d) and (K, T, d), and logits (K, T, classes)."""
@@ -145,7 +174,7 @@ class Recipe:
 
     def __getstate__(self) -> dict[str, Any]:
         """Trainers stay where they are: another process makes its own."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("trainer", "beforehand")}
+        return {**self.__dict__, "made": {}}
 
 
 def _masks(models: Sequence[Model]) -> Any:

@@ -1,46 +1,76 @@
-"""What a page shows of training examples and targets: pictures, and the names of classes, where the learner has them."""
+"""What a page shows of training examples and targets: pictures, names, and the names of classes, where the learner has them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
-
-from datamodels.learners import Learner, Pictures
+from datamodels.errors import shown
+from datamodels.learners import Learner, Named, Pictures
+from datamodels.learners.given import class_names_of, names_of, pictures_of
 from datamodels.subsets import Array
 
 UNKNOWN = "–"
-BLANK = 16
-"""Pixels a side of what stands in the place of a picture where there is none."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """A learner's examples, to be looked at."""
+    """A learner's examples, to be looked at. Text is of one line that can be printed; a page escapes it besides."""
 
     learner: Learner
 
-    @property
+    @cached_property
     def classes(self) -> int:
         """How many classes there are; 0 where they are not known."""
-        if isinstance(self.learner, Pictures):
-            return len(self.learner.class_names)
-        return int(self.learner.train_labels.max()) + 1
+        return len(self._class_names) or 1 + int(max(self.learner.train_labels.max(), self.learner.test_labels.max()))
+
+    @cached_property
+    def _class_names(self) -> Sequence[str]:
+        return [shown(name, 80) for name in class_names_of(self.learner)]
+
+    @property
+    def named(self) -> bool:
+        """Whether they have names."""
+        return isinstance(self.learner, Named)
+
+    @property
+    def pictured(self) -> bool:
+        """Whether they have pictures."""
+        return isinstance(self.learner, Pictures)
+
+    @property
+    def things(self) -> str:
+        """What a page calls them."""
+        return "images" if self.pictured else "examples"
 
     def class_name(self, label: int | None) -> str:
         """What a class is called; a dash where it is not known."""
         if label is None or label < 0:
             return UNKNOWN
-        return self.learner.class_names[label] if isinstance(self.learner, Pictures) else f"class {label}"
+        return self._class_names[label] if self._class_names else f"class {label}"
 
     def of_training(self, index: int) -> str:
         """What a training example is called: its class, or where that is not known its index."""
         label = int(self.learner.train_labels[index])
         return f"no. {index}" if label < 0 else self.class_name(label)
 
-    def pictures(self, of_train: bool, indices: Sequence[int]) -> Array:
-        """Pictures uint8 (len(indices), H, W, 1 or 3); blank ones where the learner has none."""
-        if isinstance(self.learner, Pictures):
-            return self.learner.pictures(of_train, indices)
-        return np.full((len(indices), BLANK, BLANK, 1), 32, np.uint8)
+    def names(self, of_train: bool, indices: Sequence[int]) -> list[str]:
+        """Names of training examples or targets; `no. 17` where they have none."""
+        found = names_of(self.learner, of_train, indices)
+        return [f"no. {index}" for index in indices] if found is None else [shown(name) for name in found]
+
+    def name(self, of_train: bool, index: int) -> str:
+        """The name of one."""
+        return self.names(of_train, [index])[0]
+
+    def pictures(self, of_train: bool, indices: Sequence[int]) -> Array | None:
+        """Pictures uint8 (len(indices), H, W, 1 or 3); None where the learner has none."""
+        return pictures_of(self.learner, of_train, indices)
+
+
+def shortened(text: str, most: int) -> str:
+    """Text of at most so many characters, the middle of longer text left out: names of files differ at their ends."""
+    if len(text) <= most:
+        return text
+    return f"{text[: (most - 1) // 2]}…{text[len(text) - most // 2 :]}"

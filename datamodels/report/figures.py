@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from datamodels.brittleness import Outcome
-from datamodels.report.examples import Examples
+from datamodels.report.examples import Examples, shortened
 from datamodels.verify.record import CounterfactualRecord, Probe, RandomSubsetsRecord, RemovalRecord, SearchRecord
 
 mpl.use("agg")
@@ -52,6 +53,11 @@ LINES = {"relabel": "--", "random": ":"}
 DPI = 110
 MOST_THUMBNAILS = 30
 THUMBNAIL_COLUMNS = 10
+MOST_BARS = 30
+FITS_THUMBNAIL, FITS_PICTURE, FITS_TICK, FITS_TITLE = 13, 26, 34, 90
+"""So many characters of a name have room there."""
+PLAIN: dict[str, Any] = {"parse_math": False}
+"""For text of other people's, in which a $ is a $."""
 
 Array = npt.NDArray[Any]
 
@@ -80,8 +86,10 @@ def heldout_figure(predicted: Array, true: Array, lds: Array) -> Picture:
     return _picture(figure)
 
 
-def cdf_figure(searches: Mapping[str, Sequence[SearchRecord]]) -> Picture:
+def cdf_figure(searches: Mapping[str, Sequence[SearchRecord]], things: str = "images") -> Picture:
     """For each method the share of targets whose prediction flips without, or by relabelling, at most so many images.
+
+    `things` is what they are called.
 
     Targets that no set of the order flips are in the share's denominator: the curve ends below 1.
     """
@@ -103,21 +111,23 @@ def cdf_figure(searches: Mapping[str, Sequence[SearchRecord]]) -> Picture:
             color=METHOD_COLOURS[method],
             label=label,
         )
-    axes.set(xlim=(0, None), ylim=(0, 1.02), xlabel="images of R", ylabel="share of targets flipped by at most so many")
-    axes.set_title("How many training images carry a prediction: verified by retraining")
+    axes.set(xlim=(0, None), ylim=(0, 1.02), xlabel=f"{things} of R", ylabel="share of targets flipped by at most so many")
+    axes.set_title(f"How many training {things} carry a prediction: verified by retraining")
     axes.grid(alpha=0.3)
     axes.legend(loc="best", fontsize=9)
     return _picture(figure)
 
 
-def drops_figure(counterfactuals: Sequence[CounterfactualRecord], correlations: Mapping[str, float | None]) -> Picture:
+def drops_figure(
+    counterfactuals: Sequence[CounterfactualRecord], correlations: Mapping[str, float | None], things: str = "images"
+) -> Picture:
     """Predicted against measured drop of the margin, for sets of the largest, of random, and of the smallest weights."""
     figure = Figure((6.4, 5.2), layout="constrained")
     axes = figure.subplots()
     for kind, name in KINDS.items():
         predicted, measured = ([getattr(c, drop) for c in counterfactuals if c.kind == kind] for drop in DROPS)
         r = correlations[kind]
-        label = name + ("" if r is None else f" (correlation {r:.2f})")
+        label = name.replace("images", things) + ("" if r is None else f" (correlation {r:.2f})")
         axes.scatter(predicted, measured, s=14, alpha=0.6, color=KIND_COLOURS[kind], label=label)
     predicted = [c.predicted_drop for c in counterfactuals]
     ends = [min(0.0, *predicted), max(0.0, *predicted)]
@@ -154,7 +164,7 @@ def random_subsets_figure(predicted: Array, true: Array, found: RandomSubsetsRec
     return _picture(figure)
 
 
-def verified_figure(verdicts: Sequence[RemovalRecord], title: str) -> Picture:
+def verified_figure(verdicts: Sequence[RemovalRecord], title: str, examples: Examples) -> Picture:
     """Mean margins with their intervals for all targets of one rule, sorted by the margin before."""
     ordered = sorted(verdicts, key=lambda v: v.before.mean_margin)
     figure = Figure((9.6, 1.4 + 0.24 * len(ordered)), layout="constrained")
@@ -167,7 +177,7 @@ def verified_figure(verdicts: Sequence[RemovalRecord], title: str) -> Picture:
         error = np.stack([mean - low, high - mean])
         axes.errorbar(mean, y + offset, xerr=error, fmt="o", ms=4, lw=1.2, color=COLOURS[state], label=NAMES[state])
     axes.axvline(0, color="black", lw=0.8)
-    axes.set_yticks(y, [f"{v.target}" for v in ordered], fontsize=8)
+    axes.set_yticks(y, [_of_target(v.target, examples) for v in ordered], fontsize=8, **PLAIN)
     axes.set(xlabel="mean margin of the models, with 95 % interval (below 0: misclassified)", ylabel="target", title=title)
     axes.grid(axis="x", alpha=0.3)
     axes.legend(loc="lower right", fontsize=8)
@@ -177,21 +187,64 @@ def verified_figure(verdicts: Sequence[RemovalRecord], title: str) -> Picture:
 def target_figure(verdict: RemovalRecord, examples: Examples, probes: Sequence[Probe]) -> Picture:
     """One target: its picture, the images of R with their weights, the margin before, after and after more, and the control's.
 
-    `probes` are the sets of the datamodel's order that were tried on the way, with what came of them.
+    Where there are no pictures, names or indices stand in their place. `probes` are the sets of the datamodel's order that were
+    tried on the way, with what came of them.
     """
+    shown = list(verdict.removed_indices[:MOST_THUMBNAILS])
+    own, of_others = examples.pictures(False, [verdict.target]), examples.pictures(True, shown)
+    if own is None or of_others is None:
+        return _target_by_name(verdict, examples, probes)
     figure = Figure((9.6, 3.0), layout="constrained")
     picture, removed, course = figure.subplots(1, 3, width_ratios=(1.3, 4.4, 3.0))
-    _show(picture, examples.pictures(False, [verdict.target])[0])
-    picture.set_title(f"target {verdict.target}\n{examples.class_name(verdict.label)}", fontsize=10)
-    _thumbnails(removed, verdict, examples)
-    _course(course, verdict, probes)
+    _show(picture, own[0])
+    name = [shortened(examples.name(False, verdict.target), FITS_PICTURE)] if examples.named else []
+    lines = [f"target {verdict.target}", shortened(examples.class_name(verdict.label), FITS_PICTURE), *name]
+    picture.set_title("\n".join(lines), fontsize=10 if not name else 8, **PLAIN)
+    _thumbnails(removed, verdict, examples, of_others)
+    _course(course, verdict, probes, examples.things)
     return _picture(figure)
 
 
-def _thumbnails(axes: Axes, verdict: RemovalRecord, examples: Examples) -> None:
+def _target_by_name(verdict: RemovalRecord, examples: Examples, probes: Sequence[Probe]) -> Picture:
+    """One target whose examples have no pictures: those of R by name, with their weights as bars."""
+    shown = list(verdict.removed_indices[:MOST_BARS])
+    figure = Figure((9.6, max(3.0, 1.0 + 0.19 * len(shown))), layout="constrained")
+    axes, course = figure.subplots(1, 2, width_ratios=(4.4, 3.0))
+    weights = np.array(verdict.removed_weights[: len(shown)])
+    places = np.arange(len(shown))
+    axes.barh(places, weights, color=COLOURS["after"], height=0.7)
+    labels = [_of_example(index, name, examples) for index, name in zip(shown, examples.names(True, shown), strict=True)]
+    axes.set_yticks(places, labels, fontsize=7, **PLAIN)
+    for place, weight in zip(places, weights, strict=True):
+        axes.text(max(weight, 0.0), place, f" {weight:.2f}", ha="left", va="center", fontsize=6)
+    axes.invert_yaxis()
+    axes.margins(x=0.12, y=0.02)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.set_xlabel("weight", fontsize=8)
+    more = "" if len(shown) == verdict.size else f", the first {len(shown)} shown"
+    axes.set_title(f"R: {verdict.size} training {examples.things}{more}", fontsize=9)
+    _course(course, verdict, probes, examples.things)
+    of_class = [] if verdict.label is None else [examples.class_name(verdict.label)]
+    title = shortened(", ".join([f"target {_of_target(verdict.target, examples, FITS_TITLE)}", *of_class]), FITS_TITLE)
+    figure.suptitle(title, fontsize=10, **PLAIN)
+    return _picture(figure)
+
+
+def _of_target(target: int, examples: Examples, most: int = FITS_TICK) -> str:
+    """A target's number, and its name where it has one."""
+    return f"{target} · {shortened(examples.name(False, target), most)}" if examples.named else f"{target}"
+
+
+def _of_example(index: int, name: str, examples: Examples) -> str:
+    """The name of a training example, and its class where that is known."""
+    known = examples.learner.train_labels[index] >= 0
+    return shortened(name, FITS_TICK) + (f", {shortened(examples.of_training(index), FITS_THUMBNAIL)}" if known else "")
+
+
+def _thumbnails(axes: Axes, verdict: RemovalRecord, examples: Examples, images: Array) -> None:
     """The images of R as one mosaic: a figure with axes for each of them takes seconds to lay out."""
-    shown = list(verdict.removed_indices[:MOST_THUMBNAILS])
-    images = examples.pictures(True, shown)
+    shown = list(verdict.removed_indices[: len(images)])
+    names = examples.names(True, shown) if examples.named else None
     height, width, channels = images.shape[1:]
     row_height, column_width = round(height * 1.6), round(width * 1.15)
     rows = max(1, -(-len(shown) // THUMBNAIL_COLUMNS))
@@ -200,14 +253,16 @@ def _thumbnails(axes: Axes, verdict: RemovalRecord, examples: Examples) -> None:
     for k, image in enumerate(images):
         y, x = k // THUMBNAIL_COLUMNS * row_height, k % THUMBNAIL_COLUMNS * column_width
         mosaic[y : y + height, x : x + width] = image
-        text = f"{examples.of_training(shown[k])}: {verdict.removed_weights[k]:.2f}"
-        axes.text(x + width / 2 - 0.5, y + height - 0.3, text, ha="center", va="top", fontsize=6)
+        text = f"{shortened(examples.of_training(shown[k]), FITS_THUMBNAIL)}: {verdict.removed_weights[k]:.2f}"
+        text += "" if names is None else f"\n{shortened(names[k], FITS_THUMBNAIL)}"
+        size = 6 if names is None else 5
+        axes.text(x + width / 2 - 0.5, y + height - 0.3, text, ha="center", va="top", fontsize=size, **PLAIN)
     _show(axes, mosaic)
     more = "" if len(shown) == verdict.size else f", the first {len(shown)} shown"
     axes.set_title(f"R: {verdict.size} training images{more} (class: weight)", fontsize=9)
 
 
-def _course(axes: Axes, verdict: RemovalRecord, probes: Sequence[Probe]) -> None:
+def _course(axes: Axes, verdict: RemovalRecord, probes: Sequence[Probe], things: str) -> None:
     """Mean margins over the number of images removed, largest weights first, with the share of models that are right."""
     assert verdict.after is not None
     assert verdict.control is not None
@@ -220,7 +275,7 @@ def _course(axes: Axes, verdict: RemovalRecord, probes: Sequence[Probe]) -> None
         place: dict[str, Any] = {"xytext": (5, 4), "textcoords": "offset points", "fontsize": 7}
         axes.annotate(f"{outcome.correct:.0%}", (size, outcome.mean_margin), **place)
     axes.axhline(0, color="black", lw=0.8)
-    axes.set_xlabel("images removed", fontsize=8)
+    axes.set_xlabel(f"{things} removed", fontsize=8)
     axes.set_ylabel("mean margin", fontsize=8)
     axes.tick_params(labelsize=7)
     axes.set_title("margin, and share of models that are right", fontsize=8)
@@ -240,6 +295,8 @@ def _show(axes: Axes, pixels: Array) -> None:
 
 def _picture(figure: Figure) -> Picture:
     png, svg = io.BytesIO(), io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI)
-    figure.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks; the SVG has it as text
+        figure.savefig(png, format="png", dpi=DPI)
+        figure.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None})
     return Picture(png.getvalue(), svg.getvalue())

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -208,9 +209,9 @@ def _pictures(store: Store, models: Datamodels, verified: Verified, examples: Ex
     pictures = {"heldout": heldout_figure(predicted, true, np.array(models.metrics["per_target"]["lds"]))}
     searches = _by_method(verified)
     if searches:
-        pictures["cdf"] = cdf_figure(searches)
+        pictures["cdf"] = cdf_figure(searches, examples.things)
     if verified.counterfactuals:
-        pictures["drops"] = drops_figure(verified.counterfactuals, drop_correlations(verified.counterfactuals))
+        pictures["drops"] = drops_figure(verified.counterfactuals, drop_correlations(verified.counterfactuals), examples.things)
     margins = read_margins(folder, verified.random_subsets.subsets) if verified.random_subsets else None
     if verified.random_subsets and margins:
         pictures["random-subsets"] = random_subsets_figure(margins.predicted, margins.true, verified.random_subsets)
@@ -219,7 +220,7 @@ def _pictures(store: Store, models: Datamodels, verified: Verified, examples: Ex
         tried = [v for v in verdicts if v.after]
         pictures |= {_target_picture(v): target_figure(v, examples, probes.get(v.target, ())) for v in tried}
         if tried:
-            pictures[f"verified-{rule}"] = verified_figure(tried, f"Removed: {_title(rule)}")
+            pictures[f"verified-{rule}"] = verified_figure(tried, f"Removed: {_title(rule)}", examples)
     return pictures
 
 
@@ -231,6 +232,16 @@ class _Shown(NamedTuple):
     class_name: str
     figure: str | None
     first: bool
+    members: Sequence[tuple[int, str, str, float]]
+    """Of named examples those of R: index, name, class and weight."""
+
+
+def _members(verdict: RemovalRecord, examples: Examples) -> list[tuple[int, str, str, float]]:
+    if not examples.named:
+        return []
+    indices = list(verdict.removed_indices)
+    classes = [examples.class_name(label) for label in examples.learner.train_labels[indices].tolist()]
+    return list(zip(indices, examples.names(True, indices), classes, verdict.removed_weights, strict=True))
 
 
 def _page(settings: Settings, examples: Examples, verified: Verified, summary: Record, pictures: dict[str, Picture]) -> str:
@@ -243,7 +254,8 @@ def _page(settings: Settings, examples: Examples, verified: Verified, summary: R
     verdicts = []
     for v in sorted(verified.removals, key=lambda v: v.target):
         first = v.after is not None and v.target not in seen
-        verdicts.append(_Shown(v, _title(v.rule), examples.class_name(v.label), embedded.get(_target_picture(v)), first))
+        figure, members = embedded.get(_target_picture(v)), _members(v, examples)
+        verdicts.append(_Shown(v, _title(v.rule), examples.class_name(v.label), figure, first, members))
         seen |= {v.target} if v.after else set()
     environment = jinja2.Environment(loader=jinja2.PackageLoader("datamodels.report", "."), autoescape=True)
     return environment.get_template("page.html.j2").render(
@@ -264,6 +276,9 @@ def _page(settings: Settings, examples: Examples, verified: Verified, summary: R
         base=verified.base,
         searches=sorted(verified.searches, key=lambda s: (s.target, s.method)),
         class_name=examples.class_name,
+        named=examples.named,
+        name_of=functools.partial(examples.name, False),
+        things=examples.things,
         verdicts=verdicts,
         summary=summary,
         version=__version__,

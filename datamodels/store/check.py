@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,13 @@ import numpy as np
 from datamodels.errors import InputError
 from datamodels.progress import progress
 from datamodels.reading import Between, require
-from datamodels.store.layout import DONE, FAILED, MISSING, checksums
+from datamodels.store.layout import DONE, FAILED, MISSING, checksums, read_failures
 from datamodels.store.reader import Store
-from datamodels.store.writer import Writer
+from datamodels.store.writer import WRITERS_LOCK, Writer
 from datamodels.subsets import Array, BoolArray, IndexArray, draw_masks, pack
 
 CHUNK_BYTES = 64 * 2**20
+LOOKS, BETWEEN_LOOKS_S = 50, 0.1
 WHOLE = "it is whole, but not marked as done"
 GIVEN_UP = "there is a reason for giving it up, but it is not marked so"
 # What repair makes of a fault: the next worker trains the row again, unless only the mark was missing.
@@ -31,8 +34,8 @@ class Fault:
     what: str
 
 
-def check(folder: Path) -> list[Fault]:
-    """The bad rows of a store, in ascending order.
+def check(folder: Path, alone: bool = False) -> list[Fault]:
+    """The bad rows of a store, in ascending order. `alone`: the caller holds the writer's lock.
 
     Raises InputError when the folder holds no store, or one whose files themselves are damaged.
     """
@@ -40,7 +43,8 @@ def check(folder: Path) -> list[Fault]:
     faults: list[Fault] = []
     with progress("check", "rows", store.meta.num_models) as advance:
         for ids in chunks(store):
-            faults.extend(_faults(store, ids))
+            found = _faults(store, ids)
+            faults.extend(found if alone else _lasting(store, found))
             advance(len(ids))
     return faults
 
@@ -51,7 +55,7 @@ def refuse_damaged(store: Store) -> None:
     Nothing is to be learnt from it, nor from those that are left.
     """
     marks = store.array("done", np.arange(store.meta.num_models))
-    unknown = np.flatnonzero((marks > FAILED) | ((marks == FAILED) & ~np.isin(np.arange(len(marks)), list(store.reasons))))
+    unknown = np.flatnonzero((marks > FAILED) | ((marks == FAILED) & ~np.isin(np.arange(len(marks)), _with_reason(store))))
     if len(unknown):
         told = f"row {unknown[0]} of {store.folder} is damaged: its mark is {marks[unknown[0]]}, with no reason on record"
         raise InputError(f"{told}; python -m datamodels.store check --repair {store.folder} has such rows trained again")
@@ -68,7 +72,7 @@ def repair(folder: Path) -> list[Fault]:
     Holds the writer's lock all the while: nobody writes between the look and the repair.
     """
     with Writer(folder) as writer:
-        faults = check(folder)
+        faults = check(folder, alone=True)
         for mark in (MISSING, DONE, FAILED):
             rows = {fault.row for fault in faults if REPAIRED.get(fault.what, MISSING) == mark}
             writer.mark(np.array(sorted(rows), np.int64), mark)
@@ -83,12 +87,42 @@ def chunks(store: Store) -> Iterator[IndexArray]:
         yield np.arange(first, min(first + size, store.meta.num_models))
 
 
+def _lasting(store: Store, faults: list[Fault]) -> list[Fault]:
+    """Those that are there once nobody writes: a row, or a reason, is written a moment before it is marked."""
+    for _ in range(LOOKS):
+        if not faults:
+            break
+        written = _is_being_written(store.folder)
+        faults = _faults(store, np.array([fault.row for fault in faults], np.int64))
+        if not written:
+            break
+        time.sleep(BETWEEN_LOOKS_S)
+    return faults
+
+
+def _is_being_written(folder: Path) -> bool:
+    """Whether a process holds the writer's lock. Looking at a store makes no file in it."""
+    try:
+        with (folder / WRITERS_LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is none, or it may not be read
+        return False
+    return False
+
+
+def _with_reason(store: Store) -> list[int]:
+    """The models that have a reason for being given up by now: it is written before they are marked."""
+    return [int(i) for i in read_failures(store.folder)]
+
+
 def _faults(store: Store, ids: IndexArray) -> list[Fault]:
     marks, masks = store.array("done", ids), store.packed(ids)
     sums = checksums(masks, {name: store.array(name, ids) for name in store.meta.arrays}, store.meta)
     stored = store.array("checksums", ids)
     done, fits = marks == DONE, sums == stored
-    with_reason = np.isin(ids, list(store.reasons))
+    with_reason = np.isin(ids, _with_reason(store))
     unmarked = ~np.isin(marks, (DONE, FAILED))
     # A sum of 0 is that of a row that was never written.
     whole = unmarked & fits & (stored != 0)

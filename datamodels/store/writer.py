@@ -44,6 +44,7 @@ T = TypeVar("T")
 REFUSED = "refused"
 """Folder of the inbox for files that cannot be taken in."""
 # Rows that are merged with one round of syncs.
+WRITERS_LOCK = "writer.lock"
 MERGE_BYTES = 64 * 2**20
 
 
@@ -201,7 +202,7 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.lock = Lock(folder / "writer.lock")
+        self.lock = Lock(folder / WRITERS_LOCK)
 
     def __enter__(self) -> Writer:
         if not self.lock.held:

@@ -12,7 +12,8 @@ import numpy as np
 from datamodels.brittleness import cosine
 from datamodels.durable import read_arrays, write_arrays
 from datamodels.errors import InputError
-from datamodels.learners import Attributes, Features, Learner, Model, offered
+from datamodels.learners import Learner, Model
+from datamodels.learners.given import attributed_by, features_of, logits_of, trained_by
 from datamodels.progress import say
 from datamodels.runs import stage_seconds
 from datamodels.settings import Settings
@@ -75,11 +76,12 @@ def mean_logits(models: Sequence[Model], learner: Learner) -> dict[str, Array]:
     """Means over models, (T, classes). Raises InputError where the learner gives none, or no model could be trained."""
 
     def of_part(part: Sequence[Model]) -> Array:
-        trained = learner.train(part)
-        if "logits" not in trained.arrays:
+        trained = trained_by(learner, part)
+        logits = logits_of(trained, learner)
+        if logits is None:
             told = f"which class networks take a target for, or nearly, is told by logits, and {learner.name} gives none"
             raise InputError(f"{told}; to relabel without, set verify.relabel_to, to another class than the target's own")
-        fine: Array = trained.arrays["logits"][[k for k in range(len(part)) if k not in trained.failures]]
+        fine: Array = logits[[k for k in range(len(part)) if k not in trained.failures]]
         return fine
 
     logits = np.concatenate(in_parts(models, learner, of_part))
@@ -90,10 +92,9 @@ def mean_logits(models: Sequence[Model], learner: Learner) -> dict[str, Array]:
 
 def mean_similarity(models: Sequence[Model], targets: list[int], learner: Learner) -> Array:
     """Cosines (targets, N) of features, means over models."""
-    seen = offered(learner, Features, "the method similarity")
 
     def of_part(part: Sequence[Model]) -> Array:
-        found = seen.features(part)
+        found = features_of(learner, part, "the method similarity")
         pairs = zip(found["features_train"], found["features_test"], strict=True)
         total: Array = np.sum([cosine(test[targets], train) for train, test in pairs], 0)
         return total
@@ -109,7 +110,7 @@ def by_library(file: Path, settings: Settings, engine: Engine, method: str, targ
     def made(missing: list[int]) -> dict[str, Array]:
         say(f"verify: {method}, by dattri, from {len(models)} models")
         with stage_seconds(settings, "verify"):
-            return {"scores": engine.ask(functools.partial(_attributed, method, models, missing)).T}
+            return {"scores": engine.ask(functools.partial(attributed, method, models, missing)).T}
 
     shapes: dict[str, Shape] = {"scores": (None, len(engine.learner.train_labels))}
     found = _with_rows(file, _of(settings, engine.learner, len(models)), "scores", shapes, targets, made)
@@ -117,8 +118,9 @@ def by_library(file: Path, settings: Settings, engine: Engine, method: str, targ
     return scores
 
 
-def _attributed(method: str, models: Sequence[Model], targets: list[int], learner: Learner) -> Array:
-    return offered(learner, Attributes, f"the method {method}").attribute(method, models, targets)
+def attributed(method: str, models: Sequence[Model], targets: list[int], learner: Learner) -> Array:
+    """Scores (N, targets) by one of dattri's methods, of such models."""
+    return attributed_by(learner, method, models, targets)
 
 
 def _of(settings: Settings, learner: Learner, models: int) -> str:

@@ -7,14 +7,16 @@ the mean over their targets, model by model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
+from datamodels.errors import shown
 from datamodels.learners import Learner
+from datamodels.learners.given import class_names_of, names_of
 from datamodels.reading import Between
 from datamodels.subsets import BoolArray, IndexArray
 
@@ -41,9 +43,8 @@ class Examples:
         self.n, self.t = len(learner.train_labels), len(learner.test_labels)
         self.train_labels, self.labels = np.asarray(learner.train_labels), np.asarray(learner.test_labels)
         self.train_targets: tuple[int, ...] = tuple(map(int, getattr(learner, "train_targets", ())))
-        self.class_names: tuple[str, ...] = tuple(getattr(learner, "class_names", ()))
-        # What has no names has no such method, or says None.
-        self._names: Callable[[bool, Sequence[int]], Any] = getattr(learner, "names", lambda *_: None)
+        self.class_names = tuple(class_names_of(learner))
+        self._learner = learner
 
     @property
     def tests(self) -> int:
@@ -53,12 +54,12 @@ class Examples:
     @cached_property
     def test_names(self) -> tuple[str, ...]:
         """The names of the test images; none where they have none."""
-        return tuple(self._names(False, range(self.tests)) or ())
+        return tuple(names_of(self._learner, False, range(self.tests)) or ())
 
     @cached_property
     def train_names(self) -> tuple[str, ...]:
         """The names of the training images."""
-        return tuple(self._names(True, range(self.n)) or ())
+        return tuple(names_of(self._learner, True, range(self.n)) or ())
 
     @property
     def classes(self) -> int:
@@ -98,7 +99,7 @@ class Targets:
 
     def called(self, number: int) -> str:
         """What it is called in a message."""
-        return self.name(number) or str(number)
+        return shown(self.name(number) or str(number), 80)
 
     def classes(self, number: int) -> IndexArray:
         """The classes of its targets, each once."""

@@ -40,6 +40,8 @@ def methods_named(settings: VerifySettings, learner: Learner) -> list[str]:
             raise InputError(f"verify.methods takes some of {', '.join(METHODS)}, or {NONE}, not {word!r}")
         if word in NEEDS:
             offered(learner, NEEDS[word], f"the method {word}")
+    if RELABEL in words and (learner.train_labels < 0).any():
+        raise InputError(f"the method {RELABEL} needs the classes of examples, and {learner.name} does not know them")
     if set(LIBRARY_METHODS) & set(words):
         require_dattri()
     if EMBEDDING in words and settings.embedding == NONE:
@@ -172,12 +174,17 @@ class Orders:
         return given if given not in (-1, label) else self.runner_up(target)
 
     def runner_up(self, target: int) -> int:
-        """The class of the largest mean logit but for the target's own, or those of its targets."""
+        """The class of the largest mean logit but for the target's own, or those of its targets.
+
+        Raises InputError where the training examples are of no other.
+        """
         logits = self.base.logits[list(self.targets.members(target))].mean(0)
-        own = self.targets.classes(target)
-        if len(own) < len(logits):
-            logits[own] = -np.inf
-        return int(np.argmax(logits))
+        others = np.setdiff1d(self.learner.train_labels, self.targets.classes(target))
+        others = others[others < len(logits)]  # a class without examples is none that R could have
+        if not len(others):
+            of = f"target {self.targets.called(target)}'s"
+            raise InputError(f"the method {RELABEL} needs examples of another class than {of}, and there are none")
+        return int(others[np.argmax(logits[others])])
 
 
 def columns_of(targets: Targets, numbers: Sequence[int]) -> list[int]:

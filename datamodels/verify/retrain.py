@@ -28,7 +28,7 @@ from datamodels.store.check import refuse_damaged
 from datamodels.store.layout import DONE
 from datamodels.subsets import Array, BoolArray, pack, unpack
 from datamodels.worker.blocks import Shown, no_show
-from datamodels.worker.decided import provenance_of, with_sources_of
+from datamodels.worker.decided import provenance_of, refuse_other_sizes, with_sources_of
 from datamodels.worker.engine import Engine
 from datamodels.worker.jobs import BLOCK, LISTED, RELABELLED, REPETITION, ListedModels, listed_key, listed_model
 
@@ -133,6 +133,7 @@ def _opened(folder: Path, settings: Settings, learner: Learner) -> Store:
     own = read_meta(base).provenance
     decided = with_sources_of(base, own, provenance_of(settings, learner), settings)
     refuse_difference(base, {key: own.get(key, {}) for key in decided}, decided)
+    refuse_other_sizes(base, read_meta(base), learner)
     wanted = {**decided, "seed": settings.verify.seed, "format": FORMAT}
     tidy(folder)
     if not is_there(folder):

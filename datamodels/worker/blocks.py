@@ -18,8 +18,8 @@ import numpy as np
 
 from datamodels.durable import sweep
 from datamodels.errors import InputError
-from datamodels.learners import Learner, Model, SideBySide
-from datamodels.learners.function import trained_by
+from datamodels.learners import Learner, Model
+from datamodels.learners.given import side_by_side, trained_by
 from datamodels.progress import say
 from datamodels.signals import noted
 from datamodels.store import Store, Writer, claim, deliver, delivered, forget_claims, merge_if_free
@@ -108,17 +108,6 @@ def in_parts(models: Sequence[Model], learner: Learner, work: Callable[[Sequence
 
     side_by_side(learner)(range(len(parts)), work_on)
     return [found[k] for k in range(len(parts))]
-
-
-def side_by_side(learner: Learner) -> Callable[[Sequence[int], Callable[[int], None]], None]:
-    """How a learner likes to be called with several items."""
-    return learner.side_by_side if isinstance(learner, SideBySide) else in_turn
-
-
-def in_turn(items: Sequence[int], work: Callable[[int], None]) -> None:
-    """Work on one item after another."""
-    for item in items:
-        work(item)
 
 
 def _one_pass(job: Job, learner: Learner, watch: Watch, stop: threading.Event, show: Shown) -> None:

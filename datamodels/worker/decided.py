@@ -9,8 +9,10 @@ from typing import Any
 
 from datamodels.errors import InputError, one_line
 from datamodels.learners import Learner
+from datamodels.learners.given import said_of
 from datamodels.learners.sources import imported_sources, refuse_changed
 from datamodels.settings import BUILT_IN, Settings
+from datamodels.store import Meta
 
 SOURCES = "sources"
 
@@ -20,16 +22,34 @@ def provenance_of(settings: Settings, learner: Learner) -> dict[str, Any]:
     if settings.worker.main == BUILT_IN:
         return dict(learner.provenance)
     sources = dict(imported_sources(settings.worker.main.partition(":")[0]))
-    try:
-        own = json.loads(json.dumps(dict(learner.provenance), allow_nan=False))  # as it will be read again
-    except (TypeError, ValueError) as e:
-        raise InputError(f"the provenance of {learner.name} must be plain JSON: {one_line(e, 200)}") from e
+    own = _as_read_again(learner)
     # Under a name of its own: no key of a learner's can stand for one of this program's.
     return {
         **({"learner": own} if own else {}),
         "worker": {"main": settings.worker.main},
         **({SOURCES: sources} if sources else {}),
     }
+
+
+def _as_read_again(learner: Learner) -> dict[str, Any]:
+    """The provenance of a learner of one's own as it will be read from a file."""
+    with said_of(learner.name):
+        found = learner.provenance
+        try:
+            text = json.dumps(dict(found), allow_nan=False, ensure_ascii=False)
+            text.encode()  # half of a surrogate pair is no text that a file could hold
+        except (TypeError, ValueError, RecursionError) as e:
+            raise InputError(f"the provenance of {learner.name} must be plain JSON: {one_line(e, 200)}") from e
+    own: dict[str, Any] = json.loads(text)
+    return own
+
+
+def refuse_other_sizes(folder: Path, meta: Meta, learner: Learner) -> None:
+    """Raise InputError where a learner has other numbers of examples than those with which a store was made."""
+    made, now = (meta.num_train, meta.num_targets), (len(learner.train_labels), len(learner.test_labels))
+    if made != now:
+        told = f"{made[0]} training examples and {made[1]} targets, and {learner.name} has {now[0]} and {now[1]} now"
+        raise InputError(f"{folder} was made of {told}; use another run.dir")
 
 
 def with_sources_of(folder: Path, made: Mapping[str, Any], wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from datamodels.errors import InputError
 from datamodels.learners import Learner
+from datamodels.learners.given import asked_of
 from datamodels.processes import Team
 from datamodels.progress import say
 from datamodels.signals import noted
@@ -122,9 +123,7 @@ def _together(team: Team[Learner], job: Job, deaths: _Deaths, stop: threading.Ev
 
 
 def _give_back(learner: Learner) -> None:
-    back = getattr(learner, "give_back", None)
-    if callable(back):
-        back()
+    asked_of(learner, "give_back")
 
 
 class _Deaths:

@@ -17,6 +17,7 @@ from scipy.special import softmax
 
 from datamodels.errors import InputError
 from datamodels.learners import Key, Learner, Model, Relabels, Trained, offered
+from datamodels.learners.given import logits_of
 from datamodels.store import ArraySpec, Store
 from datamodels.store.layout import DONE, MISSING
 from datamodels.store.precision import BeyondError, rounded
@@ -203,13 +204,9 @@ def listed_model(seed: int, mask: BoolArray, repetition: int, relabelled: int, l
 
 def _confidence(trained: Trained, learner: Learner) -> Array:
     """The softmax of the right class, float16 (K, T); NaN where the learner gives no logits or the labels are not known."""
-    margins, logits = trained.arrays["margins"], trained.arrays.get("logits")
-    labels = learner.test_labels
+    logits, labels = logits_of(trained, learner), learner.test_labels
     if logits is None or (labels < 0).any():
-        return np.full(margins.shape, np.nan, np.float16)
-    if logits.ndim != 3 or logits.shape[:2] != margins.shape or labels.max() >= logits.shape[2]:
-        wanted = f"(K, T, classes) for {len(margins)} models, {len(labels)} targets and labels up to {labels.max()}"
-        raise InputError(f"{learner.name} gave logits of shape {logits.shape}, not {wanted}")
+        return np.full(trained.arrays["margins"].shape, np.nan, np.float16)
     chances = softmax(logits.astype(np.float64), axis=2)
     return np.take_along_axis(chances, labels[None, :, None], axis=2)[..., 0].astype(np.float16)
 

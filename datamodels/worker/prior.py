@@ -25,12 +25,13 @@ from datamodels.durable import new_folder, only_maker, save_array, tidy
 from datamodels.errors import InputError
 from datamodels.learners import Features, Gradients, Learner, Model, offered
 from datamodels.learners.contract import FIRST_LISTED
+from datamodels.learners.given import features_of, first_order_of, of_this_package, side_by_side
 from datamodels.progress import progress, say
 from datamodels.runs import OF_NETWORKS, SIMILARITY, stage_folder, stage_seconds
 from datamodels.seals import read_sealed_folder, seal_folder
 from datamodels.settings import Settings
 from datamodels.subsets import Array, draw_mask
-from datamodels.worker.blocks import side_by_side
+from datamodels.vectors import of_length_1
 from datamodels.worker.decided import provenance_of
 from datamodels.worker.engine import Engine
 
@@ -116,16 +117,14 @@ def _found(settings: Settings, learner: Learner) -> dict[str, Array]:
     return {**features, **({} if sums.scores is None else {GRADIENTS: sums.scores / models})}
 
 
-def _of_models(learner: Learner, models: Sequence[Model], dimensions: int) -> Mapping[str, Array]:
-    if isinstance(learner, Gradients):
-        return learner.first_order(models, dimensions)
-    found = offered(learner, Features, "regress.prior similarity").features(models)
-    return {name: _of_length_1(found[name]) for name in FEATURES}
-
-
-def _of_length_1(features: Array) -> Array:
-    length: Array = np.linalg.norm(features, axis=-1, keepdims=True)
-    return features / np.maximum(length, 1e-30)
+def _of_models(learner: Learner, models: Sequence[Model], dimensions: int) -> dict[str, Array]:
+    if not isinstance(learner, Gradients):
+        found = features_of(learner, models, "regress.prior similarity")
+    else:
+        found = first_order_of(learner, models, dimensions, "regress.prior gradients")
+        if of_this_package(learner):  # the features are of length 1 already
+            return found
+    return {**found, **{name: of_length_1(found[name]).astype(np.float16) for name in FEATURES}}
 
 
 class _InOrder:
@@ -137,18 +136,20 @@ class _InOrder:
         self.waiting: dict[int, Mapping[str, Array]] = {}
 
     def add(self, number: int, found: Mapping[str, Array]) -> None:
-        """Take in what one group gave."""
-        self.waiting[number] = found
+        """Take in what one group gave. What has to wait is copied: its learner may fill the same arrays meanwhile."""
+        waits = number != len(self.features)
+        self.waiting[number] = {name: np.array(array) for name, array in found.items()} if waits else found
         while (part := self.waiting.pop(len(self.features), None)) is not None:
             if GRADIENTS in part:
                 self.scores = np.zeros_like(part[GRADIENTS]) if self.scores is None else self.scores
-                self.scores += part[GRADIENTS]
+                with np.errstate(over="ignore"):  # which is told when they are scaled
+                    self.scores += part[GRADIENTS]
             self.features.append({name: part[name] for name in FEATURES})
 
 
 def _write(folder: Path, found: dict[str, Array], learner: Learner, decided: dict[str, Any]) -> None:
     arrays = {
-        **({GRADIENTS: _scaled(found[GRADIENTS])} if GRADIENTS in found else {}),
+        **({GRADIENTS: _scaled(found[GRADIENTS], learner.name)} if GRADIENTS in found else {}),
         **{name: found[name].astype(np.float16) for name in FEATURES},
         "train_labels": learner.train_labels,
         "test_labels": learner.test_labels,
@@ -159,11 +160,18 @@ def _write(folder: Path, found: dict[str, Array], learner: Learner, decided: dic
         seal_folder(temporary, decided)
 
 
-def _scaled(scores: Array) -> Array:
-    """Scores (2, N, T) as float16 with a mean square of 1 for each ridge, a row at a time: they may be gigabytes."""
+def _scaled(scores: Array, name: str) -> Array:
+    """Scores (2, N, T) as float16 with a mean square of 1 for each ridge, a row at a time: they may be gigabytes.
+
+    Raises InputError where their sum over the networks was too large for its type.
+    """
     result = np.empty(scores.shape, np.float16)
     for its, scaled in zip(scores, result, strict=True):
-        square = sum(float(np.square(row, dtype=np.float64).sum()) for row in its) / its.size
+        if not all(np.isfinite(row).all() for row in its):
+            raise InputError(f"{name} gave gradients whose sum over the networks is beyond {its.dtype}")
+        power = int(np.frexp(max(float(np.abs(row).max()) for row in its))[1])  # so that no square overflows or vanishes
+        square = sum(float(np.square(np.ldexp(row.astype(np.float64), -power)).sum()) for row in its) / its.size
+        root = float(np.ldexp(square**0.5, power))
         for row, out in zip(its, scaled, strict=True):
-            out[:] = row / max(square**0.5, 1e-30)
+            out[:] = row / (root or 1.0)
     return result

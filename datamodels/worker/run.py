@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datamodels.data import Dataset, load, prepare
 from datamodels.durable import is_there, only_maker, tidy
-from datamodels.errors import InputError
+from datamodels.errors import InputError, shown
 from datamodels.learners import Learner
 from datamodels.learners.declared import declared_arrays
 from datamodels.learners.function import learner_named
+from datamodels.learners.given import MOST_AT_ONCE, asked_of, is_whole
 from datamodels.learners.recipe import Recipe
 from datamodels.learners.sources import imported_sources
 from datamodels.machine import refuse_tight_limits
@@ -26,7 +26,7 @@ from datamodels.store import ArraySpec, Meta, Store, create, grow, read_meta
 from datamodels.store.layout import FAILURES
 from datamodels.training.devices import number_of_gpus
 from datamodels.worker.blocks import there
-from datamodels.worker.decided import provenance_of, with_sources_of
+from datamodels.worker.decided import provenance_of, refuse_other_sizes, with_sources_of
 from datamodels.worker.engine import Engine, Local
 from datamodels.worker.jobs import RandomSubsets
 from datamodels.worker.prior import make_prior
@@ -109,6 +109,7 @@ def open_store(settings: Settings, engine: Engine) -> Path:
     wanted = meta(_given_groups(settings.groups, groups))
     made = {**found.provenance, "groups": dataclasses.asdict(groups)}
     refuse_difference(folder, made, with_sources_of(folder, made, wanted.provenance, settings))
+    refuse_other_sizes(folder, found, learner)
     if wanted.num_models > found.num_models:
         try:
             grow(folder, wanted.num_models)
@@ -139,8 +140,13 @@ def _groups(settings: Settings, engine: Engine) -> GroupSettings:
 
 
 def _chosen_groups(wanted: GroupSettings, learner: Learner) -> GroupSettings:
-    choose: Callable[[GroupSettings], GroupSettings] = learner.choose_groups  # type: ignore[attr-defined]
-    return choose(wanted)
+    chosen = asked_of(learner, "choose_groups", wanted)
+    if isinstance(chosen, GroupSettings):
+        sizes = (chosen.models_at_once, chosen.models_per_kernel)
+        if all(is_whole(size) and 1 <= size <= MOST_AT_ONCE for size in sizes):
+            return chosen
+    wanted_of_it = f"GroupSettings of 1 to {MOST_AT_ONCE} models"
+    raise InputError(f"choose_groups of {learner.name} must give {wanted_of_it}, not {shown(repr(chosen), 200)}")
 
 
 def _given_groups(wanted: GroupSettings, found: GroupSettings) -> GroupSettings:

@@ -361,11 +361,11 @@ def test_wrongly_labelled_images_are_counted_in_every_set_beside_their_share():
         )
 
     found = [search("a", 2, 7, 3), search("a", 1, 7, 2), search("a", None, 1, 4), search("b", None, 7)]
-    row = row_of("a", found, np.array([7, 9]), np.zeros(20))
+    row = row_of("a", found, np.array([7, 9]), np.zeros(20, np.int64))
     assert (row["targets"], row["repaired"], row["images"], row["wrongly_labelled"]) == (3, 2, 3, 2)
     assert (row["chance"], row["ratio"], row["sets_with_one"]) == (0.1, pytest.approx(20 / 3), 2)
     assert (row["different_images"], row["different_wrongly_labelled"]) == (2, 1)
     assert row["ratio_interval"] == [5.0, 10.0]  # both sets drawn alike, or the one or the other twice
     assert (row["median_size"], row["breaks"], row["repairs"]) == (1.5, 2, 1)
-    none = row_of("b", found, np.array([7, 9]), np.zeros(20))
+    none = row_of("b", found, np.array([7, 9]), np.zeros(20, np.int64))
     assert (none["ratio"], none["ratio_interval"], none["median_size"], none["breaks"]) == (0, None, None, None)

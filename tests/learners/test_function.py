@@ -79,7 +79,7 @@ def test_labels_go_to_a_function_that_takes_them_and_logits_come_back(module):
     learner = learner_named(module("mine_with_labels", WHOLE))
     mask = np.arange(N) < 20
     plain, told = Model((0, 1), mask), Model((0, 1), mask, np.zeros(N, int))
-    trained = learner.train([plain, told])
+    trained = offered(learner, Relabels, "relabelling").train_relabelled([plain, told])
     logits = trained.arrays["logits"]
     np.testing.assert_allclose(logits[0, 0], np.bincount(np.arange(20) % 3, minlength=3) / 10 + 0.01)
     np.testing.assert_allclose(logits[1, 0], np.array([2.0, 0, 0]) + 0.01)

@@ -34,6 +34,8 @@ class Linear:
         margins = logits[:, right] - np.where(right, -np.inf, logits).max(2)
         return Trained({"margins": margins, "logits": logits})
 
+    train_relabelled = train
+
     def features(self, models):
         """The pixels themselves, whatever was learnt."""
         return {f"features_{side}": np.stack([x] * len(models)) for side, x in (("train", self.x), ("test", self.x_test))}

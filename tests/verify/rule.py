@@ -56,6 +56,8 @@ class Rule:
         margins = np.stack([self.margins(model) for model in models]).astype(np.float32)
         return Trained({"margins": margins, "logits": np.stack([self.logits] * len(models))})
 
+    train_relabelled = train
+
     def margins(self, model):
         """Of one model."""
         wrong = np.zeros(N) if model.labels is None else model.labels != self.train_labels

@@ -293,10 +293,10 @@ def test_what_was_cut_off_ends_as_what_was_not(own, tmp_path, after):
             raise CrashError
         return train(models)
 
-    engine.learner.train = crashing
+    engine.learner.train = engine.learner.train_relabelled = crashing
     with pytest.raises(CrashError):
         verified(own, asked, **how)
-    engine.learner.train = train
+    engine.learner.train = engine.learner.train_relabelled = train
     told, _ = verified(own, asked, **how)
     whole = dataclasses.replace(settings, run=dataclasses.replace(settings.run, dir=str(tmp_path / "whole")))
     for of in (train_missing, lambda settings, _: regress(settings)):

@@ -15,7 +15,7 @@ FILES = ("dog/1.png", "cat/1.png", "horse/1.png", "dog/2.png", "cat/2.png", "sam
 
 def only(t):
     """T test images that are known by their indices alone, of no known class."""
-    return Examples(SimpleNamespace(train_labels=np.full(5, -1), test_labels=np.full(t, -1)))
+    return Examples(SimpleNamespace(name="x", train_labels=np.full(5, -1), test_labels=np.full(t, -1)))
 
 
 def animals(names=True, classes=True):
@@ -25,7 +25,12 @@ def animals(names=True, classes=True):
     def named(of_train, indices):
         return [([*train] if of_train else [*FILES, train[4], train[1]])[k] for k in indices]
 
-    about = {"train_labels": np.array([0, 1, 2, 0, 1, 2]), "test_labels": np.array([*LABELS, 1, 1]), "train_targets": (4, 1)}
+    about = {
+        "name": "x",
+        "train_labels": np.array([0, 1, 2, 0, 1, 2]),
+        "test_labels": np.array([*LABELS, 1, 1]),
+        "train_targets": (4, 1),
+    }
     more = ({"names": named} if names else {}) | ({"class_names": ANIMALS} if classes else {})
     return Examples(SimpleNamespace(**about, **more))
 
@@ -199,7 +204,7 @@ def test_two_behaviours_of_one_name_and_classes_of_no_image_are_refused():
         targets_given(["boats: 3", "boats: 4"], animals())
     with pytest.raises(InputError, match="no class is known here"):
         targets_given(["class:0"], only(4))
-    examples = Examples(SimpleNamespace(train_labels=np.arange(3), test_labels=np.array([0, 1])))
+    examples = Examples(SimpleNamespace(name="x", train_labels=np.arange(3), test_labels=np.array([0, 1])))
     with pytest.raises(InputError, match="no test image is of class 2"):
         targets_given(["class:2"], examples)
 

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from datamodels.errors import InputError
 from datamodels.learners import function
 from datamodels.learners.declared import declared_arrays
-from datamodels.learners.function import as_array
+from datamodels.learners.given import as_array
 from datamodels.regress import Datamodels
 from datamodels.regress.results import About
 from datamodels.regress.run import regress, regress_store
