@@ -10,6 +10,7 @@ from datamodels.report import report
 from datamodels.runs import page_folder, stage_folder
 from datamodels.settings import BUILT_IN, VERIFY, Settings, argument_parser, parse
 from datamodels.verify import draw_targets, verify_targets, write_targets
+from datamodels.verify.known import Examples
 from datamodels.worker import engine_of, prepared, train_missing
 
 
@@ -21,7 +22,7 @@ def main() -> None:
     with engine_of(settings, args.gpu, prepared(settings)) as engine:
         print(train_missing(settings, engine), flush=True)
         print(regress(settings, _of_regression(settings, args.gpu)), flush=True)
-        targets = draw_targets(settings.verify.random_targets, len(engine.learner.test_labels), settings.verify.seed)
+        targets = draw_targets(settings.verify.random_targets, Examples(engine.learner).tests, settings.verify.seed)
         write_targets(Path(settings.run.dir, _targets_file(settings.verify.name)), targets)
         models = Datamodels.load(stage_folder(settings, "regress"))
         print(verify_targets(settings, engine, models, targets), flush=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastargs.validation import Checker
 
-TAKEN = ("data", "store", "prior", "regress")
+TAKEN = ("data", "store", "prior", "regress", "regress-behaviours")
 """Names of folders within a run that are not of verifications."""
 FOLDER_NAME = re.compile(r"(?!report)[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
 LONGEST_TEXT = 4096

@@ -33,6 +33,7 @@ MEASURED = "measured"
 RESNET9, LINEAR = ARCHITECTURES = ("resnet9", "linear")
 PLAIN, PADDED, COMPILED, COMPILED_PADDED = PROGRAMS = ("plain", "padded", "compiled", "compiled-padded")
 VERIFY = "verify"
+FLIP, REPAIR = "flip", "repair"
 LONGEST_CONFIG, DEEPEST_CONFIG = 2**16, 8
 MOST_MODELS = 2**20
 """Of models for one purpose of the verification."""
@@ -238,13 +239,26 @@ class VerifySettings:
     base_models: int = count(32, "models trained on all of S, for the margin before", low=2, high=MOST_MODELS)
     ratio: float = real(1.25, "the search ends when a set that flips is so many times one that does not", low=1.0)
     max_size: int = count(100, "R is never larger than this", high=2**29)
+    goal: str = setting(
+        Choice(FLIP, REPAIR),
+        FLIP,
+        "what a set R is to do: flip a prediction that is right beyond doubt, or repair one that is wrong beyond doubt",
+    )
     candidates: str = setting(
-        Choice("all", "class"), "all", "which images the methods datamodel and relabel choose from: all, or the target's class"
+        Choice("all", "class"),
+        "all",
+        "which images the methods datamodel and relabel choose from: all, or the target's class; to repair, the class that "
+        "networks take it for",
     )
     relabel_to: int = count(
-        -1, "the class that the method relabel gives to R; -1: the target's runner-up", low=-1, high=2**31 - 1
+        -1,
+        "the class that the method relabel gives to R; -1: the target's runner-up, or to repair the target's own",
+        low=-1,
+        high=2**31 - 1,
     )
-    embedding: str = setting(Text(), "none", "an .npy file (N + T, d) of all images, S first, for the method embedding")
+    embedding: str = setting(
+        Text(), "none", "an .npy file (N + T, d) of all images, S and then the test images, for the method embedding"
+    )
     subsets: int = count(
         0, "random subsets, of size αN, on which datamodels are judged (LDS), beside the ceiling", low=0, high=MOST_MODELS
     )

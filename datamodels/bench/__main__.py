@@ -12,6 +12,7 @@ from datamodels.bench.gpu_plan import gpu_check
 from datamodels.bench.prior import bench_prior
 from datamodels.bench.record import Record, file_name
 from datamodels.bench.regress import bench_regress
+from datamodels.bench.repair import SHARE, bench_repair
 from datamodels.bench.samples import bench_samples, samples_figure
 from datamodels.bench.shapes import bench_lasso
 from datamodels.bench.store import bench_store
@@ -28,7 +29,7 @@ SYNTHETIC = {"store": bench_store, "workers": bench_workers, "lasso": bench_lass
 OF_A_RUN = {"devices": bench_devices}
 OF_WEIGHTS: dict[str, Callable[..., tuple[Record, str]]] = {"regress": bench_regress, "samples": bench_samples}
 GPU_CHECK = "gpu-check"
-FIT = "fit"
+FIT, REPAIR = "fit", "repair"
 
 
 def main() -> None:
@@ -41,18 +42,20 @@ def main() -> None:
         "workers: how often models are trained that several workers share. "
         "lasso: of few models or many, against scikit-learn. "
         "samples: LDS against the number of models of a run, with a prior and without. "
+        "repair: how often the sets that repair wrong predictions name wrongly labelled images. "
         "gpu-check: whether a GPU, and this package on it, does what it should."
     )
-    benches = [*OF_MODELS, *SYNTHETIC, *OF_A_RUN, *OF_WEIGHTS, FIT, GPU_CHECK]
+    benches = [*OF_MODELS, *SYNTHETIC, *OF_A_RUN, *OF_WEIGHTS, FIT, REPAIR, GPU_CHECK]
     parser = argument_parser("python -m datamodels.bench", about)
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
     parser.add_argument("--gpu", help="number of the GPU, or cpu (default: what is there)")
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
-    counts += (
-        "; samples: draws of models (3); prior: networks (4); workers: models (2000); devices: rounds (1); lasso: rounds (3)"
-    )
+    counts += "; samples: draws of models (3); prior: networks (4); workers: models (2000); devices: rounds (1)"
+    counts += "; lasso: rounds (3); repair: targets (60)"
     parser.add_argument("--n", type=int, help=counts)
     parser.add_argument("--size", default=DEFAULT, help=f"fit: images, models, targets, values of λ ({DEFAULT})")
+    parser.add_argument("--share", type=float, default=SHARE, help=f"repair: of the labels of S that are wrong ({SHARE})")
+    parser.add_argument("--seed", type=int, default=0, help="repair: which labels are wrong, and how (0)")
     parser.add_argument("--on", choices=PLACES, default=GPU, help="gpu-check: processor tries the check itself, tiny")
     parser.add_argument("--out", type=Path, help="folder to write the result into, as JSON")
     settings, args = parse(sys.argv[1:], parser)
@@ -61,6 +64,8 @@ def main() -> None:
     n = [] if args.n is None else [args.n]
     if args.bench == FIT:
         result, table = bench_fit(settings, size_named(args.size), args.gpu)
+    elif args.bench == REPAIR:
+        result, table = bench_repair(settings, args.share, args.seed, args.gpu, *n)
     elif args.bench == GPU_CHECK:
         result, table = gpu_check(settings, args.on, args.gpu)
     elif args.bench in {**SYNTHETIC, **OF_A_RUN}:

@@ -1,6 +1,6 @@
 """From weights to sets R: orders of the training images, sets that weights suggest, the search for the smallest, judging."""
 
-from datamodels.brittleness.judging import Outcome, judge, looks
+from datamodels.brittleness.judging import Outcome, beyond_doubt, judge, looks
 from datamodels.brittleness.orders import at_random, by_similarity, by_weight, cosine
 from datamodels.brittleness.search import Search
 from datamodels.brittleness.shrinkage import shrunk_weights
@@ -11,6 +11,7 @@ __all__ = [
     "Search",
     "Support",
     "at_random",
+    "beyond_doubt",
     "by_similarity",
     "by_weight",
     "cosine",

@@ -14,7 +14,7 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from datamodels.errors import InputError
-from datamodels.subsets import Array
+from datamodels.subsets import Array, BoolArray
 
 CONFIDENCE = 0.95
 FLIPPED, HELD, UNDECIDED = "flipped", "held", "undecided"
@@ -71,6 +71,23 @@ def judge(margins: Array, confidences: Array | None = None, of_looks: int = 1) -
     confidence = float(confidences[finite].mean()) if known and confidences is not None else None
     right = int((values > 0).sum())
     return Outcome(j, mean, mean - half, mean + half, right / j, *wilson(right, j), confidence)
+
+
+def beyond_doubt(margins: Array, of: int) -> tuple[BoolArray, BoolArray]:
+    """Of margins (J, T) which targets are right, and which wrong, beyond doubt: bool (T,) each, as one of so many intervals.
+
+    The interval of each target's mean is Student's t at the level 1 − 0.05/of: with `of` the targets times the looks, all
+    targets and looks together call one right that is wrong, or has a margin of 0, at most 2.5 % of the time, and so the other
+    way round (Bonferroni). Models that diverged, with NaN, do not count; of fewer than 2 nothing is beyond doubt.
+    """
+    values = margins[np.isfinite(margins).all(1)].astype(np.float64)
+    if len(values) < 2:
+        nothing = np.zeros(margins.shape[1], bool)
+        return nothing, nothing.copy()
+    level = 1 - (1 - CONFIDENCE) / of
+    half = student_t.ppf((1 + level) / 2, len(values) - 1) * values.std(0, ddof=1) / np.sqrt(len(values))
+    mean = values.mean(0)
+    return mean - half > 0, mean + half <= 0
 
 
 def wilson(right: int, of: int) -> tuple[float, float]:

@@ -77,10 +77,11 @@ class Dataset:
         return self.train.images.ndim == 4
 
 
-def prepare(settings: Settings, use_ffcv: bool | None = None) -> str:
+def prepare(settings: Settings, use_ffcv: bool | None = None, raw: RawData | None = None) -> str:
     """Write the run's data unless it is there, and say in one line what was done.
 
-    `use_ffcv` chooses the format; by default FFCV where it is installed. Raises InputError when the folder was made under
+    `use_ffcv` chooses the format; by default FFCV where it is installed. `raw` is written in the place of what the source has,
+    as with labels of one's own. Raises InputError when the folder was made under
     other settings or the source cannot be read; the folder then stays as it was.
     """
     path = stage_folder(settings, "data")
@@ -88,7 +89,7 @@ def prepare(settings: Settings, use_ffcv: bool | None = None) -> str:
         _read_meta(settings)
         tidy(path)
         return f"data: already in {path}"
-    raw = read_source(settings.data)
+    raw = raw or read_source(settings.data)
     with only_maker(path, f"data: waiting for another process that is writing {path}"):
         if is_there(path):
             _read_meta(settings)

@@ -6,12 +6,13 @@ what a file says. Every refusal is `Unreadable`, an InputError of one sentence t
 """
 
 from datamodels.reading.arrays import check_zip, npz_members, open_npy, read_npy, read_npz
-from datamodels.reading.content import Between, Each, read_json, require, whole_number
+from datamodels.reading.content import Between, Each, Maybe, read_json, require, whole_number
 from datamodels.reading.files import Unreadable, checked_size, digest, is_there, open_file, read_bytes, read_text
 
 __all__ = [
     "Between",
     "Each",
+    "Maybe",
     "Unreadable",
     "check_zip",
     "checked_size",

@@ -57,6 +57,13 @@ class Each:
 
 
 @dataclass(frozen=True)
+class Maybe:
+    """What may be missing under a key, and else has a form."""
+
+    form: Any
+
+
+@dataclass(frozen=True)
 class Between:
     """A whole number from `low` to `high`."""
 
@@ -68,7 +75,7 @@ def require(content: Any, form: Any, path: Path) -> None:
     """Raise Unreadable unless content has a form.
 
     A form is a type (int is no bool, float is also int), None, a tuple of forms of which one must fit, a list of the one form
-    that all items have, a dictionary of the keys that must be there, `Each`, or `Between`.
+    that all items have, a dictionary of the keys that must be there, but for those of `Maybe`, `Each`, or `Between`.
     """
     where = _misfit(content, form)
     if where is not None:
@@ -83,10 +90,14 @@ def _misfit(value: Any, form: Any, where: str = "") -> str | None:
     if isinstance(form, list):
         return _first(list(enumerate(value)), lambda _: form[0], where) if isinstance(value, list) else where
     if isinstance(form, dict):
-        if not isinstance(value, dict) or not form.keys() <= value.keys():
-            lacking = sorted(form.keys() - value.keys()) if isinstance(value, dict) else []
-            return f"{where}.{lacking[0]}" if lacking else where
-        return _first([(key, value[key]) for key in form], lambda key: form[key], where)
+        if not isinstance(value, dict):
+            return where
+        lacking = sorted(key for key, part in form.items() if key not in value and not isinstance(part, Maybe))
+        if lacking:
+            return f"{where}.{lacking[0]}"
+        return _first([(key, value[key]) for key in form if key in value], lambda key: form[key], where)
+    if isinstance(form, Maybe):
+        return _misfit(value, form.form, where)
     if isinstance(form, Each):
         return _first(list(value.items()), lambda _: form.form, where) if isinstance(value, dict) else where
     return None if _is(value, form) else where

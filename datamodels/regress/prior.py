@@ -48,7 +48,7 @@ from datamodels.regress.arrays import on_device, row_tiles, to_numpy
 from datamodels.regress.moments import Problem
 from datamodels.regress.repeats import Repeats
 from datamodels.seals import read_sealed_folder
-from datamodels.subsets import Array, BoolArray
+from datamodels.subsets import Array, BoolArray, IndexArray
 
 NONE, FLAT, SIMILARITY, GRADIENTS = "none", "flat", "similarity", "gradients"
 FEATURES = ("features_train", "features_test")
@@ -56,6 +56,8 @@ PLAIN = (2.0**-20, 2.0**20)
 """The largest number of a covariate that is taken as it is."""
 BASIS_NUMBERS = 2**24
 """A part of the basis has at most so many numbers."""
+TOGETHER = 16
+"""Targets whose covariates are in memory at once, where only their means are wanted."""
 LEAST_NOISE = 0.01
 LEAST_SIZE = 1e-3
 """Of the largest expected weight: what the penalty takes each weight for at least."""
@@ -65,15 +67,28 @@ TOLERANCE, MOST_STEPS = 1e-5, 500
 class Covariates:
     """What is known of each pair of training image and target.
 
-    `names` of the F covariates, `digest` of where they are from; `parts` gives them for some targets, float64 (F, N, T').
+    `names` of the F covariates, `digest` of where they are from; `parts` gives them for some targets, a slice of all or
+    their numbers, float64 (F, N, T').
     """
 
-    def __init__(self, names: tuple[str, ...], digest: str, parts: Callable[[slice], Array]) -> None:
+    def __init__(self, names: tuple[str, ...], digest: str, parts: Callable[[Any], Array]) -> None:
         self.names, self.digest, self.parts = names, digest, parts
 
     def since(self, first: int) -> Covariates:
         """Those of the targets from `first` on, counted from 0 then, in slices with both ends."""
         return Covariates(self.names, self.digest, lambda part: self.parts(slice(first + part.start, first + part.stop)))
+
+    def mean_over(self, targets: IndexArray) -> Covariates:
+        """Those of one target in the place of several: the means of theirs."""
+
+        def parts(part: Any) -> Array:
+            total = np.zeros(())
+            for first in range(0, len(targets), TOGETHER):
+                total = total + self.parts(targets[first : first + TOGETHER]).sum(2, keepdims=True)
+            found: Array = total / len(targets)
+            return found[:, :, part]
+
+        return Covariates(self.names, self.digest, parts)
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -100,7 +115,7 @@ def covariates_named(prior: str, folder: Path | None, n: int, t: int) -> Covaria
     if prior == NONE:
         return None
     if prior == FLAT:
-        return Covariates((), FLAT, lambda targets: np.empty((0, n, len(range(t)[targets]))))
+        return Covariates((), FLAT, lambda targets: np.empty((0, n, len(np.arange(t)[targets]))))
     return _of_folder(prior, folder, n, t) if prior in (SIMILARITY, GRADIENTS) else _of_file(Path(prior), n, t)
 
 
@@ -115,7 +130,7 @@ def _of_file(path: Path, n: int, t: int) -> Covariates:
     units = _units(array, path)
     named = (f"covariate {f}" + (f" / {unit:g}" if unit != 1 else "") for f, unit in enumerate(units))
 
-    def parts(targets: slice) -> Array:
+    def parts(targets: Any) -> Array:
         found: Array = array[:, :, targets].astype(np.float64)
         found /= units[:, None, None]
         return found
@@ -156,7 +171,7 @@ def _of_folder(kind: str, folder: Path | None, n: int, t: int) -> Covariates:
     if of_train.shape[::2] != of_test.shape[::2] or "".join(array.dtype.kind for array in found) != "ffiif"[: len(found)]:
         raise InputError(f"{folder} does not hold what the worker writes; delete it and run the worker again")
 
-    def parts(targets: slice) -> Array:
+    def parts(targets: Any) -> Array:
         near, same = mean_cosine(of_train, of_test[:, targets]), train_labels[:, None] == test_labels[targets]
         found = [same.astype(np.float64), near, np.log1p(ranks(near, same))]
         known = np.stack([*found, *rest[0][:, :, targets].astype(np.float64)] if kind == GRADIENTS else found)

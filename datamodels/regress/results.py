@@ -74,6 +74,7 @@ class About(TypedDict, total=False):
     targets: list[int]
     regress: dict[str, Any]
     prior_digest: str
+    behaviour: list[int]
     weights_were_for: str
     imported_from: str
 

@@ -87,7 +87,7 @@ def _regress(
     meta = provenance(store, settings)
     if covariates is not None:
         meta["prior_digest"] = covariates.digest
-    if _is_made(folder, meta):
+    if is_made(folder, meta):
         tidy(folder)
     else:
         with _alone(folder), timed:
@@ -169,7 +169,8 @@ def _say_what_is_replaced(folder: Path, meta: About) -> None:
         say(f"regress: the weights in {folder} are replaced, which were made otherwise ({', '.join(changed)}); {keep}")
 
 
-def _is_made(folder: Path, meta: object) -> bool:
+def is_made(folder: Path, meta: object) -> bool:
+    """Whether a folder has the weights of which this is said."""
     try:
         return bool(read_about(folder) == meta)
     except InputError:

@@ -37,8 +37,8 @@ def base_requests(base_models: int, n: int) -> list[Request]:
 class OfBaseModels:
     """What the base models, those trained on all of S, say and see: means over models, each made when it is first wanted."""
 
-    def __init__(self, folder: Path, settings: Settings, engine: Engine, targets: list[int]) -> None:
-        self.folder, self.settings, self.engine, self.targets = folder, settings, engine, targets
+    def __init__(self, folder: Path, settings: Settings, engine: Engine, targets: Sequence[int] = ()) -> None:
+        self.folder, self.settings, self.engine, self.targets = folder, settings, engine, list(targets)
         self.models = base_models(settings, engine.learner, settings.verify.base_models)
         self.of = _of(settings, engine.learner, len(self.models))
 
@@ -55,7 +55,7 @@ class OfBaseModels:
 
     @functools.cached_property
     def similarity(self) -> Array:
-        """Mean cosines (targets, N) of the features of targets and training images."""
+        """Mean cosines (targets, N) of the features of some columns of the margins, `targets`, and training images."""
 
         def made(missing: list[int]) -> dict[str, Array]:
             with stage_seconds(self.settings, "verify"):
@@ -79,8 +79,8 @@ def mean_logits(models: Sequence[Model], learner: Learner) -> dict[str, Array]:
         trained = trained_by(learner, part)
         logits = logits_of(trained, learner)
         if logits is None:
-            told = f"to relabel as the runner-up needs logits, and {learner.name} gives none"
-            raise InputError(f"{told}; set verify.relabel_to, to another class than the target's own")
+            told = f"which class networks take a target for, or nearly, is told by logits, and {learner.name} gives none"
+            raise InputError(f"{told}; to relabel without, set verify.relabel_to, to another class than the target's own")
         fine: Array = logits[[k for k in range(len(part)) if k not in trained.failures]]
         return fine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from datamodels.reading import Unreadable, open_npy, whole_number
 from datamodels.regress import Datamodels
 from datamodels.regress.prior import GRADIENTS, covariates_named
 from datamodels.runs import stage_folder
-from datamodels.settings import Settings, VerifySettings
+from datamodels.settings import REPAIR, Settings, VerifySettings
 from datamodels.store import Store
 from datamodels.subsets import Array, IndexArray
 from datamodels.training import LIBRARY_METHODS, require_dattri
 from datamodels.verify.kept import OfBaseModels, by_library
+from datamodels.verify.known import Examples, Targets
 from datamodels.worker.engine import Engine
 
 DATAMODEL, RELABEL, RANDOM, SIMILARITY, EMBEDDING = "datamodel", "relabel", "random", "similarity", "embedding"
@@ -26,6 +28,8 @@ METHODS = (DATAMODEL, RELABEL, RANDOM, SIMILARITY, GRADIENTS, *LIBRARY_METHODS, 
 NEEDS: dict[str, type[Any]] = {RELABEL: Relabels, SIMILARITY: Features, **dict.fromkeys(LIBRARY_METHODS, Attributes)}
 """What a learner must offer for a method."""
 NONE, CLASS = "none", "class"
+Derived = Callable[[Sequence[int]], tuple[Datamodels, Store]]
+"""Gives the datamodel of the mean margin over some columns, as target 0 of a store of its own."""
 
 
 def methods_named(settings: VerifySettings, learner: Learner) -> list[str]:
@@ -66,94 +70,170 @@ def sizes_named(setting: str, sizes: str, n: int) -> list[int]:
 class Orders:
     """The orders of the training images for a run's targets, and the labels that images get where they are relabelled.
 
-    `base` gives mean logits and similarities of the base models, when they are wanted.
+    `weights` (N, targets) are those by which images are chosen, in the order of `targets`, `scores` of each method that
+    attributes (N, columns), in the order of `columns`, the targets' own columns of the margins. `base` gives mean logits and
+    similarities of the base models, when they are wanted. With `verify.goal` repair everything is turned round: first come the
+    images whose removal should raise the margin.
     """
 
     def __init__(
         self,
         settings: VerifySettings,
         learner: Learner,
-        models: Datamodels,
-        store: Store,
-        targets: list[int],
+        targets: Targets,
+        numbers: Sequence[int],
+        weights: Array,
         embedding: Array | None,
-        scores: dict[str, Array],
+        scores: Mapping[str, Array],
         base: OfBaseModels,
     ) -> None:
-        self.settings, self.learner, self.base = settings, learner, base
+        self.settings, self.learner, self.targets, self.base = settings, learner, targets, base
         self.n = len(learner.train_labels)
         self.most = min(settings.max_size, self.n - 1)
-        self.column = {target: k for k, target in enumerate(targets)}
-        self.same_class = learner.train_labels[:, None] == learner.test_labels[targets]
-        weights = np.stack([models.of(target)[0] for target in targets], 1)
-        how = models.meta["regress"]
-        # Posterior means are what they should be already; the lasso's weights, with a prior or without, are not.
-        lasso = how.get("prior", NONE) == NONE or how.get("sparse", False)
-        self.chosen_by = shrunk_weights(store, targets, weights, self.same_class) if lasso else weights.astype(np.float64)
-        self.embedding, self.scores = embedding, scores
+        self.place = {number: k for k, number in enumerate(numbers)}
+        self.column = {column: k for k, column in enumerate(columns_of(targets, numbers))}
+        self.chosen_by, self.embedding, self.scores = weights, embedding, scores
+
+    @property
+    def repairs(self) -> bool:
+        """Whether sets are to raise the margin, and not to lower it."""
+        return self.settings.goal == REPAIR
+
+    @property
+    def sign(self) -> int:
+        """What a margin, or a weight, is multiplied by, for a set to lower it: -1 where sets are to repair."""
+        return -1 if self.repairs else 1
 
     def label(self, target: int) -> int:
-        """The target's class, -1 where it is not known."""
-        return int(self.learner.test_labels[target])
+        """The target's class, -1 where it is not known, or its targets are of several."""
+        return self.targets.label(target)
 
     def of(self, method: str, target: int) -> IndexArray:
-        """Images for one target, most important first."""
-        same_class = np.flatnonzero(self.same_class[:, self.column[target]])
+        """Images for one target, most important first; the target itself is none of them."""
+        order = self._order(method, target)
+        if self.repairs and method == RELABEL:  # what has the label already would not change
+            order = order[self.learner.train_labels[order] != self.relabelled(method, target)]
+        return order[~np.isin(order, self.targets.itself(target))][: self.most]
+
+    def _order(self, method: str, target: int) -> IndexArray:
         if method == RANDOM:
-            return at_random(same_class, self.most, self.settings.seed, target)
+            return at_random(self.of_class(target), self.n, self.settings.seed, target)
         if method == SIMILARITY:
-            return by_similarity(self.base.similarity[self.column[target]], same_class, self.most)
+            return by_similarity(self.base.similarity[self._columns(target)].mean(0), self.of_class(target), self.n)
         if method in self.scores:
-            return by_similarity(self.scores[method][:, self.column[target]], same_class, self.most)
+            scores = self.scores[method][:, self._columns(target)].mean(1)
+            return by_similarity(self.sign * scores, self.of_class(target), self.n)
         if method == EMBEDDING:
-            assert self.embedding is not None
-            of = self.n + target
-            similarity = cosine(self.embedding[of : of + 1], self.embedding[: self.n])[0]
-            return by_similarity(similarity, same_class, self.most)
+            return by_similarity(self._near(target), self.of_class(target), self.n)
         if self.settings.candidates == CLASS:
-            return same_class[np.argsort(-self.weights(target)[same_class], kind="stable")][: self.most]
-        return by_weight(self.weights(target), self.most)
+            return by_similarity(self.towards(target), self.of_class(target), self.n)
+        return by_weight(self.towards(target), self.n)
+
+    def _columns(self, target: int) -> list[int]:
+        return [self.column[column] for column in self.targets.members(target)]
+
+    def _near(self, target: int) -> Array:
+        """Mean cosines (N,) with a target's images, by `verify.embedding`: a training image's row is its own."""
+        assert self.embedding is not None
+        examples = self.targets.examples
+        tests = [self.n + column for column in self.targets.members(target) if column < examples.tests]
+        near: Array = cosine(self.embedding[[*tests, *self.targets.itself(target)]], self.embedding[: self.n]).mean(0)
+        return near
+
+    def of_class(self, target: int) -> IndexArray:
+        """The images of the target's class, or to repair of the class that networks take it for."""
+        if self.repairs:
+            return np.flatnonzero(self.learner.train_labels == self.runner_up(target))
+        return np.flatnonzero(self.targets.same_class(target))
 
     def weights(self, target: int) -> Array:
         """The weights (N,) by which images are chosen: a prior's as they are, the lasso's debiased and shrunk."""
-        found: Array = self.chosen_by[:, self.column[target]]
+        found: Array = self.chosen_by[:, self.place[target]]
+        return found
+
+    def towards(self, target: int) -> Array:
+        """How far the removal of each image (N,) goes towards the goal, as the weights say; the target itself not at all."""
+        found: Array = self.sign * self.weights(target)
+        itself = self.targets.itself(target)
+        if len(itself):
+            found = found.copy()
+            found[itself] = -np.inf
         return found
 
     def drops(self, method: str, target: int, order: IndexArray) -> Array | None:
-        """The drop of the margin predicted for the first 1, 2, … images; None where it is not made to say."""
-        return np.cumsum(self.weights(target)[order]) if method == DATAMODEL else None
+        """How far the first 1, 2, … images go towards the goal, as predicted; None where it is not made to say."""
+        return np.cumsum(self.towards(target)[order]) if method == DATAMODEL else None
 
     def relabelled(self, method: str, target: int) -> int:
-        """The class that R gets: the runner-up of the target, or the one given; -1 where R is removed."""
+        """The class that R gets, the one given, or the target's runner-up, or to repair its own; -1 where R is removed."""
         if method != RELABEL:
             return -1
         label, given = self.label(target), self.settings.relabel_to
-        if given not in (-1, label):
-            return given
-        logits = self.base.logits[target]
-        others = np.setdiff1d(self.learner.train_labels, [label])  # a class without examples is none that R could have
-        others = others[others < len(logits)]
+        if self.repairs:
+            return label if given == -1 else given
+        return given if given not in (-1, label) else self.runner_up(target)
+
+    def runner_up(self, target: int) -> int:
+        """The class of the largest mean logit but for the target's own, or those of its targets.
+
+        Raises InputError where the training examples are of no other.
+        """
+        logits = self.base.logits[list(self.targets.members(target))].mean(0)
+        others = np.setdiff1d(self.learner.train_labels, self.targets.classes(target))
+        others = others[others < len(logits)]  # a class without examples is none that R could have
         if not len(others):
-            raise InputError(f"the method {RELABEL} needs examples of another class than target {target}'s, and there are none")
+            of = f"target {self.targets.called(target)}'s"
+            raise InputError(f"the method {RELABEL} needs examples of another class than {of}, and there are none")
         return int(others[np.argmax(logits[others])])
 
 
+def columns_of(targets: Targets, numbers: Sequence[int]) -> list[int]:
+    """The columns of the margins that some targets are made of, each once."""
+    return list(dict.fromkeys(column for number in numbers for column in targets.members(number)))
+
+
+def chosen_weights(models: Datamodels, store: Store, targets: Targets, numbers: Sequence[int], derived: Derived) -> Array:
+    """The weights (N, targets) by which images are chosen: a prior's as they are, the lasso's debiased and shrunk.
+
+    `derived` gives the datamodel of a behaviour, and the store of its margins.
+    """
+    how = models.meta["regress"]
+    # Posterior means are what they should be already; the lasso's weights, with a prior or without, are not.
+    lasso = how.get("prior", NONE) == NONE or how.get("sparse", False)
+
+    def of(models: Datamodels, store: Store, columns: list[int], numbers: list[int]) -> Array:
+        weights = np.stack([models.of(column)[0] for column in columns], 1)
+        same_class = np.stack([targets.same_class(number) for number in numbers], 1)
+        return shrunk_weights(store, columns, weights, same_class) if lasso else weights.astype(np.float64)
+
+    plain = [number for number in numbers if not targets.is_behaviour(number)]
+    found = dict(zip(plain, of(models, store, plain, plain).T, strict=True)) if plain else {}
+    for number in numbers:
+        if number not in found:
+            found[number] = of(*derived(targets.members(number)), [0], [number])[:, 0]
+    return np.stack([found[number] for number in numbers], 1)
+
+
 def embedding_named(settings: VerifySettings, learner: Learner, methods: list[str]) -> Array | None:
-    """The array (N + T, d) in `verify.embedding`, where a method needs it. Raises InputError when it is none such."""
+    """The array in `verify.embedding` where a method needs it, a row for each training and each test image.
+
+    Raises InputError when it is none such.
+    """
     if EMBEDDING not in methods:
         return None
     try:
         found = open_npy(Path(settings.embedding))
     except Unreadable as e:
         raise InputError(f"cannot read {settings.embedding} as an .npy file: it {e.why}") from e
-    rows = len(learner.train_labels) + len(learner.test_labels)
+    examples = Examples(learner)
+    rows = examples.n + examples.tests
     if found.ndim != 2 or len(found) != rows or found.dtype.kind != "f" or not np.isfinite(found).all():
         raise InputError(f"{settings.embedding} must hold finite floating-point numbers, a row for each of the {rows} images")
     return found
 
 
-def scores_of(folder: Path, settings: Settings, engine: Engine, methods: list[str], targets: list[int]) -> dict[str, Array]:
-    """Scores (N, targets) of the methods that attribute: those of the run's prior, and those of dattri, kept in the folder.
+def scores_of(folder: Path, settings: Settings, engine: Engine, methods: list[str], columns: list[int]) -> dict[str, Array]:
+    """Scores (N, columns) of the methods that attribute: those of the run's prior, and those of dattri, kept in the folder.
 
     Raises InputError where the prior is wanted and not there.
     """
@@ -162,7 +242,7 @@ def scores_of(folder: Path, settings: Settings, engine: Engine, methods: list[st
         n, t = len(engine.learner.train_labels), len(engine.learner.test_labels)
         prior = covariates_named(GRADIENTS, stage_folder(settings, "prior"), n, t)
         assert prior is not None
-        found[GRADIENTS] = np.stack([prior.parts(slice(target, target + 1))[-1, :, 0] for target in targets], 1)
+        found[GRADIENTS] = np.stack([prior.parts(slice(target, target + 1))[-1, :, 0] for target in columns], 1)
     for method in set(methods) & set(LIBRARY_METHODS):
-        found[method] = by_library(folder / f"{method}.npz", settings, engine, method, targets)
+        found[method] = by_library(folder / f"{method}.npz", settings, engine, method, columns)
     return found

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from datamodels import __version__
 from datamodels.brittleness.judging import looks
+from datamodels.errors import InputError
 from datamodels.learners import Learner
 from datamodels.reading import digest
 from datamodels.regress import Datamodels
+from datamodels.regress.behaviours import behaviour
 from datamodels.regress.prior import covariates_named
 from datamodels.runs import GRADIENTS, read_store, stage_folder
-from datamodels.settings import Settings
+from datamodels.settings import REPAIR, Settings
 from datamodels.subsets import Array
 from datamodels.verify.kept import OfBaseModels
+from datamodels.verify.known import Targets
 from datamodels.verify.methods import (
     DATAMODEL,
     EMBEDDING,
+    RELABEL,
     Orders,
     check_subsets,
+    chosen_weights,
+    columns_of,
     embedding_named,
     methods_named,
     scores_of,
@@ -66,12 +73,26 @@ class Plan:
             found["gradients"] = "" if prior is None else prior.digest
         return found
 
-    def orders(self, settings: Settings, engine: Engine, models: Datamodels, targets: list[int], folder: Path) -> Orders:
+    def check(self, settings: Settings, targets: Targets, numbers: Sequence[int]) -> None:
+        """Raise InputError where images would be relabelled as the class of a target that has none."""
+        if settings.verify.goal != REPAIR or RELABEL not in self.methods or settings.verify.relabel_to >= 0:
+            return
+        of_none = next((number for number in numbers if targets.label(number) < 0), None)
+        if of_none is not None:
+            told = f"to repair, the method relabel gives images the target's class, and {targets.called(of_none)} has not one"
+            raise InputError(f"{told}; set verify.relabel_to, or leave the method out")
+
+    def orders(
+        self, settings: Settings, engine: Engine, models: Datamodels, targets: Targets, numbers: list[int], folder: Path
+    ) -> Orders:
         """The orders of images for some targets; what was found out for them is kept in the folder."""
-        scores = scores_of(folder, settings, engine, self.methods, targets)
-        base = OfBaseModels(folder, settings, engine, targets)
-        store = read_store(settings)
-        return Orders(settings.verify, engine.learner, models, store, targets, self.embedding, scores, base)
+        columns = columns_of(targets, numbers)
+        scores = scores_of(folder, settings, engine, self.methods, columns)
+        base, derived = OfBaseModels(folder, settings, engine, columns), functools.partial(behaviour, settings, models)
+        weights = chosen_weights(
+            models, read_store(settings), targets, numbers, lambda of: derived(of, before=engine.give_back)
+        )
+        return Orders(settings.verify, engine.learner, targets, numbers, weights, self.embedding, scores, base)
 
 
 @dataclass(frozen=True)
@@ -112,6 +133,7 @@ class Questions:
             searches=tuple(search.record() for search in searches),
             removals=tuple(removal.record(before[removal.target]) for removal in removals),
             counterfactuals=tuple(drop.record(before[drop.target]) for drop in self.counterfactuals),
+            behaviours=self.base.orders.targets.behaviours,
         )
 
     def _on_random_subsets(self) -> RandomSubsetsRecord | None:

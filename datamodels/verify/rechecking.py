@@ -10,28 +10,31 @@ from datamodels.progress import progress
 from datamodels.runs import read_store, verdicts_folder
 from datamodels.settings import Settings
 from datamodels.verify.asking import ask
+from datamodels.verify.known import Examples, Targets
 from datamodels.verify.questions.rechecks import Recheck
 from datamodels.verify.record import Rechecked, read_claims, write_rechecked
 from datamodels.verify.retrain import alone
 from datamodels.verify.run import retraining
 from datamodels.worker.engine import Engine
 
+MOST_NAMED = 5
+
 
 def recheck(settings: Settings, engine: Engine, file: Path) -> str:
-    """Retrain the sets that a verify.json calls flipped, with models no search has seen, and write recheck.json.
+    """Retrain the sets that a verify.json calls flipped or repaired, with models no search has seen, and write recheck.json.
 
-    A verdict holds when the mean margin of these models, as many as of a last look, is at most 0 again. Raises InputError when
-    the file is none, or has no such verdict.
+    A verdict holds when the mean margin of these models, as many as of a last look, is at most 0 again, or of a prediction that
+    was repaired above 0. Raises InputError when the file is none, or has no such verdict.
     """
-    learner = engine.learner
-    n, t = len(learner.train_labels), len(learner.test_labels)
-    claims = read_claims(file, n, t, int(learner.train_labels.max()) + 1)
+    examples = Examples(engine.learner)
+    claims = read_claims(file, examples.n, examples.t, examples.classes)
     if claims.store_digest != read_store(settings).digest():
         raise InputError(f"{file} was made from another store than that of this run")
-    if not claims.flipped:
-        raise InputError(f"{file} has no prediction that was flipped; there is nothing to check again")
+    if not claims.made:
+        raise InputError(f"{file} has no prediction that was flipped or repaired; there is nothing to check again")
     number = looks(settings.verify.models, settings.verify.most_models)[-1]
-    questions = [Recheck(claim, n, number) for claim in claims.flipped]
+    targets, goals = Targets(examples, claims.behaviours), {claim.verdict for claim in claims.made}
+    questions = [Recheck(claim, targets, number) for claim in claims.made]
     with alone(settings), progress("recheck", "models", 0) as bar:
         folder = verdicts_folder(settings)
         folder.mkdir(exist_ok=True)
@@ -39,4 +42,7 @@ def recheck(settings: Settings, engine: Engine, file: Path) -> str:
         verdicts = tuple(question.record() for question in questions)
         holds = sum(verdict.holds for verdict in verdicts)
         write_rechecked(folder, Rechecked(str(file), number, holds, verdicts))
-        return f"recheck: {holds} of {len(verdicts)} flipped verdicts hold with {number} new models each, in {folder}"
+        told = f"recheck: {holds} of {len(verdicts)} {' and '.join(sorted(goals))} verdicts hold with {number} new models each"
+        fallen = [f"{targets.called(verdict.target)} by {verdict.method}" for verdict in verdicts if not verdict.holds]
+        but = f", not {', '.join(fallen[:MOST_NAMED])}{', …' * (len(fallen) > MOST_NAMED)}" if fallen else ""
+        return f"{told}{but}, in {folder}"

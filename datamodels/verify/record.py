@@ -13,9 +13,11 @@ from typing import Annotated
 
 from datamodels.brittleness.judging import FLIPPED, Outcome
 from datamodels.durable import write_json
-from datamodels.errors import InputError
+from datamodels.errors import InputError, shown
 from datamodels.reading import Between, Unreadable, read_json, require, whole_number
 from datamodels.seals import SEAL, unsealed, write_sealed
+from datamodels.settings import FLIP
+from datamodels.verify.known import MOST, Behaviour, Examples, Index, Targets
 from datamodels.verify.methods import METHODS
 from datamodels.verify.typed import FLAT, read, to_json
 
@@ -25,9 +27,9 @@ SUPPORT = "support"
 """The rule of a removal whose size the search has found; others are of a fixed size, in digits."""
 TOP, RANDOM, BOTTOM = KINDS = ("top", "random", "bottom")
 """Of counterfactuals: the largest weights, random images, the smallest weights."""
-MOST = 2**31
+REPAIRED = "repaired"
+"""The verdict of a set that makes a wrong prediction right."""
 
-Index = Annotated[int, Between(0, MOST)]
 Count = Annotated[int, Between(0, MOST)]
 Size = Annotated[int, Between(1, MOST)]
 Label = Annotated[int, Between(-1, MOST)]
@@ -59,7 +61,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Claim:
-    """That the first `size` images of an order flip a target's prediction: what a recheck needs to know of a search."""
+    """That the first `size` images of an order flip, or repair, a target's prediction: what a recheck needs of a search."""
 
     target: Index
     method: str
@@ -71,10 +73,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """All that a search tried. `verdict` is 'flipped', or 'censored' where not even the whole order flips the prediction.
+    """All that a search tried. `verdict` is 'flipped' or 'repaired', or 'censored' where not even the whole order does that.
 
     `size` is the smallest verified |R|, `tried` the largest set tried, `relabelled` the class that R gets where it stays in,
-    `base_margin` the mean margin on all of S, `models` how many networks the search asked for.
+    `base_margin` the mean margin on all of S, `models` how many networks the search asked for. Of the other columns of the
+    margins, with the set that was found, `breaks` are those that were right beyond doubt and are wrong beyond doubt now,
+    `repairs` those the other way, by the networks that judged the set, at a level for all columns and looks together (see
+    `judging.beyond_doubt`); None where no set was found, or an earlier version did not say.
     """
 
     target: Index
@@ -89,6 +94,8 @@ class SearchRecord:
     base_margin: float
     models: Count
     probes: tuple[Probe, ...]
+    breaks: tuple[Index, ...] | None = None
+    repairs: tuple[Index, ...] | None = None
 
     @property
     def last(self) -> Probe | None:
@@ -98,9 +105,11 @@ class SearchRecord:
 
 @dataclass(frozen=True)
 class RemovalRecord:
-    """A set removed, beside a control: as many random images of the target's class. Margins before, after, and the control's.
+    """A set removed, beside a control: as many random images of the target's class, or, where the goal is to repair, of the
+    classes of the images removed. Margins before, after, and the control's.
 
-    `after` and `control` are None where the search found no set.
+    `after` and `control` are None where the search found no set. A prediction that was right is `flipped` where it is wrong
+    beyond doubt after, one that was wrong `repaired` where it is right beyond doubt.
     """
 
     target: Index
@@ -118,6 +127,8 @@ class RemovalRecord:
     right_before: bool
     flipped: bool
     control_flipped: bool
+    repaired: bool = False
+    control_repaired: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,6 +177,16 @@ class Verified:
     searches: tuple[SearchRecord, ...]
     removals: tuple[RemovalRecord, ...]
     counterfactuals: tuple[CounterfactualRecord, ...]
+    behaviours: tuple[Behaviour, ...] = ()
+
+    def targets(self, examples: Examples) -> Targets:
+        """What its targets are, by their numbers."""
+        return Targets(examples, self.behaviours)
+
+    @property
+    def goal(self) -> str:
+        """What sets were searched to do; an earlier version knew of one goal only, and did not say."""
+        return str(self.verify.get("goal", FLIP))
 
     def and_more(self, more: Verified) -> Verified:
         """These findings as they are, and after them those about other targets; the number of networks is `more`'s."""
@@ -176,6 +197,7 @@ class Verified:
             searches=self.searches + more.searches,
             removals=self.removals + more.removals,
             counterfactuals=self.counterfactuals + more.counterfactuals,
+            behaviours=more.behaviours,
         )
 
 
@@ -185,22 +207,26 @@ class Claims:
 
     store_digest: str
     searches: tuple[Claim, ...]
+    behaviours: tuple[Behaviour, ...] = ()
 
     @property
-    def flipped(self) -> list[Claim]:
+    def made(self) -> list[Claim]:
         """Those that there is something to check about."""
-        return [claim for claim in self.searches if claim.verdict == FLIPPED and claim.size is not None]
+        return [claim for claim in self.searches if claim.verdict in (FLIPPED, REPAIRED) and claim.size is not None]
 
 
 @dataclass(frozen=True)
 class RecheckRecord:
-    """Whether a claim holds with networks that no search has seen: their mean margin is at most 0 again."""
+    """Whether a claim holds with networks that no search has seen: their mean margin is at most 0 again, or where the
+    prediction was repaired above 0. `name` is what the target is called, None for a test image that has but its index.
+    """
 
     target: Index
     method: str
     size: Size
     holds: bool
     outcome: Outcome
+    name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -235,6 +261,7 @@ def read_verified(path: Path, n: int, t: int, classes: int) -> Verified:
         told = f"{path} has format version {version}, this program reads {FORMAT_VERSION}"
         raise InputError(f"{told}; give --verify.name, or delete it, and run datamodels.verify again")
     found = read(Verified, unsealed(content, path), path)
+    t = _with_behaviours(found.behaviours, t, path)
     for target in found.base:
         _check(target, (), None, n, t, path)
     for search in found.searches:
@@ -251,8 +278,9 @@ def read_verified(path: Path, n: int, t: int, classes: int) -> Verified:
 def _check_search(search: SearchRecord, found: Verified, n: int, t: int, classes: int, path: Path) -> None:
     _check(search.target, search.order, search.size, n, t, path)
     known = search.method in METHODS and search.target in found.base and len(search.weights) == len(search.order)
-    labelled = not classes or (0 <= search.label < classes and (search.relabelled or 0) < classes)
-    if not known or not labelled:
+    labelled = not classes or (_is_labelled(search.target, search.label, found, classes) and (search.relabelled or 0) < classes)
+    beside = max((*(search.breaks or ()), *(search.repairs or ())), default=0) < t - len(found.behaviours)
+    if not known or not labelled or not beside:
         raise Unreadable(path, f"is damaged: its search for target {search.target} is of no method, class or margin before")
 
 
@@ -261,9 +289,26 @@ def _check_removal(removal: RemovalRecord, found: Verified, n: int, t: int, clas
     known = (removal.rule == SUPPORT or whole_number(removal.rule) is not None) and removal.target in found.base
     paired = (removal.after is None) == (removal.control is None)
     paired = paired and len(removal.removed_weights) == len(removal.removed_indices)
-    labelled = not classes or (removal.label is not None and 0 <= removal.label < classes)
+    labelled = not classes or _is_labelled(removal.target, removal.label, found, classes)
     if not known or not paired or not labelled:
         raise Unreadable(path, f"is damaged: its removal for target {removal.target} is of no rule or class, or has no control")
+
+
+def _is_labelled(target: int, label: int | None, found: Verified, classes: int) -> bool:
+    """Whether a label is a class; a behaviour of several has none."""
+    of_several = any(behaviour.number == target for behaviour in found.behaviours) and label in (None, -1)
+    return of_several or (label is not None and 0 <= label < classes)
+
+
+def _with_behaviours(behaviours: Sequence[Behaviour], t: int, path: Path) -> int:
+    """How many targets there are with the behaviours. Raises Unreadable where these are not of the T columns or in order."""
+    for number, behaviour in enumerate(behaviours, t):
+        of = behaviour.targets
+        if behaviour.number != number or not of or len(set(of)) < len(of) or max(of) >= t:
+            raise Unreadable(path, f"is damaged: its behaviour {shown(behaviour.name, 80)!r} is not of targets 0 to {t - 1}")
+    if len({behaviour.name for behaviour in behaviours}) < len(behaviours):
+        raise Unreadable(path, "is damaged: two of its behaviours have one name")
+    return t + len(behaviours)
 
 
 def read_claims(path: Path, n: int, t: int, classes: int) -> Claims:
@@ -278,6 +323,7 @@ def read_claims(path: Path, n: int, t: int, classes: int) -> Claims:
         raise InputError(f"cannot read {path} as the verify.json of a verification: it {e.why}") from e
     if SEAL in content:
         unsealed(content, path)
+    t = _with_behaviours(found.behaviours, t, path)
     for claim in found.searches:
         _check(claim.target, claim.order, claim.size, n, t, path)
         if claim.relabelled is not None and not 0 <= claim.relabelled < classes:

@@ -68,11 +68,12 @@ class Retrained:
     store: Store
     rows: dict[Request, int]
 
-    def of(self, requests: Sequence[Request], target: int) -> tuple[Array, Array]:
-        """Margins and confidences on one target, float (len(requests),) each; NaN for a model that was given up."""
+    def of(self, requests: Sequence[Request], columns: int | Sequence[int]) -> tuple[Array, Array]:
+        """Margins and confidences, means over some columns, float (len(requests),) each; NaN for a model that was given up."""
         rows = [self.rows[request] for request in requests]
         given_up = self.store.arrays["done"][rows] != DONE
-        margins, confidences = (self.store.arrays[name][rows, target].astype(np.float64) for name in ("margins", "confidence"))
+        which = np.ix_(np.array(rows), np.atleast_1d(columns))
+        margins, confidences = (self.store.arrays[name][which].astype(np.float64).mean(1) for name in ("margins", "confidence"))
         margins[given_up] = confidences[given_up] = np.nan
         return margins, confidences
 

@@ -1,9 +1,10 @@
 """The verification of a run: for each target the smallest set of images that flips its prediction, proved by retraining.
 
-The base margin, on all of S, is measured; a target that networks do not have right beyond doubt is not searched. For the others
-each method's order of images is searched (see `brittleness.search`). Where the datamodel's finds a set, it is compared with a
-control. Beside the search, `verify.sizes` removes so many images with the largest weights from every target, with a control,
-and `verify.counterfactuals` sets of three kinds, to see whether the weights say what comes of it (see `questions`).
+The base margin, on all of S, is measured; a target that networks do not have right beyond doubt is not searched, or where
+`verify.goal` is repair one that they do not have wrong beyond doubt. For the others each method's order of images is searched
+(see `brittleness.search`). Where the datamodel's finds a set, it is compared with a control. Beside the search, `verify.sizes`
+removes so many images with the largest weights from every target (to repair, the smallest), with a control, and
+`verify.counterfactuals` sets of three kinds, to see whether the weights say what comes of it (see `questions`).
 
 Verdicts lie in the folder RUN/`verify.name`. What is there stays as it is, and new targets are added; under other settings, or
 with other weights, another name is wanted. The retrained models are shared by all names.
@@ -11,6 +12,7 @@ with other weights, another name is wanted. The retrained models are shared by a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -25,15 +27,17 @@ from datamodels.provenance import difference
 from datamodels.reading import Unreadable
 from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder, verdicts_folder
-from datamodels.settings import Settings, VerifySettings
+from datamodels.settings import FLIP, Settings, VerifySettings
 from datamodels.verify.asking import Train, ask
-from datamodels.verify.kept import base_requests
+from datamodels.verify.kept import OfBaseModels, base_requests
+from datamodels.verify.known import Examples, Targets
 from datamodels.verify.plan import Plan, Questions
 from datamodels.verify.questions import Question
 from datamodels.verify.questions.random_subsets import RandomSubsets, read_margins
 from datamodels.verify.record import VERDICTS, Verified, read_verified, write_verified
 from datamodels.verify.retrain import Request, Retrained, alone, retrain
 from datamodels.verify.summary import table, told
+from datamodels.verify.targets import Asked, Mistaken, numbered
 from datamodels.verify.used import digests, read_used, write_used
 from datamodels.worker.engine import Engine
 
@@ -41,7 +45,7 @@ OF_NO_VERDICT = ("name", "random_targets")
 """Settings of `verify` that decide nothing about a target's verdicts."""
 
 
-def verify_targets(settings: Settings, engine: Engine, models: Datamodels, targets: list[int]) -> str:
+def verify_targets(settings: Settings, engine: Engine, models: Datamodels, targets: Sequence[Asked]) -> str:
     """Verify the given targets, add them to verify.json and verify.csv; say in one line what these tell then.
 
     Raises InputError when the weights were not made from the run's store as it is, a method or size makes no sense, what is
@@ -55,9 +59,23 @@ def verify_targets(settings: Settings, engine: Engine, models: Datamodels, targe
         kept = _kept(folder / VERDICTS, settings, engine.learner, models, inputs)
         folder.mkdir(exist_ok=True)
         sweep(folder)
-        found = _with_new(kept, plan, settings, engine, models, targets, folder)
-        write_file(folder / "verify.csv", table(found).encode())
+        known = Targets(Examples(engine.learner), () if kept is None else kept.behaviours)
+        of_base = functools.partial(_mistaken, OfBaseModels(folder, settings, engine), known.examples)
+        known, numbers = numbered(targets, known, of_base)
+        plan.check(settings, known, numbers)
+        found = _with_new(kept, plan, settings, engine, models, known, numbers, folder)
+        write_file(folder / "verify.csv", table(found, known).encode())
         return f"verify: {told(found, plan.methods)}, in {folder}"
+
+
+def _mistaken(base: OfBaseModels, examples: Examples, asked: Mistaken) -> tuple[int, ...]:
+    """The test images of a class that the base models, by their mean logits, take for another. Raises InputError for none."""
+    taken_for = base.logits[: examples.tests].argmax(1)
+    found = np.flatnonzero((examples.labels[: examples.tests] == asked.of) & (taken_for == asked.to)).tolist()
+    if not found:
+        of, to = examples.class_name(asked.of), examples.class_name(asked.to)
+        raise InputError(f"{asked.name}: no test image of class {of} is called {to} by networks trained on all of S")
+    return tuple(found)
 
 
 def _with_new(
@@ -66,11 +84,12 @@ def _with_new(
     settings: Settings,
     engine: Engine,
     models: Datamodels,
-    targets: list[int],
+    known: Targets,
+    numbers: Sequence[int],
     folder: Path,
 ) -> Verified:
     """What is there, and what is found about those targets that are not."""
-    new = [target for target in targets if kept is None or target not in kept.base]
+    new = [number for number in numbers if kept is None or number not in kept.base]
     subsets = _random_subsets(kept, settings, engine.learner, models, folder)
     if kept is not None and not new:
         if subsets is not None:  # their file is gone
@@ -79,7 +98,7 @@ def _with_new(
         return kept
     on_all = digests(base_requests(settings.verify.base_models, len(engine.learner.train_labels)))
     used = digests([]) if kept is None else read_used(folder, kept.models_used, on_all)
-    questions = Questions.of(plan, plan.orders(settings, engine, models, new, folder), new, subsets)
+    questions = Questions.of(plan, plan.orders(settings, engine, models, known, new, folder), new, subsets)
     asked = _ask(questions.all(), settings, engine)
     of_new = digests(request for question in asked for request in question.used())
     used = np.concatenate([used, np.setdiff1d(of_new, used)])
@@ -132,9 +151,9 @@ def _refuse_stale(settings: Settings, models: Datamodels) -> None:
 
 def _kept(file: Path, settings: Settings, learner: Learner, models: Datamodels, inputs: Mapping[str, str]) -> Verified | None:
     """The verdicts that are there. Raises InputError where they were made under settings, or of weights, other than now."""
-    n, t, classes = len(learner.train_labels), len(learner.test_labels), int(learner.train_labels.max()) + 1
+    examples = Examples(learner)
     try:
-        found = read_verified(file, n, t, classes)
+        found = read_verified(file, examples.n, examples.t, examples.classes)
     except Unreadable as e:
         if e.missing:
             return None
@@ -150,4 +169,5 @@ def _kept(file: Path, settings: Settings, learner: Learner, models: Datamodels, 
 
 
 def _deciding(settings: Mapping[str, object]) -> dict[str, object]:
-    return {name: value for name, value in settings.items() if name not in OF_NO_VERDICT}
+    # An earlier version did not say of a goal: it had one.
+    return {"goal": FLIP} | {name: value for name, value in settings.items() if name not in OF_NO_VERDICT}

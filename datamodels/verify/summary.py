@@ -8,37 +8,51 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from datamodels.settings import FLIP, REPAIR
+from datamodels.verify.known import Targets
 from datamodels.verify.record import KINDS, SUPPORT, CounterfactualRecord, SearchRecord, Verified
 
-COLUMNS = ("target", "label", "method", "verdict", "size", "threshold", "models", "mean_margin", "low", "high", "correct")
-OF_OUTCOME = COLUMNS[-4:]
+OF_OUTCOME = ("mean_margin", "low", "high", "correct")
+COLUMNS = ("target", "label", "method", "verdict", "size", "threshold", "models", *OF_OUTCOME, "breaks", "repairs", "name")
+BEFORE = {FLIP: "not right before", REPAIR: "not wrong before"}
+REACHED = {FLIP: "flips", REPAIR: "repairs"}
 
 
-def table(verified: Verified) -> str:
-    """One line for each target and method: its verdict, |R|, the bound C of the probe, and the judged models."""
-    text = io.StringIO()
+def table(verified: Verified, targets: Targets) -> str:
+    """One line for each target and method: its verdict, |R|, the bound C of the probe, and the judged models.
+
+    `breaks` and `repairs` are the other predictions that the set turns, numbers with spaces between; `name` what the target is
+    called, empty for a test image that has but its index.
+    """
+    text, name = io.StringIO(), targets.name
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for search in verified.searches:
         about = (search.target, search.label, search.method, search.verdict, search.size)
         last = search.last
         outcome = [getattr(last.outcome, name) for name in OF_OUTCOME] if last else [None] * len(OF_OUTCOME)
-        writer.writerow([*about, last.threshold if last else None, search.models, *outcome])
+        beside = [" ".join(map(str, turned or ())) for turned in (search.breaks, search.repairs)]
+        writer.writerow([*about, last.threshold if last else None, search.models, *outcome, *beside, name(search.target)])
     searched = {search.target for search in verified.searches}
     for target, base in verified.base.items():
         if target not in searched:
             outcome = [getattr(base.outcome, name) for name in OF_OUTCOME]
-            writer.writerow([target, base.label, "", "not right before", None, None, base.outcome.models, *outcome])
+            of_base = [target, base.label, "", BEFORE[verified.goal], None, None, base.outcome.models]
+            writer.writerow([*of_base, *outcome, "", "", name(target)])
     return text.getvalue()
 
 
 def told(verified: Verified, methods: Sequence[str]) -> str:
     """What came out, in a line."""
-    parts = [_of_method(method, [s for s in verified.searches if s.method == method]) for method in methods]
-    tried = [r for r in verified.removals if r.right_before and r.after and r.rule != SUPPORT]
+    does = REACHED[verified.goal]
+    parts = [_of_method(method, does, [s for s in verified.searches if s.method == method]) for method in methods]
+    repair = verified.goal == REPAIR
+    tried = [r for r in verified.removals if r.right_before != repair and r.after and r.rule != SUPPORT]
     if tried:
-        flipped, control = sum(r.flipped for r in tried), sum(r.control_flipped for r in tried)
-        parts.append(f"{flipped} of {len(tried)} removals of fixed size flip a prediction, and {control} of their controls")
+        made = sum(r.repaired if repair else r.flipped for r in tried)
+        control = sum(r.control_repaired if repair else r.control_flipped for r in tried)
+        told = f"{made} of {len(tried)} removals of fixed size {verified.goal} a prediction"
+        parts.append(f"{told}, and {control} of their controls")
     if verified.random_subsets:
         on = verified.random_subsets
         parts.append(f"LDS {on.lds:.3f} on {on.subsets} random subsets, at best {on.lds_ceiling:.3f}")
@@ -47,11 +61,22 @@ def told(verified: Verified, methods: Sequence[str]) -> str:
     return "; ".join([*parts, f"{len(verified.base)} targets, {verified.models_used} models"])
 
 
-def _of_method(method: str, searches: Sequence[SearchRecord]) -> str:
-    flipped = [search for search in searches if search.size is not None]
-    size = f", median |R| {median_size(searches)}" if flipped else ""
+def _of_method(method: str, does: str, searches: Sequence[SearchRecord]) -> str:
+    found = [search for search in searches if search.size is not None]
+    size = f", median |R| {median_size(searches)}" if found else ""
     cost = f", {np.mean([search.models for search in searches]):.0f} models each" if searches else ""
-    return f"{method} flips {len(flipped)} of {len(searches)} predictions{size}{cost}"
+    return f"{method} {does} {len(found)} of {len(searches)} predictions{size}{cost}{_beside(searches)}"
+
+
+def _beside(searches: Sequence[SearchRecord]) -> str:
+    """How many other predictions the sets turn, where that is known and any are."""
+    broken, right = beside(searches)
+    return f", and breaks {broken} and repairs {right} others" if broken or right else ""
+
+
+def beside(searches: Sequence[SearchRecord]) -> tuple[int, int]:
+    """How many other predictions the sets of some searches break, and how many they repair, counted for each set."""
+    return sum(len(search.breaks or ()) for search in searches), sum(len(search.repairs or ()) for search in searches)
 
 
 def _correlations_told(drops: Sequence[CounterfactualRecord]) -> str:

@@ -2,7 +2,8 @@
 
 A field is a str, bool, float, an int with its bounds (`Annotated[int, Between(0, 9)]`), a record, any of them or None, a tuple
 of any number of one kind, a dictionary from whole numbers to one kind, or a mapping that is taken as it is. The fields of a
-record in an `Annotated[Record, FLAT]` field stand among those of the record that has it.
+record in an `Annotated[Record, FLAT]` field stand among those of the record that has it. A field with a default may be missing
+in what is read: an earlier version did not write it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union
 
-from datamodels.reading import Each, Unreadable, require, whole_number
+from datamodels.reading import Each, Maybe, Unreadable, require, whole_number
 
 T = TypeVar("T")
 
@@ -61,7 +62,8 @@ def form_of(kind: Any) -> Any:
     if _is_record(kind):
         form: dict[str, Any] = {}
         for name, part, is_flat in _parts(kind):
-            form |= form_of(part) if is_flat else {name: form_of(part)}
+            of_part = Maybe(form_of(part)) if name in _optional(kind) else form_of(part)
+            form |= form_of(part) if is_flat else {name: of_part}
         return form
     return dict if kind is dict or origin is Mapping else kind
 
@@ -76,8 +78,8 @@ def _made(kind: Any, content: Any, path: Path) -> Any:
     if origin is dict:
         return {_key(key, path): _made(args[1], part, path) for key, part in content.items()}
     if _is_record(kind):
-        parts = _parts(kind)
-        return kind(**{name: _made(part, content if is_flat else content[name], path) for name, part, is_flat in parts})
+        there = [part for part in _parts(kind) if part[0] in content or part[0] not in _optional(kind)]
+        return kind(**{name: _made(part, content if is_flat else content[name], path) for name, part, is_flat in there})
     return float(content) if kind is float else content
 
 
@@ -90,6 +92,12 @@ def _key(text: str, path: Path) -> int:
     if number is None or str(number) != text:
         raise Unreadable(path, f"is damaged: {text!r} is no number of a target")
     return number
+
+
+@functools.cache
+def _optional(kind: Any) -> frozenset[str]:
+    """The fields of a record that have a default."""
+    return frozenset(field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING)
 
 
 @functools.cache

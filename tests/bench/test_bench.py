@@ -24,20 +24,24 @@ from datamodels.bench.accuracy import bench_accuracy
 from datamodels.bench.devices import bench_devices
 from datamodels.bench.one_at_a_time import Loop, ffcv_batches, resident_batches
 from datamodels.bench.prior import bench_prior
+from datamodels.bench.repair import bench_repair, row_of, with_wrong_labels
 from datamodels.bench.samples import bench_samples, samples_figure
 from datamodels.bench.store import bench_store
 from datamodels.bench.train import bench_train, flops_per_image, matmul_peak
+from datamodels.brittleness import Outcome
 from datamodels.data import Split, beton, load, prepare
+from datamodels.data.sources import read_source
 from datamodels.errors import InputError
 from datamodels.regress import fit_datamodels
 from datamodels.regress.prior import covariates_named
 from datamodels.regress.split import Parts
 from datamodels.runs import read_store, stage_folder
-from datamodels.settings import TrainingSettings
+from datamodels.settings import DataSettings, TrainingSettings
 from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, attribution, tuning
 from datamodels.training.draws import INITIALISATION, generator
 from datamodels.training.group import STEPS_BEFORE_CAPTURE
+from datamodels.verify.record import Probe, SearchRecord
 from datamodels.worker import make_prior
 from tests.conftest import built_in, dataset, flags, trained
 from tests.training.test_resnet9 import load_row
@@ -254,7 +258,7 @@ def test_without_a_name_the_command_asks_for_a_bench(command):
     assert (asked.returncode, asked.stderr) == (
         2,
         "error: which bench? There are "
-        "train, accuracy, prior, store, workers, lasso, devices, regress, samples, fit, gpu-check\n",
+        "train, accuracy, prior, store, workers, lasso, devices, regress, samples, fit, repair, gpu-check\n",
     )
 
 
@@ -311,3 +315,57 @@ def test_the_bench_of_devices_verifies_twice_to_the_same_end(settings):
     assert record["ratio"] == pytest.approx(row["two"] / row["one"], abs=1e-3)
     assert f"{row['models']} networks" in table
     assert not list(Path(chosen.run.dir).glob("bench-*"))
+
+
+def test_wrong_labels_are_as_many_as_asked_of_other_classes_and_follow_from_the_seed():
+    raw = read_source(DataSettings("digits", train_images=200, test_images=20))
+    changed, wrong = with_wrong_labels(raw, 0.05, 3)
+    again, _ = with_wrong_labels(raw, 0.05, 3)
+    other, _ = with_wrong_labels(raw, 0.05, 4)
+    assert sorted(wrong.tolist()) == np.flatnonzero(changed.train.labels != raw.train.labels).tolist()
+    assert len(wrong) == 10
+    assert np.array_equal(changed.train.labels, again.train.labels)
+    assert not np.array_equal(changed.train.labels, other.train.labels)
+    assert ((changed.train.labels >= 0) & (changed.train.labels < 10)).all()
+    assert np.array_equal(changed.test.labels, raw.test.labels)
+    assert np.array_equal(changed.train.images, raw.train.images)
+    for share in (0.0, 0.001, 1.0):
+        with pytest.raises(InputError, match="some must be wrong, and some right"):
+            with_wrong_labels(raw, share, 0)
+
+
+def test_the_bench_of_repairs_counts_what_the_records_say(settings):
+    chosen = settings(store__num_models=60, data__test_images=30, verify__max_size=3, verify__models=3)
+    record, table = bench_repair(chosen, share=0.1, seed=0, gpu="cpu", targets=2)
+    run = Path(f"{chosen.run.dir}-wrong-0.1-0")
+    verified = json.loads((run / "verify" / "verify.json").read_text())
+    wrong = {each["image"]: each["is"] for each in record["wrong_labels"]}
+    assert len(wrong) == 6
+    assert all(each["was"] != each["is"] for each in record["wrong_labels"])
+    labels = load(dataclasses.replace(chosen, run=dataclasses.replace(chosen.run, dir=str(run)))).train.labels
+    assert {i: int(labels[i]) for i in wrong} == wrong
+    assert verified["verify"]["goal"] == "repair"
+    assert len(verified["base"]) == len(verified["searches"]) / 2 == record["targets"] == min(2, record["wrong_beyond_doubt"])
+    assert f"6 of 60 labels wrong (10.0%); of 30 test targets {record['wrong_beyond_doubt']} wrong beyond doubt" in table
+    with pytest.raises(InputError, match="1 or more"):
+        bench_repair(chosen, targets=0)
+
+
+def test_wrongly_labelled_images_are_counted_in_every_set_beside_their_share():
+    def search(method, size, *order):
+        probe = (0.0, 8, "held", Outcome(8, 1.0, 0.5, 1.5, 1.0, 0.7, 1.0, None), 0.0)
+        verdict = "repaired" if size else "censored"
+        beside = (None, None) if size is None else ((2, 3), (5,))
+        return SearchRecord(
+            1, 0, method, None, verdict, size, 9, order, (0.0,) * len(order), -1.0, 8, (Probe(size or 9, *probe),), *beside
+        )
+
+    found = [search("a", 2, 7, 3), search("a", 1, 7, 2), search("a", None, 1, 4), search("b", None, 7)]
+    row = row_of("a", found, np.array([7, 9]), np.zeros(20, np.int64))
+    assert (row["targets"], row["repaired"], row["images"], row["wrongly_labelled"]) == (3, 2, 3, 2)
+    assert (row["chance"], row["ratio"], row["sets_with_one"]) == (0.1, pytest.approx(20 / 3), 2)
+    assert (row["different_images"], row["different_wrongly_labelled"]) == (2, 1)
+    assert row["ratio_interval"] == [5.0, 10.0]  # both sets drawn alike, or the one or the other twice
+    assert (row["median_size"], row["breaks"], row["repairs"]) == (1.5, 2, 1)
+    none = row_of("b", found, np.array([7, 9]), np.zeros(20, np.int64))
+    assert (none["ratio"], none["ratio_interval"], none["median_size"], none["breaks"]) == (0, None, None, None)

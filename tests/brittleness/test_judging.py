@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from datamodels.brittleness.judging import FLIPPED, HELD, UNDECIDED, judge, looks, wilson
+from datamodels.brittleness.judging import FLIPPED, HELD, UNDECIDED, beyond_doubt, judge, looks, wilson
 from datamodels.errors import InputError
 
 
@@ -76,3 +76,26 @@ def test_diverged_models_do_not_count():
     assert judge(np.array([1.0, 2.0]), np.array([np.nan, 0.5])).confidence is None
     with pytest.raises(InputError, match="all but 1 of 3 retrained models could not be trained"):
         judge(np.array([1.0, np.nan, np.nan]))
+
+
+def test_beyond_doubt_is_the_interval_of_each_target_at_the_level_of_them_all():
+    margins = np.random.default_rng(0).normal(0.3, 1, (12, 40))
+    right, wrong = beyond_doubt(margins, 40)
+    for target in range(40):
+        outcome = judge(margins[:, target], of_looks=40)
+        assert (right[target], wrong[target]) == (outcome.verdict == HELD, outcome.verdict == FLIPPED)
+    lacking = np.concatenate([margins, np.full((1, 40), np.nan)])
+    assert all(np.array_equal(a, b) for a, b in zip(beyond_doubt(lacking, 40), (right, wrong), strict=True))
+    assert not np.any(beyond_doubt(lacking[-2:], 40))
+
+
+def test_of_many_targets_one_is_said_to_turn_that_does_not_in_at_most_one_case_in_forty():
+    """All were right, by a margin that is now 0 in truth; and all were at 0, and are wrong now beyond doubt."""
+    rng, steps, cases, t = np.random.default_rng(1), looks(8, 32), 800, 60
+    falsely = 0
+    for case in range(cases):
+        before, now = (3.0, 0.0) if case % 2 else (0.0, -3.0)
+        was_right, _ = beyond_doubt(rng.normal(before, 1, (16, t)), t)
+        margins = rng.normal(now, 1, (32, t))
+        falsely += any((was_right & beyond_doubt(margins[:number], t * len(steps))[1]).any() for number in steps)
+    assert falsely / cases <= 0.025 + 3 * (0.025 / cases) ** 0.5

@@ -209,6 +209,18 @@ def test_covariates_of_ones_own_come_from_a_file(tmp_path):
     assert covariates_named("none", None, 120, 40) is None
 
 
+def test_covariates_of_a_mean_are_the_means_of_covariates(tmp_path):
+    _, _, a, _ = drawn(30)
+    np.save(tmp_path / "a.npy", a)
+    some = np.r_[3, 7, 30:40, 11:20]
+    for covariates in (covariates_named(str(tmp_path / "a.npy"), None, 120, 40), covariates_named(FLAT, None, 120, 40)):
+        assert covariates is not None
+        found = covariates.mean_over(some).parts(slice(0, 1))
+        np.testing.assert_allclose(found, covariates.parts(slice(0, 40))[:, :, some].mean(2, keepdims=True), atol=1e-12)
+        assert found.shape == (len(covariates.names), 120, 1)
+        assert covariates.mean_over(some).basis(slice(0, 1)).shape == (len(covariates.terms), 120, 1)
+
+
 @pytest.mark.parametrize("power", [-1000, -300, -40, 40, 300, 1020])
 def test_covariates_may_be_in_any_unit(tmp_path, power):
     masks, margins, a, _ = drawn(300)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodels.errors import InputError
-from datamodels.reading import require
+from datamodels.reading import Maybe, require
 from datamodels.seals import read_sealed, seal_folder
 from tests.robustness.case import GONE_ON, SENTENCE, Call, Case, main_of
 from tests.robustness.damage import (
@@ -84,7 +84,7 @@ def values(form: Any, fitting: bool) -> dict[str, Damage]:
         told = ".".join(map(str, place))
         tried = VALUES if len(place) < DEEP else {name: VALUES[name] for name in FEW}
         found |= {f"{told} {name}": put(place, v) for name, v in tried.items() if _fits(v, part) == fitting}
-        if not fitting and not isinstance(place[-1], int):
+        if not fitting and not isinstance(place[-1], int) and not isinstance(part, Maybe):
             found[f"{told} left out"] = put(place)
     return found
 

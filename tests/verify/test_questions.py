@@ -14,6 +14,7 @@ from datamodels.runs import stage_folder
 from datamodels.training import Trainer
 from datamodels.verify import methods, verify_targets
 from datamodels.verify.kept import mean_logits, mean_similarity
+from datamodels.verify.known import Examples, Targets
 from datamodels.verify.methods import methods_named, sizes_named
 from datamodels.verify.plan import Plan
 from datamodels.verify.questions.random_subsets import ceiling
@@ -71,7 +72,8 @@ def test_the_ceiling_is_the_correlation_with_the_truth_itself():
 def test_the_control_removes_other_images_of_the_targets_class_for_each_model(run, tmp_path):
     settings, data, models = run
     engine = built_in(settings, data)
-    orders = Plan.of(settings, engine.learner).orders(settings, engine, models, [3], tmp_path)
+    targets = Targets(Examples(engine.learner))
+    orders = Plan.of(settings, engine.learner).orders(settings, engine, models, targets, [3], tmp_path)
     removal = Removal.of_size(orders, 3, 5)
     label, labels = int(data.test.labels[3]), data.train.labels.numpy()
     expected = min(5, int((labels == label).sum()))

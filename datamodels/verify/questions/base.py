@@ -1,4 +1,4 @@
-"""The margin on all of S, of every target: the margin before. Where networks are right beyond doubt, searches follow."""
+"""The margin on all of S, of every target: the margin before. Where that is beyond doubt, searches follow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 
-from datamodels.brittleness.judging import HELD, Outcome, judge, looks
+from datamodels.brittleness.judging import FLIPPED, HELD, Outcome, beyond_doubt, judge, looks
 from datamodels.verify.kept import base_requests
 from datamodels.verify.methods import DATAMODEL, Orders
 from datamodels.verify.questions import Listed
@@ -16,7 +16,9 @@ from datamodels.verify.retrain import Retrained
 
 
 class BaseMargin(Listed):
-    """What networks trained on all of S say of each target, and a search by each method for those that they have right."""
+    """What networks trained on all of S say of each target, and a search by each method for those that they have right beyond
+    doubt, or where sets are to repair wrong.
+    """
 
     def __init__(self, orders: Orders, targets: Sequence[int], methods: Sequence[str]) -> None:
         super().__init__(base_requests(orders.settings.base_models, orders.n))
@@ -24,8 +26,11 @@ class BaseMargin(Listed):
         self.outcomes: dict[int, Outcome] = {}
 
     def judge(self, found: Retrained) -> None:
-        """The margin before, of each target."""
-        self.outcomes = {target: judge(*found.of(self.requests, target)) for target in self.targets}
+        """The margin before, of each target, and what all columns are, beyond doubt."""
+        members = self.orders.targets.members
+        self.outcomes = {target: judge(*found.of(self.requests, members(target))) for target in self.targets}
+        margins = found.margins(self.requests)
+        self.before = beyond_doubt(margins, margins.shape[1])
 
     def expects(self) -> int:
         """Of the searches to come, were all targets right, and their controls."""
@@ -35,12 +40,13 @@ class BaseMargin(Listed):
 
     @functools.cached_property
     def searches(self) -> list[SearchQuestion]:
-        """Of each target that is right beyond doubt, by each method."""
+        """Of each target that there is something to do about beyond doubt, by each method."""
         steps = looks(self.orders.settings.models, self.orders.settings.most_models)
-        right = [target for target in self.targets if self.outcomes[target].verdict == HELD]
+        wanted = FLIPPED if self.orders.repairs else HELD
         return [
-            SearchQuestion.of(self.orders, method, target, self.outcomes[target], steps)
-            for target in right
+            SearchQuestion.of(self.orders, method, target, self.outcomes[target], self.before, steps)
+            for target in self.targets
+            if self.outcomes[target].verdict == wanted
             for method in self.methods
         ]
 

@@ -27,13 +27,14 @@ class Counterfactual(Listed):
 
     def __init__(self, orders: Orders, target: int, kind: str, indices: IndexArray) -> None:
         self.target, self.kind, self.indices = target, kind, indices
+        self.members = orders.targets.members(target)
         self.predicted_drop = float(orders.weights(target)[indices].sum())
         mask = mask_without(orders.n, indices)
         super().__init__([Request.of(mask, repetition) for repetition in range(orders.settings.models)])
 
     def judge(self, found: Retrained) -> None:
         """The margin after."""
-        self.after = judge(*found.of(self.requests, self.target))
+        self.after = judge(*found.of(self.requests, self.members))
 
     def record(self, before: Outcome) -> CounterfactualRecord:
         """What came of it, from the margin before."""
@@ -61,11 +62,14 @@ def counterfactuals(orders: Orders, targets: Sequence[int], sizes: Sequence[int]
 
 
 def _sets(orders: Orders, target: int, size: int) -> list[tuple[str, IndexArray]]:
-    order = np.argsort(-orders.weights(target), kind="stable").astype(np.int64)
-    at_random = [(RANDOM, random_images(orders.settings.seed, size, draw, orders.n)) for draw in range(RANDOM_SETS)]
+    order, itself = np.argsort(-orders.weights(target), kind="stable").astype(np.int64), orders.targets.itself(target)
+    order = order[~np.isin(order, itself)]
+    drawn = (random_images(orders.settings.seed, size, draw, orders.n, itself) for draw in range(RANDOM_SETS))
+    at_random = [(RANDOM, images) for images in drawn]
     return [(TOP, order[:size]), (BOTTOM, order[-size:]), *at_random]
 
 
-def random_images(seed: int, size: int, draw: int, n: int) -> IndexArray:
-    """Images of any class, a function of (seed, size, draw)."""
-    return np.random.default_rng([seed, size, draw]).permutation(n)[:size]
+def random_images(seed: int, size: int, draw: int, n: int, itself: IndexArray) -> IndexArray:
+    """Images of any class, a function of (seed, size, draw), but for a target that is one itself."""
+    order = np.random.default_rng([seed, size, draw]).permutation(n)
+    return order[~np.isin(order, itself)][:size]

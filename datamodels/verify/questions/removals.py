@@ -1,20 +1,25 @@
 """A set removed from one target, beside a control: does the margin fall by more than for as many random images of its class?
 
 The control removes other images for each of its models, so that its mean is over the choice of images as well. Controls of one
-class and size serve every target of that class.
+class and size serve every target of that class. To repair, images of other classes are removed than the target's: then the
+control has as many of each of their classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from datamodels.brittleness import Search, Support, largest_weights, smallest_support, support_of
-from datamodels.brittleness.judging import FLIPPED, Outcome, judge
+from datamodels.brittleness.judging import FLIPPED, HELD, Outcome, judge
 from datamodels.subsets import IndexArray, mask_without
 from datamodels.verify.methods import Orders
 from datamodels.verify.questions import Listed
 from datamodels.verify.record import SUPPORT, RemovalRecord
 from datamodels.verify.retrain import Request, Retrained
+
+NOTHING: IndexArray = np.zeros(0, np.int64)
 
 
 class Removal(Listed):
@@ -25,15 +30,16 @@ class Removal(Listed):
 
     def __init__(self, orders: Orders, target: int, rule: str, indices: IndexArray, removed: list[Request]) -> None:
         self.orders, self.target, self.rule, self.indices, self.removed = orders, target, rule, indices, removed
-        self.control, self.control_size = _control(orders, target, len(indices), removed) if removed else ([], 0)
+        self.control, self.control_size = _control(orders, target, indices, removed) if removed else ([], 0)
         self.after: Outcome | None = None
         self.of_control: Outcome | None = None
         super().__init__([*removed, *self.control])
 
     @classmethod
     def of_size(cls, orders: Orders, target: int, size: int) -> Removal:
-        """A fixed number of images, those of the largest weights."""
-        indices = largest_weights(orders.weights(target), 0.0, size).indices
+        """A fixed number of images, those of the largest weights, or to repair the smallest."""
+        indices = largest_weights(orders.towards(target), 0.0, size).indices
+        indices = indices[~np.isin(indices, orders.targets.itself(target))]
         mask = mask_without(orders.n, indices)
         removed = [Request.of(mask, repetition) for repetition in range(2 * orders.settings.models)]
         return cls(orders, target, str(size), indices, removed)
@@ -42,14 +48,15 @@ class Removal(Listed):
     def of_search(cls, orders: Orders, target: int, search: Search, judged: list[Request] | None) -> Removal:
         """The set that a search has found, by the models by which it was judged; without any, what weights alone suggest."""
         if judged is None:
-            wanted = smallest_support(orders.weights(target), search.base, 0.0, orders.settings.max_size)
+            wanted = smallest_support(orders.towards(target), search.base, 0.0, orders.settings.max_size)
             return cls(orders, target, SUPPORT, wanted.indices, [])
         return cls(orders, target, SUPPORT, search.order[: search.high], judged)
 
     def judge(self, found: Retrained) -> None:
         """The margin after, and that of the control."""
-        self.after = judge(*found.of(self.removed, self.target))
-        self.of_control = judge(*found.of(self.control, self.target))
+        members = self.orders.targets.members(self.target)
+        self.after = judge(*found.of(self.removed, members))
+        self.of_control = judge(*found.of(self.control, members))
 
     def record(self, before: Outcome) -> RemovalRecord:
         """What came of it, with the margin before."""
@@ -69,27 +76,44 @@ class Removal(Listed):
             after=self.after,
             control=self.of_control,
             right_before=right,
-            flipped=right and _flipped(self.after),
-            control_flipped=right and _flipped(self.of_control),
+            flipped=right and _is(self.after, FLIPPED),
+            control_flipped=right and _is(self.of_control, FLIPPED),
+            repaired=not right and _is(self.after, HELD),
+            control_repaired=not right and _is(self.of_control, HELD),
         )
 
 
-def _flipped(outcome: Outcome | None) -> bool:
-    return outcome is not None and outcome.verdict == FLIPPED
+def _is(outcome: Outcome | None, verdict: str) -> bool:
+    return outcome is not None and outcome.verdict == verdict
 
 
-def _control(orders: Orders, target: int, size: int, removed: list[Request]) -> tuple[list[Request], int]:
+def _control(orders: Orders, target: int, indices: IndexArray, removed: list[Request]) -> tuple[list[Request], int]:
     """A model for each of those removed, and how many images each lacks."""
-    label = orders.label(target)
-    same_class = np.flatnonzero(orders.learner.train_labels == label)
+    itself, wanted = orders.targets.itself(target), list(_wanted(orders, target, indices))
+
+    def images(repetition: int) -> IndexArray:
+        parts = (control_images(orders.settings.seed, *part, repetition, itself) for part in wanted)
+        return np.concatenate(list(parts))
+
+    sets = [images(request.repetition) for request in removed]
+    models = [Request.of(mask_without(orders.n, of), request.repetition) for of, request in zip(sets, removed, strict=True)]
+    return models, len(sets[0])
+
+
+def _wanted(orders: Orders, target: int, indices: IndexArray) -> Iterator[tuple[int, IndexArray, int]]:
+    """Of which classes a control is: each with the training images that are of it, and how many of these."""
+    labels = orders.learner.train_labels
+    if orders.repairs:
+        for label, size in zip(*np.unique(labels[indices], return_counts=True), strict=True):
+            yield int(label), np.flatnonzero(labels == label), int(size)
+    else:
+        yield orders.label(target), np.flatnonzero(orders.targets.same_class(target)), len(indices)
+
+
+def control_images(
+    seed: int, label: int, same_class: IndexArray, size: int, repetition: int, itself: IndexArray = NOTHING
+) -> IndexArray:
+    """Random images of one class, a function of (seed, class, size, repetition) alone, but for a target that is one itself."""
     size = min(size, len(same_class))
-    sets = [control_images(orders.settings.seed, label, same_class, size, request.repetition) for request in removed]
-    models = [
-        Request.of(mask_without(orders.n, images), request.repetition) for images, request in zip(sets, removed, strict=True)
-    ]
-    return models, size
-
-
-def control_images(seed: int, label: int, same_class: IndexArray, size: int, repetition: int) -> IndexArray:
-    """Random images of one class, a function of (seed, class, size, repetition) alone."""
-    return np.random.default_rng([seed, abs(label), size, repetition]).permutation(same_class)[:size]
+    order = np.random.default_rng([seed, abs(label), size, repetition]).permutation(same_class)
+    return order[~np.isin(order, itself)][:size]
