@@ -16,7 +16,8 @@ import numpy as np
 from datamodels.bench.record import Record, describe, header
 from datamodels.brittleness.judging import FLIPPED
 from datamodels.data import load, prepare
-from datamodels.data.sources import RawData, read_source
+from datamodels.data.raw import RawData
+from datamodels.data.sources import read_source
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
 from datamodels.regress.run import regress
