@@ -132,7 +132,8 @@ def _refuse_stale(settings: Settings, models: Datamodels) -> None:
 
 def _kept(file: Path, settings: Settings, learner: Learner, models: Datamodels, inputs: Mapping[str, str]) -> Verified | None:
     """The verdicts that are there. Raises InputError where they were made under settings, or of weights, other than now."""
-    n, t, classes = len(learner.train_labels), len(learner.test_labels), int(learner.train_labels.max()) + 1
+    n, t = len(learner.train_labels), len(learner.test_labels)
+    classes = int(max(learner.train_labels.max(), learner.test_labels.max())) + 1
     try:
         found = read_verified(file, n, t, classes)
     except Unreadable as e:
