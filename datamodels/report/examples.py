@@ -70,7 +70,8 @@ class Examples:
 
 
 def shortened(text: str, most: int) -> str:
-    """Text of at most so many characters, the middle of longer text left out: names of files differ at their ends."""
+    """Text of at most so many characters, of longer text a third of them its beginning: names of files differ at their ends."""
     if len(text) <= most:
         return text
-    return f"{text[: (most - 1) // 2]}…{text[len(text) - most // 2 :]}"
+    start = (most - 1) // 3
+    return f"{text[:start]}…{text[len(text) - (most - 1 - start) :]}"

@@ -54,8 +54,8 @@ DPI = 110
 MOST_THUMBNAILS = 30
 THUMBNAIL_COLUMNS = 10
 MOST_BARS = 30
-FITS_THUMBNAIL, FITS_PICTURE, FITS_TICK, FITS_TITLE = 13, 26, 34, 90
-"""So many characters of a name have room there."""
+FITS_THUMBNAIL, FITS_CLASS, FITS_PICTURE, FITS_TICK, FITS_TITLE = 10, 13, 20, 34, 90
+"""So many characters have room there."""
 PLAIN: dict[str, Any] = {"parse_math": False}
 """For text of other people's, in which a $ is a $."""
 
@@ -238,7 +238,7 @@ def _of_target(target: int, examples: Examples, most: int = FITS_TICK) -> str:
 def _of_example(index: int, name: str, examples: Examples) -> str:
     """The name of a training example, and its class where that is known."""
     known = examples.learner.train_labels[index] >= 0
-    return shortened(name, FITS_TICK) + (f", {shortened(examples.of_training(index), FITS_THUMBNAIL)}" if known else "")
+    return shortened(name, FITS_TICK) + (f", {shortened(examples.of_training(index), FITS_CLASS)}" if known else "")
 
 
 def _thumbnails(axes: Axes, verdict: RemovalRecord, examples: Examples, images: Array) -> None:
@@ -253,7 +253,7 @@ def _thumbnails(axes: Axes, verdict: RemovalRecord, examples: Examples, images: 
     for k, image in enumerate(images):
         y, x = k // THUMBNAIL_COLUMNS * row_height, k % THUMBNAIL_COLUMNS * column_width
         mosaic[y : y + height, x : x + width] = image
-        text = f"{shortened(examples.of_training(shown[k]), FITS_THUMBNAIL)}: {verdict.removed_weights[k]:.2f}"
+        text = f"{shortened(examples.of_training(shown[k]), FITS_CLASS)}: {verdict.removed_weights[k]:.2f}"
         text += "" if names is None else f"\n{shortened(names[k], FITS_THUMBNAIL)}"
         size = 6 if names is None else 5
         axes.text(x + width / 2 - 0.5, y + height - 0.3, text, ha="center", va="top", fontsize=size, **PLAIN)

@@ -110,7 +110,7 @@ def by_library(file: Path, settings: Settings, engine: Engine, method: str, targ
     def made(missing: list[int]) -> dict[str, Array]:
         say(f"verify: {method}, by dattri, from {len(models)} models")
         with stage_seconds(settings, "verify"):
-            return {"scores": engine.ask(functools.partial(attributed, method, models, missing)).T}
+            return {"scores": engine.ask(functools.partial(_attributed, method, models, missing)).T}
 
     shapes: dict[str, Shape] = {"scores": (None, len(engine.learner.train_labels))}
     found = _with_rows(file, _of(settings, engine.learner, len(models)), "scores", shapes, targets, made)
@@ -118,8 +118,7 @@ def by_library(file: Path, settings: Settings, engine: Engine, method: str, targ
     return scores
 
 
-def attributed(method: str, models: Sequence[Model], targets: list[int], learner: Learner) -> Array:
-    """Scores (N, targets) by one of dattri's methods, of such models."""
+def _attributed(method: str, models: Sequence[Model], targets: list[int], learner: Learner) -> Array:
     return attributed_by(learner, method, models, targets)
 
 

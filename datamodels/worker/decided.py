@@ -44,9 +44,9 @@ def _as_read_again(learner: Learner) -> dict[str, Any]:
         try:
             text = json.dumps(dict(found), allow_nan=False, ensure_ascii=False)
             text.encode()  # half of a surrogate pair is no text that a file could hold
+            own: dict[str, Any] = json.loads(text)
         except (TypeError, ValueError, RecursionError) as e:
             raise InputError(f"the provenance of {learner.name} must be plain JSON: {one_line(e, 200)}") from e
-    own: dict[str, Any] = json.loads(text)
     return own
 
 

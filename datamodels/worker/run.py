@@ -13,7 +13,7 @@ from datamodels.errors import InputError, shown
 from datamodels.learners import Learner
 from datamodels.learners.declared import declared_arrays
 from datamodels.learners.function import learner_named
-from datamodels.learners.given import MOST_AT_ONCE, asked_of, is_whole
+from datamodels.learners.given import MOST_AT_ONCE, asked_of, is_whole, of_this_package
 from datamodels.learners.recipe import Recipe
 from datamodels.machine import refuse_tight_limits
 from datamodels.processes import devices_named
@@ -142,7 +142,7 @@ def _chosen_groups(wanted: GroupSettings, learner: Learner) -> GroupSettings:
     chosen = asked_of(learner, "choose_groups", wanted)
     if isinstance(chosen, GroupSettings):
         sizes = (chosen.models_at_once, chosen.models_per_kernel)
-        if all(is_whole(size) and 1 <= size <= MOST_AT_ONCE for size in sizes):
+        if of_this_package(learner) or all(is_whole(size) and 1 <= size <= MOST_AT_ONCE for size in sizes):
             return chosen
     wanted_of_it = f"GroupSettings of 1 to {MOST_AT_ONCE} models"
     raise InputError(f"choose_groups of {learner.name} must give {wanted_of_it}, not {shown(repr(chosen), 200)}")

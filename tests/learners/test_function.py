@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from datamodels.errors import InputError
-from datamodels.learners import Features, Model, Relabels, offered
+from datamodels.learners import Features, Model, Named, NamesClasses, Pictures, Relabels, offered
 from datamodels.learners.contract import FIRST_LISTED
 from datamodels.learners.function import learner_named
+from datamodels.learners.given import class_names_of, named, names_of
 from datamodels.resources import CONFIGS
 from datamodels.runs import read_store
 from datamodels.settings import parse
@@ -73,6 +74,47 @@ def test_a_module_offers_what_it_has_and_nothing_else(module):
         with pytest.raises(InputError, match=told):
             offered(bare, protocol, "the method x")
     assert (bare.train_labels == -1).all()
+
+
+SHOWN = """
+import numpy as np
+train_labels, test_labels = [0] * 30, [1] * 6
+class_names = np.array(["no", "yes"])
+train_names, test_names = [f"row {i}" for i in range(30)], tuple("abcdef")
+def train(index, mask):
+    return {"margins": mask[:6] * 1.0}
+def pictures(of_train, indices):
+    return np.full((len(indices), 3, 4, 1), 7 + of_train, np.uint8)
+"""
+
+
+def test_a_module_shows_its_examples_where_it_can(module):
+    shown = learner_named(module("mine_to_look_at", SHOWN))
+    assert names_of(shown, True, [29, 0]) == ["row 29", "row 0"]
+    assert named(shown, False, 5) == "f"
+    assert list(class_names_of(shown)) == ["no", "yes"]
+    assert offered(shown, Pictures, "x").pictures(True, [1, 2]).shape == (2, 3, 4, 1)
+    bare = learner_named(module("mine_to_imagine", "pictures = 3\ndef train(index, mask):\n    ...\n"))
+    assert not isinstance(bare, (Named, NamesClasses, Pictures))
+    assert named(bare, True, 17) == "no. 17"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("train_names = ['a'] * 30", "test_names of mine_.* must be a list or tuple of 6 names, not NoneType"),
+        ("test_names = ['a'] * 6", "train_names of mine_.* must be a list or tuple of 30 names, not NoneType"),
+        ("train_names, test_names = ['a'] * 29, ['a'] * 6", "train_names of mine_.* of 30 names, not 29"),
+        ("train_names, test_names = ['a'] * 30, ['a'] * 5 + ['b\\nc']", "test_names of mine_.* must be texts of one line each"),
+        ("train_names, test_names = 'a' * 30, 'a' * 6", "train_names of mine_.* of 30 names, not str"),
+        ("train_labels, test_labels, class_names = [2] * 30, [0] * 6, ['a', 'b']", "class_names .* at least 3 names, not 2"),
+        ("class_names = {'a': 1}", "class_names of mine_.* must be a list or tuple of at least 0 names, not dict"),
+    ],
+)
+def test_what_a_module_shows_is_looked_at_first(module, text, told):
+    name = f"mine_{abs(hash(text)) % 10**8}"
+    with pytest.raises(InputError, match=told):
+        learner_named(module(name, f"{text}\ndef train(index, mask):\n    ...\n"))
 
 
 def test_labels_go_to_a_function_that_takes_them_and_logits_come_back(module):

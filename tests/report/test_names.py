@@ -82,7 +82,7 @@ def test_a_figure_shows_what_there_is_of_its_examples(pictures, names):
         name = examples.name(True, index)
         wanted = [name] if names is not None else [f"no. {index}"] if pictures is None else []
         for each in wanted:
-            assert shortened(each, 13) in text or shortened(each, 34) in text, each
+            assert shortened(each, 10) in text or shortened(each, 34) in text, each
         assert f"{1 / (1 + index):.2f}" in text
     assert ("no. 3" in text) == (pictures is names is None)
     assert ("training images" in text) == (pictures is not None)
@@ -108,7 +108,7 @@ def test_long_names_lose_their_middle():
         start, end = found.split("…")
         assert "folder/with/a/long/name/0001.png".startswith(start)
         assert "folder/with/a/long/name/0001.png".endswith(end)
-        assert 0 <= len(end) - len(start) <= 1
+        assert len(start) <= len(end) / 2
 
 
 class Page(HTMLParser):
@@ -149,7 +149,7 @@ ODD = {odd!r}
 train_names = [ODD[i % len(ODD)] + "/" + str(i) for i in range(400)]
 test_names = tuple(ODD[i % len(ODD)] for i in range(169))
 """
-SMALL: dict[str, object] = {"store.num_models": 120, "verify.models": 4, "verify.base_models": 8, "verify.random_targets": 12}
+SMALL: dict[str, object] = {"store.num_models": 120, "verify.models": 4, "verify.base_models": 8, "verify.random_targets": 5}
 SMALL |= {"verify.max_size": 20, "verify.subsets": 0, "verify.counterfactuals": "none"}
 
 
@@ -172,7 +172,7 @@ def test_a_function_of_ones_own_goes_the_whole_road_to_its_page(cancer):
     text, page = page_of(cancer)
     told = json.loads((cancer / "verify" / "verify.json").read_text())
     removals = {removal["target"]: removal for removal in told["removals"] if removal["rule"] == "10"}
-    assert len(removals) == 12
+    assert len(removals) == 5
     shown = [examples_name(ODD[target % len(ODD)]) for target in removals]
     by_target = {row[0]: row for row in page.rows if len(row) > 5}
     assert [by_target[str(target)][1] for target in removals] == shown

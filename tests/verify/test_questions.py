@@ -155,10 +155,13 @@ def test_a_class_without_examples_is_no_runner_up(run):
     learner = engine.learner
     learner.logits[:, 9] = 100.0
     learner.train_labels = np.where(learner.train_labels == 9, 8, learner.train_labels)
-    verify_targets(chosen, engine, models, [3, 7])
+    of_it = int(np.flatnonzero(learner.test_labels == 9)[0])
+    verify_targets(chosen, engine, models, [3, 7, of_it])
     for search in result_of(chosen)["searches"]:
         others = [c for c in np.argsort(-learner.logits[search["target"]]) if c not in (search["label"], 9)]
         assert search["relabelled"] == others[0]
+    assert str(of_it) in result_of(chosen)["base"]
+    verify_targets(chosen, engine, models, [of_it])  # verdicts on it are read again
     learner.train_labels = np.full_like(learner.train_labels, learner.test_labels[3])
     with pytest.raises(InputError, match=r"relabel needs examples of another class than target 3's, and there are none"):
         verify_targets(changed(chosen, name="alone"), engine, models, [3])
