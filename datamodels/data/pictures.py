@@ -154,10 +154,10 @@ def _fitted(pixels: Pixels, size: int) -> Pixels:
     height, width = pixels.shape[:2]
     if height == width == size:
         return pixels
-    side = min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    found = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    wide, high = (max(size, round(size * side / min(height, width))) for side in (width, height))
+    left, top = (wide - size) // 2, (high - size) // 2
+    found = image.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
     return np.asarray(found).reshape(size, size, -1)
 
 

@@ -65,8 +65,9 @@ class Recipe:
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """The recipe and the images."""
-        return {"training": dataclasses.asdict(self.settings.training), "data_digest": self.data.digest}
+        """The recipe and the images, and which training images are targets as well, where some are."""
+        chosen = {"train_targets": list(self.data.train_targets)} if self.data.train_targets else {}
+        return {"training": dataclasses.asdict(self.settings.training), "data_digest": self.data.digest, **chosen}
 
     @property
     def models_at_once(self) -> int:
