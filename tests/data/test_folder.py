@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodels.data.pictures import MOST_PIXELS, formats
+from datamodels.data.pictures import MOST_PIXELS, Decoder, formats
 from datamodels.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -156,6 +156,34 @@ def test_mixed_sizes_are_brought_to_one(folder, loaded, chosen):
     assert data.train.images.shape == (6, 8, 8, 3)
     assert (data.train.images[0] == 200).all()
     assert np.array_equal(data.train.images[1], exact)
+
+
+@pytest.mark.parametrize("shape", [(31, 20), (20, 47), (7, 5), (9, 400)])
+def test_the_shorter_side_is_resized_and_the_centre_cut(shape):
+    """Against Pillow's own steps on floating-point numbers, within 1 of 255."""
+    pixels, size = noise(*shape), 8
+    image = Image.fromarray(pixels.astype(np.float32))
+    height, width = (max(size, round(size * side / min(shape))) for side in shape)
+    whole = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    top, left = (height - size) // 2, (width - size) // 2
+    found = Decoder(size).pixels(Image.fromarray(pixels), "x")[..., 0]
+    expected = whole[top : top + size, left : left + size]
+    if shape[1] < 100:
+        assert np.abs(found - expected).max() <= 1
+    assert found.shape == (size, size)
+
+
+def test_a_very_long_picture_takes_no_more_memory_than_a_square_one():
+    assert Decoder(512).pixels(Image.new("L", (1, 5_000_000), 7), "x").shape == (512, 512, 1)
+
+
+def test_a_grey_palette_with_a_transparent_entry_is_grey_on_white():
+    image = Image.new("P", (3, 2), 1)
+    image.putpalette([9, 9, 9, 100, 100, 100])
+    image.putpixel((0, 0), 0)
+    image.info["transparency"] = 0
+    pixels = Decoder(0).pixels(image, "x")[..., 0]
+    assert pixels.tolist() == [[255, 100, 100], [100, 100, 100]]
 
 
 def test_what_is_transparent_deep_or_animated_is_told(tmp_path, loaded, capsys):

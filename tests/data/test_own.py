@@ -121,6 +121,12 @@ def test_pictures_of_several_sizes_are_brought_to_one():
         from_dataset(mixed, mixed)
 
 
+def test_arrays_are_not_brought_to_a_size():
+    for given in ((COLOUR, LABELS), Items(COLOUR)):
+        with pytest.raises(InputError, match=r"data\.size is for"):
+            from_dataset(given, given, size=4)
+
+
 def test_every_item_is_asked_for_once():
     items = Items(COLOUR)
     from_dataset(items, Items(COLOUR))
