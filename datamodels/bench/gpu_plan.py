@@ -36,7 +36,7 @@ def sizes_on(on: str, gpu: str | None, settings: Settings) -> Sizes:
         return Sizes(on, "cpu", TINY, 200, 40, 20, 60, 400, 8, 10, 8, ROAD, tests, matmul_share=0, gemm_share=0)
     if gpu == "cpu":
         raise InputError("--gpu is cpu, but gpu-check is to judge a GPU; --on processor tries the script itself")
-    n, t, recipe = settings.data.train_images, settings.data.test_images, settings.training
+    n, t, recipe = settings.data.train_images or 50_000, settings.data.test_images or 10_000, settings.training
     shares = {"matmul_share": 0.4, "gemm_share": 0.3}
     return Sizes(on, gpu or "0", recipe, n, t, 32, 20_000, 40_000, 2_048, 10, 64, ROAD, ("tests/gpu",), **shares)
 

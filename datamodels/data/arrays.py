@@ -127,7 +127,7 @@ def _taker(images: Array, what: str) -> Any:
         shape = (len(rows), *images.shape[1:], *(1,) * (images.ndim == 3))
         whole = len(rows) == len(images) and bool((rows == np.arange(len(rows))).all())
         if images.dtype in (np.uint8, np.float32) and whole:
-            found = np.ascontiguousarray(images, images.dtype.newbyteorder("=")).reshape(shape)
+            found = np.require(images, images.dtype.newbyteorder("="), ["C", "W"]).reshape(shape)
         else:
             found = np.empty(shape, np.uint8 if images.dtype == np.uint8 else np.float32)
             for part in _parts(found):

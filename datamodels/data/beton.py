@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import Value
@@ -29,6 +30,8 @@ PAGE = 2**23
 ROW_BYTES = 64
 """At least what FFCV keeps of a row in shared memory."""
 SHARED_MEMORY = Path("/dev/shm")
+_COMPILED: list[Any] = []
+"""What Loaders have compiled, kept: FFCV changes types by which Numba knows it, and collecting it would raise an error."""
 
 
 def available() -> bool:
@@ -146,7 +149,7 @@ def read(path: Path, n: int) -> tuple[torch.Tensor, torch.Tensor]:
         # A batch larger than the file would yield nothing, silently.
         rows = loader(path, batch_size=min(n, READ_BATCH), num_workers=1)
         # FFCV hands out the same buffers again and again: copy each batch before the next one is asked for.
-        batches = [tuple(field.clone() for field in batch) for batch in rows]
+        batches = [tuple(field.clone() for field in batch) for batch in batches_of(rows)]
     images, labels, indices = (torch.cat(parts) for parts in zip(*batches, strict=True))
     if not torch.equal(indices.flatten(), torch.arange(n)):
         raise ValueError(f"{path} does not hold rows 0 to {n - 1} in order")
@@ -172,6 +175,24 @@ def loader(path: Path, batch_size: int, num_workers: int, augmentation: Sequence
     }
     options = {"order": OrderOption.SEQUENTIAL, "drop_last": False, "os_cache": True, **options}
     return Loader(str(path), batch_size=batch_size, num_workers=num_workers, pipelines=pipelines, **options)
+
+
+def batches_of(rows: Any) -> Iterator[Any]:
+    """The batches of a Loader, whose own iterator would wait for ever for a thread of its that has died.
+
+    Raises RuntimeError then.
+    """
+    _COMPILED.append(rows.code)
+    iterator = iter(rows)
+    while True:
+        while iterator.output_queue.empty():
+            if not iterator.is_alive() and iterator.output_queue.empty():
+                raise RuntimeError("FFCV's thread has died")
+            time.sleep(0.001)
+        try:
+            yield next(iterator)
+        except StopIteration:
+            return
 
 
 @contextmanager

@@ -1,9 +1,8 @@
-"""FFCV files of one's own, train.beton and test.beton (or val.beton, valid.beton), read by FFCV's Loader once their heads are
-checked.
+"""FFCV files of one's own, train.beton and test.beton (or val.beton, valid.beton), read by FFCV's Loader, their heads checked.
 
 Images are an RGBImageField, raw, JPEG or both, of one size or brought to `data.size` (the centre cut to a square, then
-resized), or arrays of any field of arrays: uint8 or float (H, W) or (H, W, C), or float (d,), features. Labels are an IntField,
-or arrays of one whole number.
+resized), or arrays of any field of arrays, uint8, float32 or float64 (H, W) or (H, W, C), or floats (d,), features. Labels are
+an IntField, or arrays of one whole number. Other fields are left alone.
 """
 
 from __future__ import annotations
@@ -92,6 +91,8 @@ def _images(head: Head, settings: DataSettings) -> Field:
         if settings.size:
             raise InputError(f"data.size is for pictures, and the field {name} of {head.path} has arrays")
         check_images(np.broadcast_to(np.zeros((), field.dtype), (head.n, *field.shape)), f"the field {name} of {head.path}")
+        if field.dtype == np.float16:
+            raise Unreadable(head.path, f"has a field {name} of float16, which FFCV's Loader cannot read; write it as float32")
         _check_lengths(head, field, math.prod(field.shape) * field.dtype.itemsize)
     else:
         raise Unreadable(head.path, f"has a field {name} that holds neither images nor arrays: set data.image_field")
@@ -187,7 +188,8 @@ def _taken(head: Head, field: Field, settings: DataSettings, rows: Labels) -> Im
     batch = max(1, min(len(rows), MOST_BATCH, BATCH_BYTES // item))
     options = {"order": OrderOption.SEQUENTIAL, "drop_last": False, "os_cache": True, "num_workers": 1}
     at = 0
-    for (images,) in Loader(str(head.path), batch_size=batch, indices=rows.astype(np.uint64), pipelines=pipelines, **options):
+    loader = Loader(str(head.path), batch_size=batch, indices=rows.astype(np.uint64), pipelines=pipelines, **options)
+    for (images,) in beton.batches_of(loader):
         with np.errstate(over="ignore"):
             out[at : at + len(images)] = images.numpy().reshape(len(images), *out.shape[1:])
         at += len(images)

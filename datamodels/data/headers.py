@@ -79,7 +79,9 @@ class Head:
             raise Unreadable(self.path, "has rows that point elsewhere than its table")
         after = np.minimum(where + 1, len(known) - 1)
         if ((known[after] == field.pointers) & (after != where)).any():
-            raise Unreadable(self.path, "has a table that points to one place twice")
+            raise Unreadable(
+                self.path, "has empty texts where images begin, or two things at one place: FFCV would take either"
+            )
         found: Records = sizes[where]
         return found
 

@@ -78,6 +78,8 @@ def _found(train: Any, test: Any, size: int, where: str) -> Found:
         with of_its_own("raised"):
             pairs = [_pair_of_arrays(split, f"{where}: {side}") for side, split in (("train", train), ("test", test))]
             if pairs[0] is not None and pairs[1] is not None:
+                if size:
+                    raise InputError(f"{where}: data.size is for pictures, and these are arrays; bring them to a size yourself")
                 names = _class_names(train)
                 return from_arrays((*pairs[0], None), (*pairs[1], None), names, (where, "the images of train", "those of test"))
             splits = [_split(split, size, f"{where}: {side}") for side, split in (("train", train), ("test", test))]

@@ -32,6 +32,8 @@ MOST_PIXELS = 89_478_485
 NOT_DECODED = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "FITS"}
 """Formats of which Pillow reads no more than the head, or which it leaves to other programs, as Ghostscript, that run what is
 in them."""
+MOST_ASPECT = 8
+"""Of the longer side to the shorter one, where a picture is resized; more of it is cut off before."""
 ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 SEEN = {
     "transparent": "transparent, and laid on white",
@@ -105,13 +107,14 @@ class Decoder:
             return self._deep(image, name)
         if image.mode == "F":
             raise InputError(f"{name} holds floating-point numbers; give such images as arrays")
+        of_palette = image.mode in ("P", "PA")
         if image.mode in ALPHA or "transparency" in image.info:
             image = self._on_white(image)
         if image.mode in ("1", "L"):
             return np.asarray(image.convert("L"))[..., None]
         pixels = np.asarray(image.convert("RGB"))
         # Of a palette the mode does not tell whether it is grey.
-        grey = image.mode == "P" and (pixels == pixels[..., :1]).all()
+        grey = of_palette and (pixels == pixels[..., :1]).all()
         return np.ascontiguousarray(pixels[..., :1]) if grey else pixels
 
     def _on_white(self, image: Image.Image) -> Image.Image:
@@ -119,7 +122,7 @@ class Decoder:
         seen = image.convert("LA" if plain == "L" else "RGBA")
         alpha = seen.getchannel("A")
         if alpha.getextrema()[0] == 255:
-            return image.convert(plain) if image.mode != "P" else image
+            return seen.convert(plain)
         self.seen["transparent"] += 1
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, seen.convert("RGBA")).convert(plain)
@@ -154,10 +157,15 @@ def _fitted(pixels: Pixels, size: int) -> Pixels:
     height, width = pixels.shape[:2]
     if height == width == size:
         return pixels
-    side = min(height, width)
-    left, top = (width - side) / 2, (height - side) / 2
+    # No more than the filter sees around the centre: what is very long would be resized to something far longer.
+    side = MOST_ASPECT * min(height, width)
+    top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)
+    pixels = pixels[top : top + side, left : left + side]
+    height, width = pixels.shape[:2]
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    found = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    wide, high = (max(size, round(size * side / min(height, width))) for side in (width, height))
+    left, top = (wide - size) // 2, (high - size) // 2
+    found = image.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
     return np.asarray(found).reshape(size, size, -1)
 
 
