@@ -38,7 +38,7 @@ class Recipe:
     """Networks of `training.network`, trained as the section `training` says, in groups as those of the run's store.
 
     `gpu` is a device as in `--gpu`: the number of a GPU, cpu, or None for what is there. Networks come to it when the first of
-    them are trained. `sources` are the digests of the files of a network of one's own in the process that began the work. Raises
+    them are trained. `sources` are the digests of a network of one's own's files in the process that began the work. Raises
     InputError where there is no such device, or no such network, or another one now.
     """
 
