@@ -9,13 +9,13 @@ from datamodels.data import load, prepare
 from datamodels.errors import InputError
 from datamodels.learners import Model
 from datamodels.learners.recipe import Recipe
+from datamodels.regress import Datamodels
 from datamodels.regress.run import regress
 from datamodels.report import report
 from datamodels.runs import read_store, stage_folder
-from datamodels.store import check
+from datamodels.store.check import check
 from datamodels.verify import verify_targets
 from datamodels.worker import engine_of, train_missing
-from tests.conftest import flags
 
 PLAIN = "tests.training.own_networks:Random"
 NET = """
@@ -53,17 +53,19 @@ def test_the_whole_road_of_a_network_of_ones_own(settings, prior):
         training__network=PLAIN,
         training__peak_lr=0.1,
         regress__prior=prior,
+        store__num_models=60,
+        groups__models_at_once=15,
         verify__methods="datamodel,relabel,similarity,gradients",
     )
-    prepare(chosen)
+    prepare(chosen, use_ffcv=False)
     data = load(chosen)
     engine = engine_of(chosen, "cpu", data)
-    assert "10 of 10 models are done" in train_missing(chosen, engine)
+    assert "60 of 60 models are done" in train_missing(chosen, engine)
     meta = read_store(chosen).meta.provenance
     assert meta["training"]["network"] == PLAIN
     assert list(meta["sources"]) == ["tests/training/own_networks.py"]
     regress(chosen)
-    verify_targets(chosen, engine, [3, 8])
+    verify_targets(chosen, engine, Datamodels.load(stage_folder(chosen, "regress")), [3, 8])
     verdicts = json.loads((stage_folder(chosen, "verify") / "verify.json").read_text())
     assert {removal["target"] for removal in verdicts["removals"]} == {3, 8}
     assert report(chosen, engine.learner)
@@ -73,7 +75,7 @@ def test_two_processes_bring_the_rows_of_one(settings, tmp_path):
     stores = []
     for name, gpu in (("one", "cpu"), ("two", "cpu,cpu")):
         chosen = settings(run__dir=str(tmp_path / name), training__network=PLAIN, store__num_models=12)
-        prepare(chosen)
+        prepare(chosen, use_ffcv=False)
         with engine_of(chosen, gpu, load(chosen)) as engine:
             assert "12 of 12" in train_missing(chosen, engine)
         stores.append(read_store(chosen))
@@ -81,23 +83,22 @@ def test_two_processes_bring_the_rows_of_one(settings, tmp_path):
     assert stores[0].digest() == stores[1].digest()
 
 
-def test_a_changed_network_is_refused_by_its_file_and_goes_on_when_trusted(tmp_path, command):
-    (tmp_path / "net_in_two.py").write_text(NET.replace("SCALE = 1.0", "from net_helper import SCALE"))
-    (tmp_path / "net_helper.py").write_text("SCALE = 1.0\n")
-    line = [*flags(tmp_path / "run", training__network="net_in_two:Net"), "--gpu", "cpu"]
-    assert "10 of 10" in command("worker", *line, cwd=tmp_path).stdout
-    (tmp_path / "net_helper.py").write_text("SCALE = 2.0\n")
-    more = [*line, "--store.num_models", "12"]
-    refused = command("worker", *more, cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "net_helper.py has changed since" in refused.stderr
-    assert len(refused.stderr.splitlines()) == 1
-    assert "12 of 12" in command("worker", *more, "--worker.trust_changed_code", "true", cwd=tmp_path).stdout
+def test_a_changed_network_is_refused_by_its_file_and_goes_on_when_trusted(one_s_own, monkeypatch):
+    chosen, more = one_s_own("net_in_two"), one_s_own("net_in_two", store__num_models=12)
+    prepare(chosen, use_ffcv=False)
+    data = load(chosen)
+    train_missing(chosen, engine_of(chosen, "cpu", data))
+    # As another process would find them, which imports them anew.
+    monkeypatch.setattr("datamodels.worker.decided.imported_sources", lambda name: {f"{name}.py": "another"})
+    with pytest.raises(InputError, match=r"net_in_two.py has changed since .* was made with it; give --worker.trust_changed"):
+        train_missing(more, engine_of(more, "cpu", data))
+    trusted = one_s_own("net_in_two", store__num_models=12, worker__trust_changed_code=True)
+    assert "12 of 12" in train_missing(trusted, engine_of(trusted, "cpu", data))
 
 
 def test_a_process_that_would_import_another_version_refuses(one_s_own):
     chosen = one_s_own("net_of_one_version")
-    prepare(chosen)
+    prepare(chosen, use_ffcv=False)
     data = load(chosen)
     Recipe(chosen, data, "cpu")
     with pytest.raises(InputError, match=r"net_of_one_version.py has changed since the work was made with it"):
@@ -106,7 +107,7 @@ def test_a_process_that_would_import_another_version_refuses(one_s_own):
 
 def test_a_run_is_of_one_network(one_s_own, settings):
     first, other = one_s_own("net_a"), one_s_own("net_b")
-    prepare(first)
+    prepare(first, use_ffcv=False)
     data = load(first)
     train_missing(first, engine_of(first, "cpu", data))
     for wanted in (other, settings()):
@@ -116,7 +117,7 @@ def test_a_run_is_of_one_network(one_s_own, settings):
 
 def test_a_network_that_is_not_there_makes_no_store(settings):
     chosen = settings(training__network="no_such_module_anywhere:Net")
-    prepare(chosen)
+    prepare(chosen, use_ffcv=False)
     with pytest.raises(InputError, match="there is no module no_such_module_anywhere here"):
         train_missing(chosen, engine_of(chosen, "cpu", load(chosen)))
     with pytest.raises(InputError):
@@ -125,7 +126,7 @@ def test_a_network_that_is_not_there_makes_no_store(settings):
 
 def test_a_run_of_the_default_network_names_neither_network_nor_files(settings):
     chosen = settings()
-    prepare(chosen)
+    prepare(chosen, use_ffcv=False)
     train_missing(chosen, engine_of(chosen, "cpu", load(chosen)))
     provenance = read_store(chosen).meta.provenance
     assert "network" not in provenance["training"]
@@ -134,7 +135,7 @@ def test_a_run_of_the_default_network_names_neither_network_nor_files(settings):
 
 def test_features_are_similar_to_themselves(one_s_own):
     chosen = one_s_own("net_of_features")
-    prepare(chosen)
+    prepare(chosen, use_ffcv=False)
     learner = Recipe(chosen, load(chosen), "cpu")
     train_missing(chosen, engine_of(chosen, "cpu", load(chosen)))
     found = learner.features([Model((0, 5), np.ones(60, bool))])

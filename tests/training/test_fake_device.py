@@ -34,7 +34,8 @@ class Transfers(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
         self.operations += 1
-        if len({tensor.device.type for tensor in tensors}) > 1:
+        # A number in a program is a tensor without dimensions to vmap, and goes along with the operation.
+        if len({tensor.device.type for tensor in tensors if tensor.ndim or "copy" in str(func)}) > 1:
             self.mixed.append(str(func))
         return out
 

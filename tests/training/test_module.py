@@ -84,7 +84,7 @@ def by_hand(trainer, name, mask, key):
     recipe, group = trainer.recipe, trainer.group(mask, [key])
     named = {"classes": 10, "in_channels": 1, "channels": 1, "shape": (1, 8, 8)}
     make = getattr(own_networks, name)
-    module = make(**{each: named[each] for each in inspect.signature(make).parameters}).double()
+    module = make(**{each: named[each] for each in inspect.signature(make).parameters if each in named}).double()
     start = iter(torch.split(torch.from_numpy(trainer.network.initial_parameters(generator(key, INITIALISATION))).double(), 1))
     with torch.no_grad():
         for parameter in module.parameters():

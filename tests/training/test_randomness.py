@@ -140,7 +140,7 @@ def test_what_names_a_generator_is_pytorchs():
 @pytest.mark.parametrize(
     "function",
     [
-        lambda x, *own: F.batch_norm(x, *own[:4], training=True),
+        lambda x, *own: F.batch_norm(x, own[0], own[1], own[2], own[3], True),
         lambda x, *own: F.batch_norm(x, own[0], own[1], training=False),
         lambda x, *own: F.batch_norm(x, None, None, own[2], training=True),
         lambda x, *own: F.max_pool2d(x, 2),
