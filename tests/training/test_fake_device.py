@@ -67,8 +67,7 @@ def test_a_step_and_the_evaluation_stay_on_the_device(digits, recipe, precision,
     assert (logits.device.type, logits.dtype, margins.shape) == (DEVICE.type, torch.float32, (4, 20))
 
 
-@pytest.mark.parametrize("name", ["Random", "Buffers", "Attention"])
-@pytest.mark.parametrize("per_kernel", [None, 3])
+@pytest.mark.parametrize(("name", "per_kernel"), [("Random", 3), ("Buffers", None), ("Attention", None)])
 def test_a_step_of_a_network_of_ones_own_stays_on_the_device(digits, recipe, name, per_kernel, monkeypatch):
     # A module is made on the processor, whatever the device is.
     for kind, method in ((Maker, "__call__"), (ModuleNetwork, "initial_parameters")):

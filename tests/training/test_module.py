@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from datamodels.bench.one_at_a_time import Loop, resident_batches
 from datamodels.data import Dataset, Split
 from datamodels.errors import InputError
 from datamodels.settings import GroupSettings
@@ -21,6 +22,7 @@ from datamodels.training.gradients import gradients
 from datamodels.training.margins import margin
 from datamodels.training.module import ModuleNetwork
 from datamodels.training.resnet9 import ResNet9
+from tests.conftest import dataset
 from tests.training import own_networks
 
 CPU = torch.device("cpu")
@@ -102,6 +104,26 @@ def by_hand(trainer, name, mask, key):
     images = trainer.images.test.contiguous()
     with torch.no_grad():
         return (module(images) + module(images.flip(3))) / 2
+
+
+def test_the_benchs_loop_trains_the_very_model_that_a_group_trains(digits, recipe):
+    trainer, mask = exact(digits, recipe, "Plain"), draw_masks(0, [0], 60, 0.5)
+    loop = Loop(trainer, np.flatnonzero(mask[0]), resident_batches(trainer, np.flatnonzero(mask[0])))
+    start = torch.from_numpy(trainer.network.initial_parameters(generator((0, 0), INITIALISATION)))
+    nn.utils.vector_to_parameters(start, loop.network.parameters())
+    loop.network.double()
+    for step in range(loop.num_steps):
+        loop.advance(step)
+    # Its losses are float32.
+    np.testing.assert_allclose(loop.margins().numpy(), trainer.margins(mask, [(0, 0)])[0], atol=1e-4)
+
+
+def test_the_example_learns_digits(recipe):
+    chosen = dataclasses.replace(
+        recipe, network="datamodels.examples.convnet:ConvNet", epochs=12, batch_size=25, flip=False, cutout=0, max_shift=0
+    )
+    margins = Trainer(dataset(400, 200), chosen, CPU).margins(np.ones((2, 400), bool), [(0, 0), (0, 1)])
+    assert (margins > 0).mean() > 0.8
 
 
 @pytest.mark.parametrize("name", ["Plain", "Batchwise", "Random", "Buffers", "Lazy", "Attention"])
