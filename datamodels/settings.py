@@ -141,7 +141,7 @@ class WorkerSettings:
     main: str = setting(
         Text(),
         BUILT_IN,
-        f"'{BUILT_IN}' for this package's ResNet-9s, or as module:name a training function of one's own, or a learner",
+        f"'{BUILT_IN}' for this package's own training, or as module:name a training function of one's own, or a learner",
     )
     trust_changed_code: bool = switch(False, "go on with a run whose source files have changed since it was begun")
 

@@ -52,4 +52,4 @@ def test_no_import_runs_up(stage):
 
 def test_every_stage_has_its_place():
     folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert folders - {"bench"} == set(BELOW)
+    assert folders - {"bench", "examples"} == set(BELOW)

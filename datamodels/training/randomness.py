@@ -229,8 +229,8 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Attention with dropout as its documentation has it; PyTorch's kernels draw within themselves."""
-    if not 0 < dropout_p <= 1 or enable_gqa:
+    """Attention as its documentation has it; PyTorch's kernels draw within themselves, and have no rule for vmap."""
+    if enable_gqa:
         return NotImplemented
     weights = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
@@ -239,7 +239,8 @@ def _attention(
         bool_mask = attn_mask.dtype == torch.bool
         weights = weights.masked_fill(~attn_mask, -torch.inf) if bool_mask else weights + attn_mask
     weights = torch.softmax(weights, -1)
-    return _dropped(keyed, weights, dropout_p, training=True, inplace=False, shape=weights.shape) @ value
+    dropped = _dropped(keyed, weights, dropout_p, training=True, inplace=False, shape=weights.shape)
+    return (weights if dropped is NotImplemented else dropped) @ value
 
 
 COMPOSITE = {F.multi_head_attention_forward, F.gumbel_softmax}

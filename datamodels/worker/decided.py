@@ -61,10 +61,17 @@ def refuse_other_sizes(folder: Path, meta: Meta, learner: Learner) -> None:
 def with_sources_of(folder: Path, made: Mapping[str, Any], wanted: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     """What is wanted, with the source files with which a folder was made, where they are these or are trusted.
 
-    Raises InputError, naming the file, for one that has changed.
+    Raises InputError, naming the file, for one that has changed. Where it is other code altogether, its name is what differs.
     """
     before, now = made.get(SOURCES, {}), wanted.get(SOURCES, {})
+    if _names(made) != _names(wanted):
+        return dict(wanted)
     if before and not settings.worker.trust_changed_code:
         refuse_changed(before, now, folder)
     rest = {key: value for key, value in wanted.items() if key != SOURCES}
     return {**rest, SOURCES: before} if before else rest
+
+
+def _names(decided: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What one's own code is called that made a folder: `worker.main` and `training.network`."""
+    return decided.get("worker"), decided.get("training", {}).get("network")

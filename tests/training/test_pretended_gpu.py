@@ -51,6 +51,18 @@ def test_a_captured_step_replayed_trains_the_models_that_plain_calls_train(digit
     assert len(gpu.streams) == (1 if per_kernel is None else 1 + devices.STREAMS)
 
 
+@pytest.mark.parametrize(("name", "captured"), [("Random", True), ("Buffers", True), ("Asking", False)])
+def test_a_step_of_a_network_of_ones_own_is_captured_where_it_goes_at_once(digits, recipe, monkeypatch, name, captured):
+    chosen = dataclasses.replace(recipe, network=f"tests.training.own_networks:{name}", peak_lr=0.1)
+    masks = np.ones((3, 60), bool)
+    masks[1, :25] = False
+    keys = [(0, i) for i in range(3)]
+    plain = Trainer(digits, chosen, CPU, 2).margins(masks, keys)
+    gpu = pretend(monkeypatch)
+    assert np.array_equal(Trainer(digits, chosen, CPU, 2).margins(masks, keys), plain)
+    assert gpu.replays == (3 * 60 // 10 - STEPS_BEFORE_CAPTURE if captured else 0)
+
+
 def test_models_of_different_length_are_set_aside_at_their_last_step_of_a_graph(digits, recipe, monkeypatch):
     masks = np.zeros((3, 60), bool)
     for mask, size in zip(masks, (60, 11, 33), strict=True):
