@@ -19,7 +19,7 @@ from datamodels.regress.run import regress
 from datamodels.runs import read_store, stage_folder
 from datamodels.settings import GroupSettings, StoreSettings, TrainingSettings
 from datamodels.subsets import draw_masks
-from datamodels.training import Trainer, choose_groups, first_order, tuning
+from datamodels.training import LIBRARY_METHODS, Trainer, attribute, choose_groups, first_order, tuning
 from datamodels.training.draws import ORDERS
 from datamodels.training.gradients import RIDGES, gradients
 from datamodels.training.group import STEPS_BEFORE_CAPTURE, learning_rates
@@ -223,6 +223,7 @@ def test_the_prior_is_of_these_gradients_and_features_are_the_inputs(features, m
     for name, rows in (("features_train", trainer.images.train), ("features_test", trainer.images.test)):
         for k in range(K):
             np.testing.assert_allclose(inputs[name][k], F.normalize(rows), atol=1e-6)
+        assert inputs[name].strides[0] == 0  # of hundreds of models: in memory once
     right = features.train.labels.numpy()[:, None] == features.test.labels.numpy()
     assert found["gradients"][1][right].mean() > 0 > found["gradients"][1][~right].mean()
 
@@ -356,3 +357,13 @@ def test_the_road_on_features(settings, features):
     searches = result_of(chosen)["searches"]
     assert {search["method"] for search in searches} == {"datamodel", "relabel", "similarity"}
     assert any(search["verdict"] == "flipped" for search in searches)
+
+
+@pytest.mark.parametrize("method", LIBRARY_METHODS)
+def test_dattri_takes_them_apart(data, masks, method):
+    pytest.importorskip("dattri")
+    trainer = trainer_of(data, torch.float32)
+    scores = attribute(trainer, method, masks[2:3], KEYS[2:3], [0, 5])
+    right = data.train.labels.numpy()[:, None] == data.test.labels.numpy()[[0, 5]]
+    assert scores.shape == (60, 2)
+    assert scores[right].mean() > scores[~right].mean()
