@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import itertools
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,8 @@ from datamodels.regress import Datamodels
 from datamodels.regress.behaviours import MeanMargins, behaviour
 from datamodels.regress.run import regress
 from datamodels.regress.split import Subsets, joined, split_models
-from datamodels.runs import read_store, stage_folder, verdicts_folder
+from datamodels.report import report
+from datamodels.runs import page_folder, read_store, stage_folder, verdicts_folder
 from datamodels.seals import write_sealed
 from datamodels.store import Store
 from datamodels.subsets import mask_without
@@ -362,3 +364,22 @@ def test_the_rule_is_what_the_tests_take_it_for():
     assert smallest(-RULE.weights[:, 1], 1.0) == 2
     assert sum(ENEMIES[:2]) > 1 > ENEMIES[0]
     assert all(RULE.on_all[t] > 0 for t in RIGHT)
+
+
+def test_the_page_calls_every_target_by_its_name_and_tells_what_sets_do_beside(own):
+    settings, engine, _ = own
+    verified(own, [0, "train:7", "boats: 1, 5", "mistaken:ant:bee"], goal="repair", sizes="3", methods="datamodel,relabel")
+    chosen = changed(settings, goal="repair")
+    assert report(chosen, engine.learner).endswith("index.html")
+    page = (page_folder(chosen) / "index.html").read_text(encoding="utf-8")
+    for name in ("train:7", "boats", "mistaken:ant:bee"):
+        assert f"<bdi>{name}</bdi>" in page
+    assert "what repairs each wrong prediction" in page
+    assert "How many training examples make a prediction wrong?" in page
+    assert "flipped</span>" not in page
+    assert page.count("repaired</span>") >= 6
+    assert 'title="9">1</td>' in page
+    summary = json.loads((page_folder(chosen) / "summary.json").read_text())
+    assert summary["goal"] == "repair"
+    assert summary["by_method"]["datamodel"]["repaired"] == summary["by_method"]["datamodel"]["targets"] == 3
+    assert summary["by_method"]["datamodel"]["others_broken"] >= 1
