@@ -25,16 +25,20 @@ from datamodels.subsets import Array, BoolArray
 TILE_ROWS = 1024
 
 
-def shrunk_weights(store: Store, targets: Sequence[int], weights: Array, group: BoolArray) -> Array:
+def shrunk_weights(
+    store: Store, targets: Sequence[int], weights: Array, group: BoolArray, apart: BoolArray | None = None
+) -> Array:
     """The weights above, float64 (N, T'), of T' targets of a store.
 
-    `weights` (N, T') are the lasso's, from this store; `group` bool (N, T') says which images are of the target's class. One
-    pass over the store's models; those that diverged do not count.
+    `weights` (N, T') are the lasso's, from this store; `group` bool (N, T') says which images are of the target's class, and
+    `apart` which are of neither group: a target that is a training image carries itself as no other image does. These are
+    debiased alone. One pass over the store's models; those that diverged do not count.
     """
     u, noise = _debiased(store, list(targets), weights.astype(np.float64))
-    result = np.empty_like(u)
+    others = np.ones_like(group) if apart is None else ~apart
+    result: Array = u.copy()
     for t in range(u.shape[1]):
-        for members in (group[:, t], ~group[:, t]):
+        for members in (group[:, t] & others[:, t], ~group[:, t] & others[:, t]):
             if members.any():
                 result[members, t] = _posterior(u[members, t], noise[t])
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +11,12 @@ from datamodels.errors import shown
 from datamodels.learners import Learner, Named, Pictures
 from datamodels.learners.given import class_names_of, names_of, pictures_of
 from datamodels.subsets import Array
+from datamodels.verify.known import Behaviour, Targets
+from datamodels.verify.known import Examples as Known
 
 UNKNOWN = "–"
+MOST_ASIDE = 5
+"""Pictures of a behaviour's targets in a row, and rows of them."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,32 @@ class Examples:
     """A learner's examples, to be looked at. Text is of one line that can be printed; a page escapes it besides."""
 
     learner: Learner
+    behaviours: Sequence[Behaviour] = ()
+
+    @cached_property
+    def targets(self) -> Targets:
+        """What the targets are, by their numbers."""
+        return Targets(Known(self.learner), self.behaviours)
+
+    @property
+    def targets_named(self) -> bool:
+        """Whether any target may have a name: examples have, or some are training examples, or behaviours."""
+        return self.named or bool(self.targets.examples.train_targets or self.behaviours)
+
+    def of_target(self, target: int) -> str:
+        """What a target is called; nothing where it has but its index."""
+        return shown(self.targets.name(target) or "")
+
+    def picture(self, target: int) -> Array | None:
+        """A target's picture, uint8 (H, W, 1 or 3), of a behaviour some of its targets' in a square; None without pictures."""
+        members = self.targets.members(target)
+        side = min(MOST_ASIDE, math.isqrt(len(members)))
+        found = self.pictures(False, members[: side * side])
+        if found is None:
+            return None
+        rows = found.reshape(side, side, *found.shape[1:]).transpose(0, 2, 1, 3, 4)
+        square: Array = rows.reshape(side * found.shape[1], side * found.shape[2], -1)
+        return square
 
     @cached_property
     def classes(self) -> int:

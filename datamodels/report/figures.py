@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from datamodels.brittleness import Outcome
 from datamodels.report.examples import Examples, shortened
+from datamodels.settings import FLIP, REPAIR
 from datamodels.verify.record import CounterfactualRecord, Probe, RandomSubsetsRecord, RemovalRecord, SearchRecord
 
 mpl.use("agg")
@@ -46,6 +47,8 @@ METHOD_COLOURS = {
     "trak": "#b8a500",
     "embedding": "#009e73",
 }
+DONE = {FLIP: "flipped", REPAIR: "repaired"}
+CARRY = {FLIP: "carry a prediction", REPAIR: "make a prediction wrong"}
 KINDS = {"top": "largest weights", "random": "random images", "bottom": "smallest weights"}
 DROPS = ("predicted_drop", "measured_drop")
 KIND_COLOURS = {"top": "#d55e00", "random": "#5f6b76", "bottom": "#0072b2"}
@@ -86,12 +89,11 @@ def heldout_figure(predicted: Array, true: Array, lds: Array) -> Picture:
     return _picture(figure)
 
 
-def cdf_figure(searches: Mapping[str, Sequence[SearchRecord]], things: str = "images") -> Picture:
+def cdf_figure(searches: Mapping[str, Sequence[SearchRecord]], things: str = "images", goal: str = FLIP) -> Picture:
     """For each method the share of targets whose prediction flips without, or by relabelling, at most so many images.
 
-    `things` is what they are called.
-
-    Targets that no set of the order flips are in the share's denominator: the curve ends below 1.
+    `things` is what they are called. Where the goal is to repair, it is the share of those that are right then. Targets for
+    which no set of the order does that are in the share's denominator: the curve ends below 1.
     """
     figure = Figure((9.6, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -111,8 +113,10 @@ def cdf_figure(searches: Mapping[str, Sequence[SearchRecord]], things: str = "im
             color=METHOD_COLOURS[method],
             label=label,
         )
-    axes.set(xlim=(0, None), ylim=(0, 1.02), xlabel=f"{things} of R", ylabel="share of targets flipped by at most so many")
-    axes.set_title(f"How many training {things} carry a prediction: verified by retraining")
+    axes.set(
+        xlim=(0, None), ylim=(0, 1.02), xlabel=f"{things} of R", ylabel=f"share of targets {DONE[goal]} by at most so many"
+    )
+    axes.set_title(f"How many training {things} {CARRY[goal]}: verified by retraining")
     axes.grid(alpha=0.3)
     axes.legend(loc="best", fontsize=9)
     return _picture(figure)
@@ -191,13 +195,13 @@ def target_figure(verdict: RemovalRecord, examples: Examples, probes: Sequence[P
     tried on the way, with what came of them.
     """
     shown = list(verdict.removed_indices[:MOST_THUMBNAILS])
-    own, of_others = examples.pictures(False, [verdict.target]), examples.pictures(True, shown)
+    own, of_others = examples.picture(verdict.target), examples.pictures(True, shown)
     if own is None or of_others is None:
         return _target_by_name(verdict, examples, probes)
     figure = Figure((9.6, 3.0), layout="constrained")
     picture, removed, course = figure.subplots(1, 3, width_ratios=(1.3, 4.4, 3.0))
-    _show(picture, own[0])
-    name = [shortened(examples.name(False, verdict.target), FITS_PICTURE)] if examples.named else []
+    _show(picture, own)
+    name = [shortened(examples.of_target(verdict.target), FITS_PICTURE)] if examples.of_target(verdict.target) else []
     lines = [f"target {verdict.target}", shortened(examples.class_name(verdict.label), FITS_PICTURE), *name]
     picture.set_title("\n".join(lines), fontsize=10 if not name else 8, **PLAIN)
     _thumbnails(removed, verdict, examples, of_others)
@@ -232,7 +236,8 @@ def _target_by_name(verdict: RemovalRecord, examples: Examples, probes: Sequence
 
 def _of_target(target: int, examples: Examples, most: int = FITS_TICK) -> str:
     """A target's number, and its name where it has one."""
-    return f"{target} · {shortened(examples.name(False, target), most)}" if examples.named else f"{target}"
+    name = examples.of_target(target)
+    return f"{target} · {shortened(name, most)}" if name else f"{target}"
 
 
 def _of_example(index: int, name: str, examples: Examples) -> str:

@@ -26,6 +26,8 @@ from datamodels.reading import Unreadable, require
 from datamodels.regress import Datamodels
 from datamodels.report.examples import Examples
 from datamodels.report.figures import (
+    CARRY,
+    DONE,
     METHODS,
     Picture,
     cdf_figure,
@@ -36,12 +38,12 @@ from datamodels.report.figures import (
     verified_figure,
 )
 from datamodels.runs import page_folder, read_seconds, read_store, stage_folder, verdicts_folder
-from datamodels.settings import Settings
+from datamodels.settings import REPAIR, Settings
 from datamodels.store import Store
 from datamodels.verify.methods import DATAMODEL
 from datamodels.verify.questions.random_subsets import read_margins
 from datamodels.verify.record import SUPPORT, VERDICTS, RemovalRecord, SearchRecord, Verified, read_verified
-from datamodels.verify.summary import drop_correlations, median_size
+from datamodels.verify.summary import REACHED, beside, drop_correlations, median_size
 from datamodels.verify.typed import to_json
 
 Record = dict[str, Any]
@@ -52,9 +54,10 @@ def report(settings: Settings, learner: Learner) -> str:
 
     Raises InputError when a stage before is missing, or was made from another state of the store.
     """
-    start, examples = time.monotonic(), Examples(learner)
+    start = time.monotonic()
     store, models = read_store(settings), Datamodels.load(stage_folder(settings, "regress"))
-    verified = _read_verified(settings, models, store, examples.classes)
+    verified = _read_verified(settings, models, store, Examples(learner).classes)
+    examples = Examples(learner, verified.behaviours)
     models.refuse_other(store)
     folder, made_from = page_folder(settings), _made_from(verified, models)
     already = f"report: already in {folder / 'index.html'}"
@@ -101,7 +104,8 @@ def summarise(store: Store, models: Datamodels, verified: Verified) -> Record:
         "rule": main,
         **rules[main],
         "by_rule": rules,
-        "by_method": {method: _summarise_method(found) for method, found in _by_method(verified).items()},
+        "goal": verified.goal,
+        "by_method": {method: _summarise_method(found, DONE[verified.goal]) for method, found in _by_method(verified).items()},
         "random_subsets": to_json(verified.random_subsets),
         "drop_correlations": drop_correlations(verified.counterfactuals),
         "models_retrained": verified.models_used,
@@ -111,12 +115,14 @@ def summarise(store: Store, models: Datamodels, verified: Verified) -> Record:
     }
 
 
-def _summarise_method(searches: list[SearchRecord]) -> Record:
-    flipped = [search for search in searches if search.size is not None]
+def _summarise_method(searches: list[SearchRecord], done: str) -> Record:
+    breaks, repairs = beside(searches)
     return {
         "targets": len(searches),
-        "flipped": len(flipped),
+        done: sum(search.size is not None for search in searches),
         "median_size": median_size(searches),
+        "others_broken": breaks,
+        "others_repaired": repairs,
         "models_per_target": float(np.mean([search.models for search in searches])) if searches else None,
     }
 
@@ -146,6 +152,8 @@ def _summarise_rule(verdicts: list[RemovalRecord]) -> Record:
         "right_before": sum(v.right_before for v in tried),
         "flipped_removed": sum(v.flipped for v in verdicts),
         "flipped_control": sum(v.control_flipped for v in verdicts),
+        "repaired_removed": sum(v.repaired for v in verdicts),
+        "repaired_control": sum(v.control_repaired for v in verdicts),
     }
 
 
@@ -194,8 +202,10 @@ def _by_method(verified: Verified) -> dict[str, list[SearchRecord]]:
     return methods
 
 
-def _title(rule: str) -> str:
-    return "the smallest set that flips it" if rule == SUPPORT else f"the {rule} largest weights"
+def _title(rule: str, goal: str) -> str:
+    if rule == SUPPORT:
+        return f"the smallest set that {REACHED[goal]} it"
+    return f"the {rule} {'smallest' if goal == REPAIR else 'largest'} weights"
 
 
 def _target_picture(verdict: RemovalRecord) -> str:
@@ -209,7 +219,7 @@ def _pictures(store: Store, models: Datamodels, verified: Verified, examples: Ex
     pictures = {"heldout": heldout_figure(predicted, true, np.array(models.metrics["per_target"]["lds"]))}
     searches = _by_method(verified)
     if searches:
-        pictures["cdf"] = cdf_figure(searches, examples.things)
+        pictures["cdf"] = cdf_figure(searches, examples.things, verified.goal)
     if verified.counterfactuals:
         pictures["drops"] = drops_figure(verified.counterfactuals, drop_correlations(verified.counterfactuals), examples.things)
     margins = read_margins(folder, verified.random_subsets.subsets) if verified.random_subsets else None
@@ -220,7 +230,7 @@ def _pictures(store: Store, models: Datamodels, verified: Verified, examples: Ex
         tried = [v for v in verdicts if v.after]
         pictures |= {_target_picture(v): target_figure(v, examples, probes.get(v.target, ())) for v in tried}
         if tried:
-            pictures[f"verified-{rule}"] = verified_figure(tried, f"Removed: {_title(rule)}", examples)
+            pictures[f"verified-{rule}"] = verified_figure(tried, f"Removed: {_title(rule, verified.goal)}", examples)
     return pictures
 
 
@@ -244,10 +254,15 @@ def _members(verdict: RemovalRecord, examples: Examples) -> list[tuple[int, str,
     return list(zip(indices, examples.names(True, indices), classes, verdict.removed_weights, strict=True))
 
 
+def _others(examples: Examples, targets: Sequence[int] | None) -> str:
+    """Other predictions that a set turns, by name and number; nothing where that is not known."""
+    return ", ".join(f"{target} {examples.of_target(target)}".strip() for target in targets or ())
+
+
 def _page(settings: Settings, examples: Examples, verified: Verified, summary: Record, pictures: dict[str, Picture]) -> str:
     embedded = {name: "data:image/png;base64," + base64.b64encode(picture.png).decode() for name, picture in pictures.items()}
     rules = [
-        {**values, "title": _title(rule), "figure": embedded.get(f"verified-{rule}")}
+        {**values, "title": _title(rule, verified.goal), "figure": embedded.get(f"verified-{rule}")}
         for rule, values in summary["by_rule"].items()
     ]
     seen: set[int] = set()
@@ -255,7 +270,7 @@ def _page(settings: Settings, examples: Examples, verified: Verified, summary: R
     for v in sorted(verified.removals, key=lambda v: v.target):
         first = v.after is not None and v.target not in seen
         figure, members = embedded.get(_target_picture(v)), _members(v, examples)
-        verdicts.append(_Shown(v, _title(v.rule), examples.class_name(v.label), figure, first, members))
+        verdicts.append(_Shown(v, _title(v.rule, verified.goal), examples.class_name(v.label), figure, first, members))
         seen |= {v.target} if v.after else set()
     environment = jinja2.Environment(loader=jinja2.PackageLoader("datamodels.report", "."), autoescape=True)
     return environment.get_template("page.html.j2").render(
@@ -276,8 +291,12 @@ def _page(settings: Settings, examples: Examples, verified: Verified, summary: R
         base=verified.base,
         searches=sorted(verified.searches, key=lambda s: (s.target, s.method)),
         class_name=examples.class_name,
-        named=examples.named,
-        name_of=functools.partial(examples.name, False),
+        named=examples.targets_named,
+        name_of=examples.of_target,
+        others=functools.partial(_others, examples),
+        repair=verified.goal == REPAIR,
+        done=DONE[verified.goal],
+        carry=CARRY[verified.goal],
         things=examples.things,
         verdicts=verdicts,
         summary=summary,

@@ -203,8 +203,11 @@ def chosen_weights(models: Datamodels, store: Store, targets: Targets, numbers: 
 
     def of(models: Datamodels, store: Store, columns: list[int], numbers: list[int]) -> Array:
         weights = np.stack([models.of(column)[0] for column in columns], 1)
+        if not lasso:
+            return weights.astype(np.float64)
         same_class = np.stack([targets.same_class(number) for number in numbers], 1)
-        return shrunk_weights(store, columns, weights, same_class) if lasso else weights.astype(np.float64)
+        apart = np.stack([np.isin(np.arange(len(weights)), targets.itself(number)) for number in numbers], 1)
+        return shrunk_weights(store, columns, weights, same_class, **({"apart": apart} if apart.any() else {}))
 
     plain = [number for number in numbers if not targets.is_behaviour(number)]
     found = dict(zip(plain, of(models, store, plain, plain).T, strict=True)) if plain else {}

@@ -76,3 +76,24 @@ def test_an_image_in_all_masks_and_models_that_diverged_do_no_harm(tmp_path):
     found, oracle = (shrunk_weights(s, range(T), truth, group) for s in (with_nan, without))
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found, oracle, atol=1e-9)
+
+
+def test_how_much_an_image_apart_carries_is_nothing_to_the_others(tmp_path):
+    _, truth, group, masks, margins = made(tmp_path / "s", 300)
+    own, apart = [int(np.flatnonzero(group[:, t])[0]) for t in range(T)], np.zeros((N, T), bool)
+    apart[own, range(T)] = True
+
+    def shrunk(carries, apart):
+        store = store_of(
+            tmp_path / f"{len(list(tmp_path.iterdir()))}", masks, (margins + carries * masks[:, own]).astype(np.float32)
+        )
+        weights = 0.5 * truth
+        weights[own, range(T)] += carries
+        return shrunk_weights(store, range(T), weights, group, apart)
+
+    (light, heavy), (_, unlike) = ([shrunk(carries, which) for carries in (0.0, 5.0)] for which in (apart, None))
+    np.testing.assert_allclose(light[~apart], heavy[~apart], atol=1e-5)
+    np.testing.assert_allclose(heavy[apart] - light[apart], 5, atol=1e-5)
+    # Among the others it makes their group look wider than it is, and they keep their noise.
+    assert all(unlike[group[:, t] & ~apart[:, t], t].std() > heavy[group[:, t] & ~apart[:, t], t].std() for t in range(T))
+    np.testing.assert_allclose(shrunk(1.0, np.zeros((N, T), bool)), shrunk(1.0, None))
