@@ -148,9 +148,16 @@ def read(path: Path, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     with torch_threads_kept():
         # A batch larger than the file would yield nothing, silently.
         rows = loader(path, batch_size=min(n, READ_BATCH), num_workers=1)
-        # FFCV hands out the same buffers again and again: copy each batch before the next one is asked for.
-        batches = [tuple(field.clone() for field in batch) for batch in batches_of(rows)]
-    images, labels, indices = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        # FFCV hands out the same buffers again and again: copy each batch, to where it stays, before the next one is asked for.
+        whole, at = list[torch.Tensor](), 0
+        for batch in batches_of(rows):
+            whole = whole or [torch.empty((n, *field.shape[1:]), dtype=field.dtype) for field in batch]
+            for field, all_of_it in zip(batch, whole, strict=True):
+                all_of_it[at : at + len(field)] = field
+            at += len(batch[0])
+    if at != n:
+        raise ValueError(f"{path} gave {at} of {n} rows")
+    images, labels, indices = whole
     if not torch.equal(indices.flatten(), torch.arange(n)):
         raise ValueError(f"{path} does not hold rows 0 to {n - 1} in order")
     return images, labels.flatten().long()
