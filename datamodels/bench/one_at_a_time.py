@@ -21,7 +21,7 @@ from datamodels.machine import cores
 from datamodels.subsets import IndexArray
 from datamodels.training import Trainer
 from datamodels.training.batches import Batches
-from datamodels.training.draws import num_steps
+from datamodels.training.draws import SharedDraws
 from datamodels.training.group import learning_rates
 from datamodels.training.margins import margin
 from datamodels.training.models import EVALUATION_BATCH
@@ -39,7 +39,7 @@ class Loop:
         self.optimiser = torch.optim.SGD(
             self.network.parameters(), 1.0, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
         )
-        self.num_steps = num_steps(len(subset), recipe.batch_size, recipe.epochs)
+        self.num_steps = trainer.num_steps(len(subset))
         self.lr = learning_rates(recipe, [self.num_steps])[:, 0, 0].tolist()
 
     def advance(self, step: int) -> None:
@@ -71,12 +71,22 @@ class Loop:
 def resident_batches(trainer: Trainer, subset: IndexArray) -> Generator[Batch, None, None]:
     """Batches from the images on the device, again and again through one model's draws."""
     (drawn,) = trainer.draws(np.isin(np.arange(trainer.n), subset)[None], [(0, 0)])
+    if trainer.shares_batches:
+        yield from _rows_it_sees(trainer, drawn)
     batches = Batches([drawn], trainer.images, trainer.augmentation)
     steps = torch.arange(len(drawn.image), device=trainer.device)
     while True:
         for step in range(len(drawn.image)):
             x, labels = batches.at(steps[step : step + 1], slice(0, 1))
             yield x, labels[0]
+
+
+def _rows_it_sees(trainer: Trainer, drawn: SharedDraws) -> Generator[Batch, None, None]:
+    """Of each batch of S what the model's mask has: which it is was found out before anything is timed."""
+    rows = [torch.from_numpy(image[drawn.mask[image]]).to(trainer.device) for image in drawn.image]
+    while True:
+        for its in rows:
+            yield trainer.images.train.index_select(0, its), trainer.images.labels.index_select(0, its)
 
 
 def ffcv_batches(path: Path, trainer: Trainer, data: Dataset) -> Feed:

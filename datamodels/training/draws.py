@@ -7,6 +7,7 @@ training loop without a host synchronisation.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,9 @@ Key = Sequence[int]
 # The mask of model i is drawn from default_rng([seed, i]); these streams are told apart from it by a third number.
 INITIALISATION, ORDER, AUGMENTATION = 1, 2, 3
 SECOND_TRY = 4
-RANDOMNESS = 5
+RANDOMNESS, SHARED_ORDER = 5, 6
+ORDERS = 4
+"""Of S, for the models of a seed that share their batches."""
 
 
 def generator(key: Key, stream: int) -> np.random.Generator:
@@ -69,7 +72,10 @@ def draw_order(key: Key, mask: BoolArray, batch_size: int, epochs: int) -> npt.N
     A fresh permutation of the model's subset for each epoch, one after another, cut into batches: every batch is full and
     every image is used `epochs` times, up to the last, incomplete batch that is dropped.
     """
-    rng, subset = generator(key, ORDER), np.flatnonzero(mask).astype(np.int32)
+    return _order(generator(key, ORDER), np.flatnonzero(mask).astype(np.int32), batch_size, epochs)
+
+
+def _order(rng: np.random.Generator, subset: npt.NDArray[np.int32], batch_size: int, epochs: int) -> npt.NDArray[np.int32]:
     steps = num_steps(len(subset), batch_size, epochs)
     passes = -(-steps * batch_size // len(subset))
     order = np.concatenate([rng.permutation(subset) for _ in range(passes)])
@@ -83,3 +89,27 @@ def draw(key: Key, mask: BoolArray, batch_size: int, epochs: int, augmentation: 
     flip = rng.integers(0, 2 if augmentation.flip else 1, order.shape, dtype=np.int8).view(bool)
     cut = [rng.integers(0, size - augmentation.cutout + 1, order.shape, dtype=np.int16) for size in (height, width)]
     return Draws(order, shift[0], shift[1], flip, *cut)
+
+
+@dataclass(frozen=True)
+class SharedDraws:
+    """What is random about a model that shares its batches with others."""
+
+    image: npt.NDArray[np.int32]
+    """Rows of S, (steps, B), of which the model learns those that its mask has."""
+    order: int
+    """Which of the seed's orders that is."""
+    mask: BoolArray
+    """What the model sees, (N,)."""
+
+
+def draw_shared(key: Key, mask: BoolArray, batch_size: int, epochs: int) -> SharedDraws:
+    """The order of S that one model takes, drawn from its key; the order itself is of the seed, the key's first number."""
+    order = int(generator(key, ORDER).integers(ORDERS))
+    return SharedDraws(_shared_order(key[0], order, len(mask), batch_size, epochs), order, mask)
+
+
+@functools.lru_cache(maxsize=4 * ORDERS)
+def _shared_order(seed: int, order: int, n: int, batch_size: int, epochs: int) -> npt.NDArray[np.int32]:
+    rng = np.random.default_rng([seed, order, SHARED_ORDER])
+    return _order(rng, np.arange(n, dtype=np.int32), batch_size, epochs)

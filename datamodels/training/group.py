@@ -59,6 +59,11 @@ class Group:
         self.parts = [slice(first, min(first + per_kernel, k)) for first in range(0, k, per_kernel)]
         self.streams = side_streams(self.device, len(self.parts))
 
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes that a step works on beside what autograd keeps; of these networks next to nothing."""
+        return 0
+
     def train(self) -> tuple[Tensor, State]:
         """Take all steps; parameters (K, P) and state of each model after its own last step.
 

@@ -11,7 +11,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,12 @@ from datamodels.settings import COMPILED, COMPILED_PADDED, PADDED, PLAIN, Traini
 from datamodels.subsets import BoolArray, IndexArray
 from datamodels.training.batches import Images
 from datamodels.training.devices import made_current, on_gpu, on_its_thread, require_bfloat16
-from datamodels.training.draws import Draws, Key, draw, second_key
+from datamodels.training.draws import Key, draw, draw_shared, num_steps, second_key
 from datamodels.training.group import Group, Loss, augmentation_of, loss_of
 from datamodels.training.margins import margin
 from datamodels.training.memory import out_of_memory, unless_out_of_memory
-from datamodels.training.networks import Network, State, network_of, require_program
+from datamodels.training.networks import Network, State, network_of, require_program, shares_batches
+from datamodels.training.shared import SharedGroup
 
 FloatArray = npt.NDArray[np.float32]
 Outputs = dict[str, FloatArray]
@@ -77,6 +78,7 @@ class Trainer:
             raise InputError(f"training.cutout is {recipe.cutout}, and images of {side} pixels have no room for such a square")
         self.n, self.classes = self.images.n, len(data.class_names)
         self.network = network_of(recipe, self.images, self.classes)
+        self.shares_batches = shares_batches(recipe)
         self.loss: Loss = CompiledWhereItWorks() if program in (COMPILED, COMPILED_PADDED) else loss_of
         self.turn = threading.Lock() if on_gpu(device) else nullcontext()
 
@@ -112,16 +114,24 @@ class Trainer:
         """K models before their first step."""
         return self.group_of(self.draws(masks, keys), keys, labels)
 
-    def draws(self, masks: BoolArray, keys: Sequence[Key]) -> list[Draws]:
+    def draws(self, masks: BoolArray, keys: Sequence[Key]) -> list[Any]:
         """What is random about K models: reckoned on the host, while another group may be on the device."""
         recipe, augmentation = self.recipe, self.augmentation
+        if self.shares_batches:
+            return [draw_shared(key, mask, recipe.batch_size, recipe.epochs) for key, mask in zip(keys, masks, strict=True)]
         size = (self.images.height, self.images.width)
         pairs = zip(keys, masks, strict=True)
         return [draw(key, mask, recipe.batch_size, recipe.epochs, augmentation, *size) for key, mask in pairs]
 
-    def group_of(self, draws: Sequence[Draws], keys: Sequence[Key], labels: IndexArray | None = None) -> Group:
+    def num_steps(self, images: int) -> int:
+        """Steps of a training on so many images of S."""
+        return num_steps(self.n if self.shares_batches else images, self.recipe.batch_size, self.recipe.epochs)
+
+    def group_of(self, draws: Sequence[Any], keys: Sequence[Key], labels: IndexArray | None = None) -> Group:
         """As `group`, of what was drawn before."""
         shared = min(self.per_kernel or len(keys), self.most_per_kernel)
+        if self.shares_batches:
+            return SharedGroup(self.network, self.recipe, self.images, draws, keys, shared, labels)  # type: ignore[arg-type]
         return Group(self.network, self.recipe, self.images, draws, keys, shared, labels, self.loss)
 
     @property

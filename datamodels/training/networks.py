@@ -19,6 +19,7 @@ from datamodels.errors import InputError
 from datamodels.settings import LINEAR, PLAIN, PROGRAMS, RESNET9, TrainingSettings
 from datamodels.training.batches import Images
 from datamodels.training.draws import Key
+from datamodels.training.linear import Linear
 from datamodels.training.module import ModuleNetwork
 from datamodels.training.resnet9 import ResNet9
 
@@ -125,11 +126,19 @@ def network_of(recipe: TrainingSettings, images: Images, classes: int) -> Networ
         if images.of_features:
             raise InputError(f"training.network {name} takes images, and the data are features, {images.channels} each")
         return ResNet9(images.channels, classes, recipe.width, recipe.last_padding)
-    if images.train.dtype == torch.bfloat16:
-        raise InputError(f"training.precision bfloat16 is of {RESNET9} alone; set --training.precision float32 for {name}")
     if name == LINEAR:
-        raise InputError(f"there is no training.network {name}")
+        if not images.of_features and (recipe.max_shift or recipe.flip or recipe.cutout):
+            as_is = "set training.max_shift 0, training.flip false and training.cutout 0"
+            raise InputError(f"training.network {name} takes images as they are: {as_is}")
+        return Linear(images.pixels.numel() // images.n, classes)
+    if images.train.dtype == torch.bfloat16:
+        raise InputError(f"training.precision bfloat16 is not for {name}; set --training.precision float32")
     return ModuleNetwork(name, images.train, classes)
+
+
+def shares_batches(recipe: TrainingSettings) -> bool:
+    """Whether the models of a group share their batches: see `shared`."""
+    return recipe.network == LINEAR
 
 
 def programs_for(recipe: TrainingSettings) -> tuple[str, ...]:

@@ -19,9 +19,10 @@ from datamodels.training.devices import STREAMS, for_each_group, groups_at_once,
 from datamodels.training.group import STEPS_BEFORE_CAPTURE, Group
 from datamodels.training.memory import free_memory, give_back, unless_out_of_memory
 from datamodels.training.models import PADDED_CHANNELS, Trainer, first_line
-from datamodels.training.networks import programs_for, require_program
+from datamodels.training.networks import programs_for, require_program, shares_batches
 
-MOST_AT_ONCE = 64
+MOST_AT_ONCE, MOST_SHARING = 64, 512
+"""Models in a group that is tried, and where they share their batches."""
 MEASURE_S = 0.5
 # A larger group must be worth it: its block is what a crash costs, and the least that two workers can share.
 GOOD_ENOUGH = 0.95
@@ -44,7 +45,8 @@ def choose_groups(
     """
     if wanted.program != MEASURED:
         require_program(recipe, wanted.program)
-    candidates = _candidates(wanted, device, _programs(recipe, data.train.images.shape[-1]))
+    most = MOST_SHARING if shares_batches(recipe) else MOST_AT_ONCE
+    candidates = _candidates(wanted, device, _programs(recipe, data.train.images.shape[-1]), most)
     if sum(map(len, candidates)) == 1:
         return candidates[0][0], {}
     speeds = _measure(Ways(data, recipe, device), candidates)
@@ -121,8 +123,9 @@ def activation_bytes(trainer: Trainer) -> int:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            few_steps(trainer, 1).advance()
-        return sum(seen.values())
+            group = few_steps(trainer, 1)
+            group.advance()
+        return sum(seen.values()) + group.buffer_bytes
 
     with trainer.at_work():
         found = unless_out_of_memory(measured, trainer.device)
@@ -160,13 +163,13 @@ def _measure(ways: Ways, candidates: Sequence[Sequence[GroupSettings]]) -> Speed
     return speeds
 
 
-def _candidates(wanted: GroupSettings, device: torch.device, programs: Sequence[str]) -> list[list[GroupSettings]]:
+def _candidates(wanted: GroupSettings, device: torch.device, programs: Sequence[str], most: int) -> list[list[GroupSettings]]:
     """What is to be tried, one list for each K. Raises InputError for several models a compiled kernel."""
     if wanted.program in (COMPILED, COMPILED_PADDED) and wanted.models_per_kernel > 1:
         raise InputError(
             f"groups.program {wanted.program} is of one model a kernel; set groups.models_per_kernel 1, or another program"
         )
-    doubling = itertools.takewhile(lambda k: k <= MOST_AT_ONCE, (2**i for i in itertools.count()))
+    doubling = itertools.takewhile(lambda k: k <= most, (2**i for i in itertools.count()))
     sizes = [wanted.models_at_once] if wanted.models_at_once else list(doubling)
 
     def allowed(groups: GroupSettings) -> bool:
