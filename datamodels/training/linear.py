@@ -9,6 +9,7 @@ Models start at 0, as one would start a convex problem: what is random about the
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,16 @@ class Linear:
     def layer_sizes(self) -> tuple[int, ...]:
         """Weights, and biases."""
         return (self.classes * self.inputs, self.classes)
+
+    @property
+    def images_at_once(self) -> int:
+        """Gradients of single images come at once for as many as are wanted."""
+        return sys.maxsize
+
+    @property
+    def capturable(self) -> bool:
+        """Nothing waits for a number."""
+        return True
 
     def largest_map(self, height: int, width: int) -> int:
         """Elements of the largest activation of one model for one image: its inputs, where it has a batch of its own."""

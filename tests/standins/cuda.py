@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from datamodels.bench import train as bench_train
-from datamodels.training import devices, group, memory, models, tuning
+from datamodels.training import devices, group, memory, models, shared, tuning
 
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.default")
-MODULES = (devices, group, memory, models, tuning, bench_train)
+MODULES = (devices, group, memory, models, shared, tuning, bench_train)
 
 
 class Stream:
