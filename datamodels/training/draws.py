@@ -96,7 +96,7 @@ class SharedDraws:
     """What is random about a model that shares its batches with others."""
 
     image: npt.NDArray[np.int32]
-    """Rows of S, (steps, B), of which the model learns those that its mask has."""
+    """Rows of S, (steps, B'), of which the model learns those that its mask has."""
     order: int
     """Which of the seed's orders that is."""
     mask: BoolArray
@@ -105,11 +105,16 @@ class SharedDraws:
 
 def draw_shared(key: Key, mask: BoolArray, batch_size: int, epochs: int) -> SharedDraws:
     """The order of S that one model takes, drawn from its key; the order itself is of the seed, the key's first number."""
-    order = int(generator(key, ORDER).integers(ORDERS))
-    return SharedDraws(_shared_order(key[0], order, len(mask), batch_size, epochs), order, mask)
+    order, rows = int(generator(key, ORDER).integers(ORDERS)), rows_for(int(mask.sum()), len(mask), batch_size)
+    return SharedDraws(_shared_order(key[0], order, len(mask), rows, epochs), order, mask)
 
 
-@functools.lru_cache(maxsize=4 * ORDERS)
-def _shared_order(seed: int, order: int, n: int, batch_size: int, epochs: int) -> npt.NDArray[np.int32]:
+def rows_for(images: int, n: int, batch_size: int) -> int:
+    """So many rows of S, of n, hold in the mean `batch_size` of the images that a model sees, to the nearest row; n at most."""
+    return min(n, max(1, round(batch_size * n / max(images, 1))))
+
+
+@functools.lru_cache(maxsize=16 * ORDERS)
+def _shared_order(seed: int, order: int, n: int, rows: int, epochs: int) -> npt.NDArray[np.int32]:
     rng = np.random.default_rng([seed, order, SHARED_ORDER])
-    return _order(rng, np.arange(n, dtype=np.int32), batch_size, epochs)
+    return _order(rng, np.arange(n, dtype=np.int32), rows, epochs)

@@ -26,7 +26,7 @@ from datamodels.settings import COMPILED, COMPILED_PADDED, PADDED, PLAIN, Traini
 from datamodels.subsets import BoolArray, IndexArray
 from datamodels.training.batches import Images
 from datamodels.training.devices import made_current, on_gpu, on_its_thread, require_bfloat16
-from datamodels.training.draws import Key, draw, draw_shared, num_steps, second_key
+from datamodels.training.draws import Key, draw, draw_shared, num_steps, rows_for, second_key
 from datamodels.training.group import Group, Loss, augmentation_of, loss_of
 from datamodels.training.margins import margin
 from datamodels.training.memory import out_of_memory, unless_out_of_memory
@@ -125,7 +125,10 @@ class Trainer:
 
     def num_steps(self, images: int) -> int:
         """Steps of a training on so many images of S."""
-        return num_steps(self.n if self.shares_batches else images, self.recipe.batch_size, self.recipe.epochs)
+        recipe = self.recipe
+        if self.shares_batches:
+            return num_steps(self.n, rows_for(images, self.n, recipe.batch_size), recipe.epochs)
+        return num_steps(images, recipe.batch_size, recipe.epochs)
 
     def group_of(self, draws: Sequence[Any], keys: Sequence[Key], labels: IndexArray | None = None) -> Group:
         """As `group`, of what was drawn before."""

@@ -1,14 +1,15 @@
 """A group of K softmax regressions in training, that share their batches: a step is two matrix products for all of them.
 
-All models of one seed take the rows of S in one of a few orders. A step is of the next `batch_size` rows, whatever a model's
-mask: of these a model learns those that it sees, by the mean of their losses, and where it sees none only momentum and weight
-decay move it. A training is therefore epochs · N / batch_size steps for every model, and with X_B (B, d) these rows, W (d, c·K)
-the weights of all models and R their residuals, 0 where a model does not see a row,
+All models of one seed take the rows of S in one of a few orders. A step is of the next B = `batch_size` · N/n rows, for a model
+that sees n of the N: of these it learns those that it sees, `batch_size` in the mean, by the mean of their losses, and where it
+sees none only momentum and weight decay move it. A training is `epochs` passes over S, as many steps as with batches of its
+own. Models of an order and of one B share their batches: with X_B (B, d) these rows, W (d, c·K) the weights of all models and R
+their residuals, 0 where a model does not see a row,
 
     R = (softmax(X_B W + b) − labels) · seen / number seen,    ∇W = X_Bᵀ R,    ∇b = 1ᵀ R.
 
 Products of rows that a model does not see are lost, half of them at α = 0.5. What is gained is that no model has a batch of its
-own to gather, and that products are as large as a processor or a GPU likes. Whose order a model takes follows from its key, so
+own to gather, and that products are as large as a processor or a GPU likes. Which order a model takes follows from its key, so
 that models of one mask differ as they would by any random order, and a model is a function of its key and its mask still.
 """
 
@@ -30,10 +31,7 @@ from datamodels.training.linear import Linear
 
 
 class SharedGroup(Group):
-    """K softmax regressions, each on its own subset; otherwise as a `Group`, with as many steps for each model.
-
-    At most `per_kernel` models share a product.
-    """
+    """K softmax regressions, each on its own subset; otherwise as a `Group`. At most `per_kernel` models share a product."""
 
     def __init__(
         self,
@@ -48,7 +46,7 @@ class SharedGroup(Group):
         self.device, self.state = images.labels.device, network.initial_state(keys, images.labels.device, torch.float32)
         self.network, self.recipe, self.num_steps = network, recipe, [len(d.image) for d in draws]
         dtype = torch.promote_types(images.pixels.dtype, torch.float32)
-        self.lr = learning_rates(recipe, self.num_steps[:1], dtype).to(self.device)
+        self.lr = learning_rates(recipe, self.num_steps, dtype).to(self.device)
         self.step = torch.zeros(1, dtype=torch.int64, device=self.device)
         self.shares = [_Share(models, network, recipe, images, draws, labels, dtype) for models in _by_order(draws, per_kernel)]
         self.streams = side_streams(self.device, len(self.shares))
@@ -77,18 +75,17 @@ class SharedGroup(Group):
     @torch.no_grad()
     def advance(self) -> None:
         """One step of all models: nothing but operations on the group's tensors; on a GPU the host knows no number in them."""
-        lr = self.lr.index_select(0, self.step).flatten()
+        lr = self.lr.index_select(0, self.step)[0]
         for_each_on_streams(self.shares, lambda share: share.advance(self.step, lr), self.streams)
         self.step.add_(1)
 
 
 def _by_order(draws: Sequence[SharedDraws], at_most: int) -> list[list[int]]:
-    """Places of the models of each order, in lists of at most so many."""
-    found = []
-    for order in sorted({d.order for d in draws}):
-        models = [k for k, d in enumerate(draws) if d.order == order]
-        found += [models[first : first + at_most] for first in range(0, len(models), at_most)]
-    return found
+    """Places of the models of each order, and of as many rows in a step, in lists of at most so many."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for k, d in enumerate(draws):
+        alike.setdefault((d.order, *d.image.shape), []).append(k)
+    return [models[first : first + at_most] for models in alike.values() for first in range(0, len(models), at_most)]
 
 
 class _Share:
@@ -109,7 +106,7 @@ class _Share:
     ) -> None:
         k, device, image = len(models), images.labels.device, draws[models[0]].image
         self.recipe, self.classes, self.on_gpu = recipe, network.classes, on_gpu(device) or device.type != "cpu"
-        self.models = torch.tensor(models, device=device)
+        self.first, self.models = models[0], torch.tensor(models, device=device)
         self.rows, self.image = images.pixels.view(images.n, -1), torch.from_numpy(image).to(device)
         self.seen = torch.from_numpy(np.stack([draws[i].mask for i in models], 1)).to(device)
         # (N, K), or (N, 1) where all models are told what the data say.
@@ -143,8 +140,11 @@ class _Share:
         return values.view(len(values), self.classes, -1)
 
     def advance(self, step: Tensor, lr: Tensor) -> None:
-        """One step."""
-        image = self.image.index_select(0, step)[0]
+        """One step; the learning rate of all models is lr (models of the group, 1). After the last step there is none."""
+        own = lr[self.first]
+        if not self.on_gpu and not float(own):
+            return
+        image = self.image.index_select(0, step.clamp(max=len(self.image) - 1))[0]
         x = self.rows.index_select(0, image)
         self._fill_residuals(x, image)
         weights, bias = self.gradient[:-1], self.gradient[-1]
@@ -153,7 +153,7 @@ class _Share:
         else:
             weights.copy_(x.T @ self.residuals.to(x.dtype))
         torch.sum(self.residuals, 0, out=bias)
-        self._update(lr)
+        self._update(own)
 
     def _fill_residuals(self, x: Tensor, image: Tensor) -> None:
         weights, bias = self.weights[:-1], self.weights[-1]

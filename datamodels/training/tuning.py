@@ -140,8 +140,8 @@ def for_a_few_steps(recipe: TrainingSettings, n: int) -> TrainingSettings:
 
 
 def few_steps(trainer: Trainer, k: int, number: int = 0) -> Group:
-    """K models for a few steps: on so few images that nothing is spent on drawing their order."""
-    mask = np.arange(trainer.n) < _few(trainer.recipe, trainer.n)
+    """K models for a few steps: on so few images that nothing is spent on drawing their order, which shared costs nothing."""
+    mask = np.arange(trainer.n) < (trainer.n if trainer.shares_batches else _few(trainer.recipe, trainer.n))
     return trainer.group(np.tile(mask, (k, 1)), [(number, i) for i in range(k)])
 
 

@@ -146,15 +146,28 @@ def test_what_a_model_does_not_see_is_nothing_to_it_to_the_bit(data, masks):
     assert not torch.equal(one.train(masks[1:2], KEYS[:1])[0], other.train(masks[1:2], KEYS[:1])[0])
 
 
-def test_orders_are_few_of_a_seed_and_every_row_comes_once_an_epoch(features):
+def test_orders_are_few_of_a_seed_and_every_row_comes_once_in_each_of_them(features):
     trainer = trainer_of(features)
     drawn = trainer.draws(np.ones((80, 60), bool), [(seed, i) for seed in (0, 1) for i in range(40)])
     assert len({d.image.tobytes() for d in drawn}) == 2 * ORDERS
     for d in drawn:
         assert len(d.image) == 4 * 60 // 8
         assert np.bincount(d.image.ravel()).tolist() == [4] * 60
-    (again,) = trainer.draws(np.zeros((1, 60), bool), [(1, 7)])
-    assert np.array_equal(again.image, drawn[47].image)
+    sizes = [(60, 30, 8), (30, 15, 16), (24, 12, 20), (8, 4, 60), (3, 4, 60)]
+    for size, steps, rows in sizes:
+        (again,) = trainer.draws((np.arange(60) < size)[None], [(1, 7)])
+        assert again.image.shape == (steps, rows)
+        assert trainer.num_steps(size) == steps
+        assert np.array_equal(again.image.ravel(), drawn[47].image.ravel())
+
+
+def test_models_see_batch_size_images_a_step_in_the_mean_whatever_their_masks(features):
+    trainer = trainer_of(features)
+    for alpha in (0.2, 0.5, 0.9):
+        (mask,) = draw_masks(0, [0], 60, alpha)
+        (drawn,) = trainer.draws(mask[None], [(0, 0)])
+        assert mask[drawn.image].sum(1).mean() == pytest.approx(8, rel=0.05)
+        assert abs(len(drawn.image) - 4 * mask.sum() / 8) <= 1
 
 
 def test_models_of_one_mask_differ_by_their_orders_alone(features):
@@ -260,7 +273,7 @@ def test_the_bench_counts_its_products_and_times_its_steps(features):
     trainer = trainer_of(features, torch.float32)
     assert flops_per_image(trainer) == 4 * 64 * 10
     trial = group_trial(StoreSettings(alpha=0.5), trainer, 16, 0)
-    assert (trial.models, trial.num_steps) == (16, 30 - STEPS_BEFORE_CAPTURE)
+    assert (trial.models, trial.num_steps) == (16, 15 - STEPS_BEFORE_CAPTURE)
     assert trial.models_per_s > 0
 
 
