@@ -132,7 +132,8 @@ def _one_at_a_time(settings: Settings, data: Dataset, trainer: Trainer) -> list[
     subset = np.flatnonzero(draw_masks(settings.store.seed, [0], trainer.n, settings.store.alpha)[0])
     on_device = "images on the device"
     beton = stage_folder(settings, "data") / "train.beton"
-    feeds = {"FFCV Loader": ffcv_batches(beton, trainer, data)} if beton.exists() else {}
+    by_ffcv = beton.exists() and not trainer.images.of_features  # of images, as its own examples have them
+    feeds = {"FFCV Loader": ffcv_batches(beton, trainer, data)} if by_ffcv else {}
 
     def contender(name: str, feed: Feed, threads: int) -> Contender:
         def trials() -> list[Trial]:
