@@ -95,7 +95,7 @@ class Linear:
         """Logits (K, B, classes) of K models, each of its own batch in x, (B, K·C, H, W) or (B, K·d), model by model."""
         del state, training
         k, b = len(parameters), len(x)
-        own = x.view(b, k, -1) if x.ndim == 2 else _of_each(x, k)
+        own = x.reshape(b, k, -1) if x.ndim == 2 else _of_each(x, k)
         weights, bias = self.split(parameters)
         return torch.baddbmm(bias[:, None], own.transpose(0, 1).to(parameters.dtype), weights.mT)
 

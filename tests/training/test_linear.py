@@ -19,7 +19,7 @@ from datamodels.regress.run import regress
 from datamodels.runs import read_store, stage_folder
 from datamodels.settings import GroupSettings, StoreSettings, TrainingSettings
 from datamodels.subsets import draw_masks
-from datamodels.training import Trainer, choose_groups, first_order, tuning
+from datamodels.training import LIBRARY_METHODS, Trainer, attribute, choose_groups, first_order, tuning
 from datamodels.training.draws import ORDERS
 from datamodels.training.gradients import RIDGES, gradients
 from datamodels.training.group import STEPS_BEFORE_CAPTURE, learning_rates
@@ -356,3 +356,13 @@ def test_the_road_on_features(settings, features):
     searches = result_of(chosen)["searches"]
     assert {search["method"] for search in searches} == {"datamodel", "relabel", "similarity"}
     assert any(search["verdict"] == "flipped" for search in searches)
+
+
+@pytest.mark.parametrize("method", LIBRARY_METHODS)
+def test_dattri_takes_them_apart(data, masks, method):
+    pytest.importorskip("dattri")
+    trainer = trainer_of(data, torch.float32)
+    scores = attribute(trainer, method, masks[2:3], KEYS[2:3], [0, 5])
+    right = data.train.labels.numpy()[:, None] == data.test.labels.numpy()[[0, 5]]
+    assert scores.shape == (60, 2)
+    assert scores[right].mean() > scores[~right].mean()
