@@ -161,6 +161,8 @@ class Trainer:
             return {name: values.float().cpu().numpy() for name, values in found.items()}
 
         parts = self.in_parts(of_part, len(keys))
+        if len(parts) == 1:
+            return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def in_parts(self, work: Callable[[slice], Result], models: int) -> list[Result]:
@@ -181,9 +183,10 @@ class Trainer:
 
     @torch.no_grad()
     def features(self, parameters: Tensor, state: State, images: Tensor) -> Tensor:
-        """Features (K, B, d) of images (B, …), of length 1 each."""
+        """Features (K, B, d) of images (B, …), of length 1 each; in memory once where they are the same for all models."""
         found = [self.network.features_of(parameters, state, part) for part in torch.split(images, EVALUATION_BATCH)]
-        return torch.cat([F.normalize(part.float(), dim=2) for part in found], 1)
+        own = [F.normalize((part if part.stride(0) else part[:1]).float(), dim=2) for part in found]
+        return torch.cat(own, 1).expand(len(parameters), -1, -1)
 
     @torch.no_grad()
     def test_logits(self, parameters: Tensor, state: State) -> Tensor:

@@ -223,6 +223,7 @@ def test_the_prior_is_of_these_gradients_and_features_are_the_inputs(features, m
     for name, rows in (("features_train", trainer.images.train), ("features_test", trainer.images.test)):
         for k in range(K):
             np.testing.assert_allclose(inputs[name][k], F.normalize(rows), atol=1e-6)
+        assert inputs[name].strides[0] == 0  # of hundreds of models: in memory once
     right = features.train.labels.numpy()[:, None] == features.test.labels.numpy()
     assert found["gradients"][1][right].mean() > 0 > found["gradients"][1][~right].mean()
 
