@@ -97,8 +97,8 @@ class SharedDraws:
 
     image: npt.NDArray[np.int32]
     """Rows of S, (steps, B'), of which the model learns those that its mask has."""
-    order: int
-    """Which of the seed's orders that is."""
+    order: tuple[int, int]
+    """The seed, and which of its orders that is."""
     mask: BoolArray
     """What the model sees, (N,)."""
 
@@ -106,7 +106,7 @@ class SharedDraws:
 def draw_shared(key: Key, mask: BoolArray, batch_size: int, epochs: int) -> SharedDraws:
     """The order of S that one model takes, drawn from its key; the order itself is of the seed, the key's first number."""
     order, rows = int(generator(key, ORDER).integers(ORDERS)), rows_for(int(mask.sum()), len(mask), batch_size)
-    return SharedDraws(_shared_order(key[0], order, len(mask), rows, epochs), order, mask)
+    return SharedDraws(_shared_order(key[0], order, len(mask), rows, epochs), (key[0], order), mask)
 
 
 def rows_for(images: int, n: int, batch_size: int) -> int:

@@ -82,9 +82,9 @@ class SharedGroup(Group):
 
 def _by_order(draws: Sequence[SharedDraws], at_most: int) -> list[list[int]]:
     """Places of the models of each order, and of as many rows in a step, in lists of at most so many."""
-    alike: dict[tuple[int, ...], list[int]] = {}
+    alike: dict[tuple[object, ...], list[int]] = {}
     for k, d in enumerate(draws):
-        alike.setdefault((d.order, *d.image.shape), []).append(k)
+        alike.setdefault((d.order, d.image.shape), []).append(k)
     return [models[first : first + at_most] for models in alike.values() for first in range(0, len(models), at_most)]
 
 

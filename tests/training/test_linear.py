@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from datamodels.bench.one_at_a_time import Loop, resident_batches
-from datamodels.bench.train import flops_per_image, group_trial
+from datamodels.bench.train import _one_at_a_time, flops_per_image, group_trial
 from datamodels.data import Dataset
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
@@ -33,7 +33,7 @@ from tests.verify.rule import result_of
 
 CPU = torch.device("cpu")
 K = 9
-KEYS = [(0, i) for i in range(K)]
+KEYS = [(i % 2, i) for i in range(K)]
 RECIPE = TrainingSettings(
     network="linear",
     epochs=4,
@@ -276,6 +276,15 @@ def test_the_bench_counts_its_products_and_times_its_steps(features):
     trial = group_trial(StoreSettings(alpha=0.5), trainer, 16, 0)
     assert (trial.models, trial.num_steps) == (16, 15 - STEPS_BEFORE_CAPTURE)
     assert trial.models_per_s > 0
+
+
+def test_ffcv_is_timed_on_images_alone(settings, features):
+    folder = stage_folder(settings(), "data")
+    folder.mkdir(parents=True)
+    (folder / "train.beton").touch()
+    names = [contender.name for contender in _one_at_a_time(settings(), features, trainer_of(features, torch.float32))]
+    assert names
+    assert not any("FFCV" in name for name in names)
 
 
 def test_a_model_that_diverges_is_trained_once_more_and_given_up_alone(features, masks):
