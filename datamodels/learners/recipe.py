@@ -73,6 +73,11 @@ class Recipe:
         return labels
 
     @property
+    def train_targets(self) -> tuple[int, ...]:
+        """The training images that are targets as well, the last columns of the margins."""
+        return tuple(getattr(self.data, "train_targets", ()))
+
+    @property
     def provenance(self) -> Mapping[str, Any]:
         """The recipe and the images."""
         return {"training": dataclasses.asdict(self.settings.training), "data_digest": self.data.digest}

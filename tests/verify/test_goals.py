@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import Lasso
 
 from datamodels.brittleness import Search, judge, looks
+from datamodels.data import Split
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
 from datamodels.regress.behaviours import MeanMargins, behaviour
@@ -30,7 +32,7 @@ from datamodels.verify.questions.searches import SearchQuestion
 from datamodels.verify.record import read_verified
 from datamodels.verify.targets import targets_given
 from datamodels.worker import engine_of, train_missing
-from tests.conftest import SMALL
+from tests.conftest import SMALL, built_in
 from tests.verify.additive import ENEMIES, NOISE, RIGHT, TESTS, TRAIN_TARGETS, WRONG, Additive, N, T, enemies, smallest
 from tests.verify.rule import changed, result_of
 
@@ -372,6 +374,21 @@ def test_a_behaviours_picture_is_its_targets_side_by_side():
     assert two == four == [[4] * 3] * 2
     assert [examples.of_target(k) for k in (T, 16, 3)] == ["five", "train:7", ""]
     assert Shown(Additive()).picture(3) is None
+
+
+def test_the_built_in_recipe_tells_which_targets_are_training_images(settings, digits):
+    data = dataclasses.replace(digits, test=Split(*(torch.cat([part, more[[41, 2]]]) for part, more in of_both(digits))))
+    assert Examples(built_in(settings(), digits).learner).train_targets == ()
+    object.__setattr__(data, "train_targets", (41, 2))
+    examples = Examples(built_in(settings(), data).learner)
+    assert (examples.tests, examples.t, examples.n) == (20, 22, 60)
+    assert targets_given(["train:2", "train:41", 19], examples) == [21, 20, 19]
+    assert examples.labels[20:].tolist() == digits.train.labels[[41, 2]].tolist()
+
+
+def of_both(data):
+    """Images and labels, of the test set beside the training set."""
+    return (data.test.images, data.train.images), (data.test.labels, data.train.labels)
 
 
 def test_the_rule_is_what_the_tests_take_it_for():
