@@ -79,6 +79,8 @@ class Learner(Protocol):
     `train_labels` (N,) and `test_labels` (T,) are classes, all of them -1 where they are not known. `provenance` is everything
     that decides a model's row beside its key, mask and labels: rows are never mixed with those of another provenance.
     `models_at_once` is how many models `train` likes to be given; a block of that size is what a crash costs.
+
+    The last targets may be training examples: then an attribute `train_targets` has their indices, in that order.
     """
 
     @property

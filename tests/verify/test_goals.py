@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import Lasso
 
 from datamodels.brittleness import Search, judge, looks
+from datamodels.data import Split
 from datamodels.errors import InputError
-from datamodels.regress import Datamodels
+from datamodels.regress import Datamodels, fit_datamodels
 from datamodels.regress.behaviours import MeanMargins, behaviour
+from datamodels.regress.prior import covariates_named
 from datamodels.regress.run import regress
 from datamodels.regress.split import Subsets, joined, split_models
 from datamodels.report import report
@@ -30,7 +33,8 @@ from datamodels.verify.questions.searches import SearchQuestion
 from datamodels.verify.record import read_verified
 from datamodels.verify.targets import targets_given
 from datamodels.worker import engine_of, train_missing
-from tests.conftest import SMALL
+from tests.conftest import SMALL, built_in
+from tests.regress.test_path import store_of
 from tests.verify.additive import ENEMIES, NOISE, RIGHT, TESTS, TRAIN_TARGETS, WRONG, Additive, N, T, enemies, smallest
 from tests.verify.rule import changed, result_of
 
@@ -205,6 +209,26 @@ def test_a_behaviour_is_regressed_on_its_mean_margin_as_another_solver_does(own)
     assert np.array_equal(behaviour(settings, models, targets)[0].weights, found.weights)
 
 
+def test_a_behaviours_prior_is_the_mean_of_its_targets_priors(settings, tmp_path):
+    chosen = settings(**{**MORE, "store__num_models": 120}, regress__prior="similarity", prior__models=4)
+    engine = engine_of(chosen, None)
+    train_missing(chosen, engine)
+    regress(chosen)
+    models, store, targets = Datamodels.load(stage_folder(chosen, "regress")), read_store(chosen), [2, 8, 13]
+    found, _ = behaviour(chosen, models, targets)
+    known = covariates_named("similarity", stage_folder(chosen, "prior"), N, T)
+    assert known is not None
+    np.save(tmp_path / "own.npy", known.parts(slice(0, T))[:, :, targets].mean(2, keepdims=True))
+    mean = store.margins(store.done).astype(np.float64)[:, targets].mean(1, keepdims=True).astype(np.float32)
+    own = covariates_named(str(tmp_path / "own.npy"), None, N, 1)
+    oracle = fit_datamodels(store_of(tmp_path / "own", store.masks(store.done), mean), chosen.regress, covariates=own)
+    np.testing.assert_allclose(found.weights, oracle.weights, atol=1e-4)
+    assert found.metrics["mean"]["lds"] == pytest.approx(oracle.metrics["lds"].mean(), abs=1e-3)
+    stale = dataclasses.replace(models, meta={**models.meta, "prior_digest": "another"})
+    with pytest.raises(InputError, match=r"the prior that regress\.prior similarity names is not that of the weights"):
+        behaviour(chosen, stale, [3, 4])
+
+
 def test_the_mean_of_one_target_is_its_margin(own):
     settings, _, models = own
     store = read_store(settings)
@@ -372,6 +396,21 @@ def test_a_behaviours_picture_is_its_targets_side_by_side():
     assert two == four == [[4] * 3] * 2
     assert [examples.of_target(k) for k in (T, 16, 3)] == ["five", "train:7", ""]
     assert Shown(Additive()).picture(3) is None
+
+
+def test_the_built_in_recipe_tells_which_targets_are_training_images(settings, digits):
+    data = dataclasses.replace(digits, test=Split(*(torch.cat([part, more[[41, 2]]]) for part, more in of_both(digits))))
+    assert Examples(built_in(settings(), digits).learner).train_targets == ()
+    object.__setattr__(data, "train_targets", (41, 2))
+    examples = Examples(built_in(settings(), data).learner)
+    assert (examples.tests, examples.t, examples.n) == (20, 22, 60)
+    assert targets_given(["train:2", "train:41", 19], examples) == [21, 20, 19]
+    assert examples.labels[20:].tolist() == digits.train.labels[[41, 2]].tolist()
+
+
+def of_both(data):
+    """Images and labels, of the test set beside the training set."""
+    return (data.test.images, data.train.images), (data.test.labels, data.train.labels)
 
 
 def test_the_rule_is_what_the_tests_take_it_for():
