@@ -63,9 +63,9 @@ class Recipe:
                 wanted = "x".join(map(str, logits))
                 raise InputError(f"store.arrays: of the built-in models only logits of shape {wanted} can be kept, not {name}")
         # Offered only where the data have them: see `contract.offered`.
-        if data.train.images.ndim == 4:
+        if data.has_pictures:
             self.pictures = self._pictures
-        if getattr(data.train, "names", None) is not None and getattr(data.test, "names", None) is not None:
+        if data.train.names is not None and data.test.names is not None:
             self.names = self._names
 
     name = "the built-in recipe"
@@ -173,7 +173,8 @@ class Recipe:
 
     def _names(self, of_train: bool, indices: Sequence[int]) -> list[str]:
         """Names, of files say."""
-        names: Sequence[str] = getattr(self.data.train if of_train else self.data.test, "names")  # noqa: B009
+        names = (self.data.train if of_train else self.data.test).names
+        assert names is not None
         return [names[index] for index in indices]
 
     def features(self, models: Sequence[Model]) -> Mapping[str, Array]:

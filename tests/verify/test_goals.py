@@ -399,18 +399,15 @@ def test_a_behaviours_picture_is_its_targets_side_by_side():
 
 
 def test_the_built_in_recipe_tells_which_targets_are_training_images(settings, digits):
-    data = dataclasses.replace(digits, test=Split(*(torch.cat([part, more[[41, 2]]]) for part, more in of_both(digits))))
+    images, labels = (
+        torch.cat([getattr(digits.test, part), getattr(digits.train, part)[[41, 2]]]) for part in ("images", "labels")
+    )
+    data = dataclasses.replace(digits, test=Split(images, labels), train_targets=(41, 2))
     assert Examples(built_in(settings(), digits).learner).train_targets == ()
-    object.__setattr__(data, "train_targets", (41, 2))
     examples = Examples(built_in(settings(), data).learner)
     assert (examples.tests, examples.t, examples.n) == (20, 22, 60)
     assert targets_given(["train:2", "train:41", 19], examples) == [21, 20, 19]
     assert examples.labels[20:].tolist() == digits.train.labels[[41, 2]].tolist()
-
-
-def of_both(data):
-    """Images and labels, of the test set beside the training set."""
-    return (data.test.images, data.train.images), (data.test.labels, data.train.labels)
 
 
 def test_the_rule_is_what_the_tests_take_it_for():
