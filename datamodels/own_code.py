@@ -55,6 +55,16 @@ def of_its_own(what: str) -> Iterator[None]:
         raise FunctionError(f"{what} {one_line(e)}{place_of(e)}") from e
 
 
+@contextmanager
+def said(what: str) -> Iterator[None]:
+    """Make an InputError, which begins with `what`, of whatever a person's code raises; see `of_its_own`."""
+    try:
+        with of_its_own("raised"):
+            yield
+    except FunctionError as e:
+        raise InputError(f"{what} {e}") from e
+
+
 def place_of(e: BaseException) -> str:
     """The file and the line that raised an exception, outside of this package."""
     frames = [frame for frame in traceback.extract_tb(e.__traceback__) if not Path(frame.filename).is_relative_to(PACKAGE)]

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodels.data.labels import numbered
-from datamodels.data.raw import Found, Images, Labels, Rows
+from datamodels.data.raw import TEST, TRAIN, Found, Images, Labels, Rows
 from datamodels.errors import InputError, shown
 from datamodels.machine import free_host_memory
 from datamodels.reading import npz_members, open_npy, read_npz
@@ -26,7 +26,6 @@ from datamodels.settings import DataSettings
 
 Array = npt.NDArray[Any]
 
-TRAIN, TEST = ("train",), ("test", "val", "valid")
 IMAGES, LABELS = ("x", "X", "images", "features", "data"), ("y", "labels", "label", "targets", "target")
 CLASS_NAMES = "class_names"
 MOST_CHANNELS = 4

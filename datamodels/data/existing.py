@@ -19,12 +19,11 @@ from datamodels.data.arrays import check_images, refuse_not_finite
 from datamodels.data.headers import ARRAYS, INT, JPEG, RAW, RGB, Field, Head, read_head
 from datamodels.data.labels import numbered
 from datamodels.data.pictures import room
-from datamodels.data.raw import Found, Images, Labels, Rows
+from datamodels.data.raw import TEST, TRAIN, Found, Images, Labels, Rows
 from datamodels.errors import InputError, of_memory, one_line
 from datamodels.reading import Unreadable
 from datamodels.settings import DataSettings
 
-TRAIN, TEST = ("train",), ("test", "val", "valid")
 MOST_BATCH, BATCH_BYTES = 2_000, 2**26
 FRAMES = (0xC0, 0xC1, 0xC2)
 """Markers of a JPEG's frame: baseline, extended, progressive; what FFCV's decoder takes for granted."""

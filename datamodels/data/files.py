@@ -31,7 +31,7 @@ from datamodels.provenance import refuse_difference
 from datamodels.reading import Each, Unreadable, open_npy, read_npy, require
 from datamodels.runs import stage_folder, stage_seconds
 from datamodels.seals import read_sealed, write_sealed
-from datamodels.settings import DataSettings, Settings
+from datamodels.settings import ALL, DataSettings, Settings
 
 FORMAT_VERSION = 2
 SPLITS = ("train", "test")
@@ -44,6 +44,8 @@ ALWAYS = ("dataset", "train_images", "test_images", "seed", "pool")
 WHERE_SET = ("size", "classes", "image_field", "label_field")
 """Settings that decide the content, and those of them that came later: they are named where they are not as they were
 before."""
+WHOLE = {name: {"train_images": 50_000, "test_images": 10_000} for name in ("cifar10", "cifar100")}
+"""How many images all of a known data set are: runs of before name them, for they were the default."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,8 @@ def _deciding(settings: Settings) -> dict[str, Any]:
     """The settings that decide the content. Where a known data set lies, and how it is had, does not; for others it does."""
     data = settings.data
     found = {name: getattr(data, name) for name in ALWAYS}
+    if data.classes == ALL and data.dataset in WHOLE:
+        found |= {name: found[name] or size for name, size in WHOLE[data.dataset].items()}
     found |= {name: getattr(data, name) for name in WHERE_SET if getattr(data, name) != getattr(DataSettings, name)}
     if data.dataset in NAMED_FILES:
         found["source"] = ",".join(os.path.abspath(part) for part in data.source.split(","))  # noqa: PTH100 (links as they are)

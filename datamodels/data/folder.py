@@ -13,12 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from datamodels.data.pictures import Decoder, stacked, suffixes
-from datamodels.data.raw import Found, Images, Labels, Rows
+from datamodels.data.raw import TEST, TRAIN, Found, Images, Labels, Rows
 from datamodels.errors import InputError, shown
 from datamodels.progress import progress, say
 from datamodels.settings import DataSettings
-
-TRAIN, TEST = ("train",), ("test", "val", "valid")
 
 
 def read_folder(settings: DataSettings) -> Found:

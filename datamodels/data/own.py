@@ -29,7 +29,7 @@ from datamodels.data.labels import numbered
 from datamodels.data.pictures import Decoder, stacked
 from datamodels.data.raw import Found, RawData, Rows
 from datamodels.errors import InputError, shown
-from datamodels.own_code import FunctionError, named_in, of_its_own
+from datamodels.own_code import named_in, said
 from datamodels.settings import DataSettings
 
 Array = npt.NDArray[Any]
@@ -60,31 +60,25 @@ def from_dataset(train: Any, test: Any, size: int = 0) -> RawData:
 def read_own(settings: DataSettings) -> Found:
     """What the function named in `data.dataset` gives. Raises InputError as `from_dataset` does."""
     name = settings.dataset
-    try:
-        with of_its_own("raised"):
-            function = named_in("data.dataset", name, "my_module:data")
-            if not callable(function):
-                raise InputError(f"data.dataset names {name}, which is no function")
-            given = function()
-    except FunctionError as e:
-        raise InputError(f"data.dataset {name} {e}") from e
+    with said(f"data.dataset {name}"):
+        function = named_in("data.dataset", name, "my_module:data")
+        if not callable(function):
+            raise InputError(f"data.dataset names {name}, which is no function")
+        given = function()
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise InputError(f"data.dataset {name} must give a pair, (train, test), not {_kind(given)}")
     return _found(given[0], given[1], settings.size, name)
 
 
 def _found(train: Any, test: Any, size: int, where: str) -> Found:
-    try:
-        with of_its_own("raised"):
-            pairs = [_pair_of_arrays(split, f"{where}: {side}") for side, split in (("train", train), ("test", test))]
-            if pairs[0] is not None and pairs[1] is not None:
-                if size:
-                    raise InputError(f"{where}: data.size is for pictures, and these are arrays; bring them to a size yourself")
-                names = _class_names(train)
-                return from_arrays((*pairs[0], None), (*pairs[1], None), names, (where, "the images of train", "those of test"))
-            splits = [_split(split, size, f"{where}: {side}") for side, split in (("train", train), ("test", test))]
-    except FunctionError as e:
-        raise InputError(f"{where} {e}") from e
+    with said(where):
+        pairs = [_pair_of_arrays(split, f"{where}: {side}") for side, split in (("train", train), ("test", test))]
+        if pairs[0] is not None and pairs[1] is not None:
+            if size:
+                raise InputError(f"{where}: data.size is for pictures, and these are arrays; bring them to a size yourself")
+            names = _class_names(train)
+            return from_arrays((*pairs[0], None), (*pairs[1], None), names, (where, "the images of train", "those of test"))
+        splits = [_split(split, size, f"{where}: {side}") for side, split in (("train", train), ("test", test))]
     first, second, known = numbered(splits[0].labels, splits[1].labels, where, splits[0].class_names)
     train_rows, test_rows = (
         Rows(labels, _said(split.take, where)) for labels, split in zip((first, second), splits, strict=True)
@@ -96,11 +90,8 @@ def _said(take: Callable[[npt.NDArray[np.int64]], Array], where: str) -> Callabl
     """The same, with an InputError for what a data set of one's own raises when an item is asked for."""
 
     def taken(rows: npt.NDArray[np.int64]) -> Array:
-        try:
-            with of_its_own("raised"):
-                return take(rows)
-        except FunctionError as e:
-            raise InputError(f"{where} {e}") from e
+        with said(where):
+            return take(rows)
 
     return taken
 

@@ -15,6 +15,8 @@ from datamodels.durable import write_arrays
 Images = npt.NDArray[Any]
 """uint8 (n, H, W, C), float32 (n, H, W, C), or float32 (n, d): features."""
 Labels = npt.NDArray[np.int64]
+TRAIN, TEST = ("train",), ("test", "val", "valid")
+"""Names of the splits in files and folders of people's own; of several the first that there is is read."""
 
 
 class RawSplit(NamedTuple):

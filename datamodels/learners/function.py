@@ -15,6 +15,7 @@ The module may have more, each only if it is there:
     train_many(indices, masks)                many models in one call, masks bool (K, N): arrays (K, …) by name; of a function
                                               of any other name it is that name with `_many`
     features(index, mask)                     (N, d) and (T, d), what the model sees of training examples and targets
+    train_targets                             indices of training examples that are the last of the T targets, in that order
 
 Instead of a function the module may hold a learner, an object or a class that is called without arguments: see `contract`.
 """
@@ -34,10 +35,10 @@ import numpy as np
 from datamodels.errors import InputError, shown
 from datamodels.learners.contract import Learner, Model, Trained
 from datamodels.learners.declared import declared_arrays
-from datamodels.learners.given import LOGITS, as_array, refuse_incomplete, refuse_other_names, said_of
+from datamodels.learners.given import LOGITS, as_array, refuse_incomplete, refuse_other_names, refuse_other_targets, said_of
 from datamodels.learners.sources import imported_sources, refuse_changed
 from datamodels.own_code import FunctionError, named_in, of_its_own
-from datamodels.settings import Settings
+from datamodels.settings import NO_TARGETS, Settings
 from datamodels.store import ArraySpec
 from datamodels.subsets import Array, IndexArray
 from datamodels.training.devices import visible
@@ -59,10 +60,12 @@ def learner_named(settings: Settings, gpu: str | None = None, sources: Mapping[s
     """What `worker.main` names, with its device made visible: a function as a learner, or a learner.
 
     `sources` are the digests of its files in the process that began the work. Raises InputError when there is no such thing, or
-    another one now; what its module raises is not caught.
+    another one now, or for data.train_targets, which are the built-in training's; what its module raises is not caught.
     """
     use_gpu(gpu)
     name = settings.worker.main
+    if settings.data.train_targets != NO_TARGETS:
+        raise InputError(f"data.train_targets is for the built-in training; {name} names its own, as train_targets")
     found = named(name)
     now = imported_sources(name.partition(":")[0])
     if sources is not None:
@@ -104,6 +107,7 @@ class Function:
         self.many: Callable[..., Any] | None = many if callable(many) else None
         self.models_at_once = settings.groups.models_at_once or (MANY_AT_ONCE if self.many else 1)
         self.train_labels, self.test_labels = _labels_of(module, self.n, self.t)
+        self.train_targets = _train_targets(module, self)
         self.takes_labels = "labels" in _parameters(function)
         if self.takes_labels and (self.train_labels >= 0).all():
             self.classes = 1 + int(max(self.train_labels.max(), self.test_labels.max()))
@@ -268,6 +272,13 @@ def _labels_of(module: ModuleType | None, n: int, t: int) -> tuple[IndexArray, I
     if train is None or test is None:
         return np.full(n, -1), np.full(t, -1)
     return train, test
+
+
+def _train_targets(module: ModuleType | None, function: Function) -> tuple[int, ...]:
+    """The training examples that are the last targets. Raises InputError for what are none."""
+    found = getattr(module, "train_targets", ())
+    refuse_other_targets(found, function.train_labels, function.test_labels, f"train_targets of {function.name}")
+    return tuple(map(int, found))
 
 
 def _size(settings: Settings, side: str, module: ModuleType | None) -> int:

@@ -7,7 +7,7 @@ an array that it fills again for the next model, an exception, the end of the pr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,7 +27,7 @@ from datamodels.learners.contract import (
     Trained,
     offered,
 )
-from datamodels.own_code import FunctionError, of_its_own
+from datamodels.own_code import said
 from datamodels.subsets import Array, IndexArray
 
 MOST_AT_ONCE = 1024
@@ -47,14 +47,9 @@ NO_REASON = "no reason was given"
 R = TypeVar("R")
 
 
-@contextmanager
-def said_of(name: str) -> Iterator[None]:
+def said_of(name: str) -> AbstractContextManager[None]:
     """Make an InputError of whatever a learner of a person's own raises, with its words, but not of Ctrl-C."""
-    try:
-        with of_its_own("raised"):
-            yield
-    except FunctionError as e:
-        raise InputError(f"the learner {name} {e}") from e
+    return said(f"the learner {name}")
 
 
 def as_array(value: Any, what: str) -> Array:
@@ -106,6 +101,7 @@ def refuse_incomplete(learner: Any, name: str) -> None:
         known, unknown = ("train", "test") if sides[1][0] < 0 else ("test", "train")
         told = f"the learner {name} knows its {known}_labels, and its {unknown}_labels are -1"
         raise InputError(f"{told}: both must be known, or neither")
+    refuse_other_targets(getattr(learner, "train_targets", ()), sides[0], sides[1], f"train_targets of the learner {name}")
     most = int(max(labels.max() for labels in sides))
     at_once = learner.models_at_once
     if not is_whole(at_once) or not 1 <= at_once <= MOST_AT_ONCE:
@@ -131,6 +127,16 @@ def _labels_of(learner: Any, side: str, name: str) -> IndexArray:
     if not known and (labels != -1).any():
         raise InputError(f"{side} of the learner {name} must be classes from 0 to {MOST_CLASSES - 1}, or all -1: not known")
     return labels
+
+
+def refuse_other_targets(given: Any, train: IndexArray, test: IndexArray, what: str) -> None:
+    """Raise InputError, which begins with `what`, unless the last targets of classes `test` (T,) are these of `train` (N,)."""
+    plain = isinstance(given, (list, tuple, np.ndarray)) and all(is_whole(each) and 0 <= each < len(train) for each in given)
+    if not plain or len(set(given)) < len(given) or len(given) >= len(test):
+        told = f"different indices from 0 to {len(train) - 1}, fewer than the {len(test)} targets"
+        raise InputError(f"{what} must be a list, tuple or array of {told}, not {shown(repr(given), 80)}")
+    if len(given) and (train[list(given)] != test[-len(given) :]).any():
+        raise InputError(f"{what} are the last {len(given)} targets, and these are of other classes")
 
 
 def is_whole(number: Any) -> bool:

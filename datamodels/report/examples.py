@@ -51,10 +51,10 @@ class Examples:
         square: Array = rows.reshape(side * found.shape[1], side * found.shape[2], -1)
         return square
 
-    @cached_property
+    @property
     def classes(self) -> int:
         """How many classes there are; 0 where they are not known."""
-        return len(self._class_names) or 1 + int(max(self.learner.train_labels.max(), self.learner.test_labels.max()))
+        return self.targets.examples.classes
 
     @cached_property
     def _class_names(self) -> Sequence[str]:

@@ -13,10 +13,11 @@ What it initialises at random follows from a seed, the model's: the generators o
 from __future__ import annotations
 
 import inspect
+import pickle
 import random
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from datamodels.errors import InputError, shown
-from datamodels.own_code import FunctionError, named_in, of_its_own
+from datamodels.own_code import named_in, said
 
 SETTING = "training.network"
+PYTORCH = "PyTorch's random"
 _TURN = threading.RLock()
 """One thread at a time sets the generators that all share."""
 
@@ -38,32 +40,42 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
     One thread at a time; all generators are afterwards as they were.
     """
-    generators = [torch.default_generator]
-    if device is not None and device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
+    of_torch = _of_torch(device)
     with _TURN:
-        before = [generator.get_state() for generator in generators], random.getstate(), np.random.get_state()  # noqa: NPY002
-        for generator in generators:
+        before = [generator.get_state() for generator in of_torch], random.getstate(), np.random.get_state()  # noqa: NPY002
+        for generator in of_torch:
             generator.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         try:
             yield
         finally:
-            for generator, state in zip(generators, before[0], strict=True):
+            for generator, state in zip(of_torch, before[0], strict=True):
                 generator.set_state(state)
             random.setstate(before[1])
             np.random.set_state(before[2])  # noqa: NPY002
 
 
-@contextmanager
-def said_of(name: str) -> Iterator[None]:
+def generators(device: torch.device) -> dict[str, bytes]:
+    """The states of the generators that all share, by whose they are; PyTorch's on the processor and on the device."""
+    of_torch = [generator.get_state().numpy() for generator in _of_torch(device)]
+    return {
+        PYTORCH: b"".join(state.tobytes() for state in of_torch),
+        "Python's random": pickle.dumps(random.getstate()),
+        "NumPy's random": pickle.dumps(np.random.get_state()),  # noqa: NPY002
+    }
+
+
+def _of_torch(device: torch.device | None) -> list[torch.Generator]:
+    found = [torch.default_generator]
+    if device is not None and device.type == "cuda":
+        found.append(torch.cuda.default_generators[device.index or 0])
+    return found
+
+
+def said_of(name: str) -> AbstractContextManager[None]:
     """Make an InputError of whatever one's own module raises, with its words."""
-    try:
-        with of_its_own("raised"):
-            yield
-    except FunctionError as e:
-        raise InputError(f"{SETTING} {name} {e}") from e
+    return said(f"{SETTING} {name}")
 
 
 def own_network(name: str) -> Any:

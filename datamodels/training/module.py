@@ -7,7 +7,8 @@ as they were initialised. Dropout and noise are the model's own too, see `random
 
 Where vmap cannot take a module, as where what it does depends on numbers (`if x.max() > 1:`), its models go one after another
 through the same functions, and the group is only a loop. What of its randomness is not known to `randomness` is then drawn from
-PyTorch's generator, set to a seed for each model and step. Which it is, is tried at the start, and said in a line.
+PyTorch's generator, set to a seed for each model and step; and so where a forward pass draws from Python's or NumPy's, which
+vmap would not notice: one number for all K. Which it is, is tried at the start, and said in a line.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from datamodels.errors import InputError, one_line, shown
 from datamodels.progress import say
 from datamodels.training.channels import SideBySide
 from datamodels.training.draws import INITIALISATION, RANDOMNESS, Key, generator
-from datamodels.training.made import SETTING, Maker, said_of, seeded
+from datamodels.training.made import PYTORCH, SETTING, Maker, generators, said_of, seeded
 from datamodels.training.margins import soft_margin
 from datamodels.training.randomness import Keyed
 
@@ -130,7 +131,8 @@ class ModuleNetwork:
         self.images_at_once = max(1, MOST_SLOPES // self.num_parameters)
         self.has_state = bool(_others(module))
         self._lock, self._free = threading.Lock(), [_Instance(name, module)]
-        self.together = self.slopes_together = self.own_generator = self.channels_last = False
+        self.together = self.slopes_together = self.channels_last = False
+        self.drawn_from: tuple[str, ...] = ()
         self.num_features, self._largest = self._try_alone(examples)
         self._try_at_once(examples)
 
@@ -249,8 +251,8 @@ class ModuleNetwork:
         return Passed(torch.stack([each.logits for each in found]), torch.stack([each.features for each in found]), changed)
 
     def _generator(self, keyed: Keyed) -> Any:
-        """PyTorch's generator as the model's seed and step have it, where something draws from it."""
-        return seeded(int(keyed.key) % 2**63, keyed.key.device) if self.own_generator else nullcontext()
+        """The generators that all share as the model's seed and step have them, where something draws from one of them."""
+        return seeded(int(keyed.key) % 2**63, keyed.key.device) if self.drawn_from else nullcontext()
 
     def _slopes(
         self, instance: _Instance, parameters: Tensor, state: ModuleState, images: Tensor, labels: Tensor
@@ -287,9 +289,9 @@ class ModuleNetwork:
         Raises InputError where it fails, or its logits are not as they must be.
         """
         with seeded(PROTOTYPE, examples.device):
-            at_start = _generators(examples.device)
+            before = generators(examples.device)
             logits, features, largest = self._trial(examples, 1)
-            self.own_generator = _generators(examples.device) != at_start
+            self.drawn_from = tuple(name for name, state in generators(examples.device).items() if state != before[name])
         if logits.shape[1:] != (len(examples), self.classes):
             given, wanted = tuple(logits.shape[1:]), (len(examples), self.classes)
             raise InputError(f"{SETTING} {self.name} gives logits of shape {given} for {len(examples)} images, not {wanted}")
@@ -300,6 +302,10 @@ class ModuleNetwork:
 
         With channels last, as the batches are, where a module takes that: some have views that need them first.
         """
+        beyond = [name for name in self.drawn_from if name != PYTORCH]
+        if beyond:
+            _say_once(self.name, f"it draws from {' and '.join(beyond)}, of which all would get one number")
+            return
         reason = ""
         for self.channels_last in (True, False) if examples.ndim == 4 else (False,):
             self.together = True
@@ -367,14 +373,6 @@ def _others(module: nn.Module) -> Named:
 
 def _seed(rng: np.random.Generator) -> int:
     return int(rng.integers(2**63, dtype=np.uint64))
-
-
-def _generators(device: torch.device) -> list[bytes]:
-    """PyTorch's generators as they are, of the processor and of a GPU."""
-    found = [torch.default_generator]
-    if device.type == "cuda":
-        found.append(torch.cuda.default_generators[device.index or 0])
-    return [bytes(each.get_state().tolist()) for each in found]
 
 
 def _reason(e: BaseException) -> str:

@@ -17,7 +17,7 @@ from datamodels.regress.prior import GRADIENTS, covariates_named
 from datamodels.runs import stage_folder
 from datamodels.settings import REPAIR, Settings, VerifySettings
 from datamodels.store import Store
-from datamodels.subsets import Array, IndexArray
+from datamodels.subsets import Array, BoolArray, IndexArray
 from datamodels.training import LIBRARY_METHODS, require_dattri
 from datamodels.verify.kept import OfBaseModels, by_library
 from datamodels.verify.known import Examples, Targets
@@ -182,8 +182,9 @@ class Orders:
         others = np.setdiff1d(self.learner.train_labels, self.targets.classes(target))
         others = others[others < len(logits)]  # a class without examples is none that R could have
         if not len(others):
+            what = "a repair" if self.repairs else f"the method {RELABEL}"
             of = f"target {self.targets.called(target)}'s"
-            raise InputError(f"the method {RELABEL} needs examples of another class than {of}, and there are none")
+            raise InputError(f"{what} needs training examples of another class than {of}, and there are none")
         return int(others[np.argmax(logits[others])])
 
 
@@ -206,8 +207,7 @@ def chosen_weights(models: Datamodels, store: Store, targets: Targets, numbers: 
         if not lasso:
             return weights.astype(np.float64)
         same_class = np.stack([targets.same_class(number) for number in numbers], 1)
-        apart = np.stack([np.isin(np.arange(len(weights)), targets.itself(number)) for number in numbers], 1)
-        return shrunk_weights(store, columns, weights, same_class, **({"apart": apart} if apart.any() else {}))
+        return shrunk_weights(store, columns, weights, same_class, _themselves(targets, numbers))
 
     plain = [number for number in numbers if not targets.is_behaviour(number)]
     found = dict(zip(plain, of(models, store, plain, plain).T, strict=True)) if plain else {}
@@ -215,6 +215,13 @@ def chosen_weights(models: Datamodels, store: Store, targets: Targets, numbers: 
         if number not in found:
             found[number] = of(*derived(targets.members(number)), [0], [number])[:, 0]
     return np.stack([found[number] for number in numbers], 1)
+
+
+def _themselves(targets: Targets, numbers: Sequence[int]) -> BoolArray | None:
+    """Which training images some targets are, bool (N, targets); None where none of the run's is one."""
+    if not targets.examples.train_targets:
+        return None
+    return np.stack([np.isin(np.arange(targets.examples.n), targets.itself(number)) for number in numbers], 1)
 
 
 def embedding_named(settings: VerifySettings, learner: Learner, methods: list[str]) -> Array | None:

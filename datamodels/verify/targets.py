@@ -231,6 +231,7 @@ class _Words:
         if image not in self.examples.train_targets:
             told = f"training image {image} is no target: its margins are not among those of the models"
             how = f"set data.train_targets, as --data.train_targets {image}, before the models are trained, in a run of its own"
+            how += "; a learner of one's own names them in its train_targets"
             raise self._refuse(f"{told}; {how}")
         return self.examples.tests + self.examples.train_targets.index(image)
 

@@ -11,6 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from datamodels.data import load, prepare
+from datamodels.data.files import _deciding
 from datamodels.data.sources import read_source, train_targets
 from datamodels.errors import InputError
 from datamodels.learners.function import Function
@@ -124,6 +125,17 @@ def test_what_runs_remembered_before_is_remembered_alike(settings):
     assert meta["format_version"] == 1
     assert meta["settings"] == {"dataset": "digits", "train_images": 60, "test_images": 20, "seed": 0, "pool": 1}
     assert meta.keys() == {"format_version", "format", "settings", "sizes", "class_names", "digest"}
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_all_of_a_known_data_set_are_as_many_as_runs_of_before_name_by_default(settings, name):
+    def remembered(n, t, **more):
+        return _deciding(settings(data__dataset=name, data__train_images=n, data__test_images=t, **more))
+
+    assert remembered(0, 0) == remembered(50_000, 10_000)
+    assert remembered(0, 500) == remembered(50_000, 500)
+    of_two = remembered(0, 0, data__classes="ship,airplane")
+    assert (of_two["train_images"], of_two["test_images"]) == (0, 0)
 
 
 def test_names_that_were_changed_are_refused_and_no_digest_depends_on_them(path, chosen):

@@ -1,5 +1,7 @@
 """Functions of one's own as learners: what a module may have beside its function, and how its changes are found."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,8 @@ from datamodels.resources import CONFIGS
 from datamodels.runs import read_store
 from datamodels.settings import parse
 from datamodels.subsets import draw_masks
+from datamodels.verify.known import Examples
+from datamodels.verify.targets import targets_given
 from datamodels.worker import engine_of, train_missing
 
 N, T = 30, 6
@@ -109,12 +113,23 @@ def test_a_module_shows_its_examples_where_it_can(module):
         ("train_names, test_names = 'a' * 30, 'a' * 6", "train_names of mine_.* of 30 names, not str"),
         ("train_labels, test_labels, class_names = [2] * 30, [0] * 6, ['a', 'b']", "class_names .* at least 3 names, not 2"),
         ("class_names = {'a': 1}", "class_names of mine_.* must be a list or tuple of at least 0 names, not dict"),
+        ("train_targets = [30]", "train_targets of mine_.* must be .* indices from 0 to 29, fewer than the 6 targets"),
     ],
 )
 def test_what_a_module_shows_is_looked_at_first(module, text, told):
     name = f"mine_{abs(hash(text)) % 10**8}"
     with pytest.raises(InputError, match=told):
         learner_named(module(name, f"{text}\ndef train(index, mask):\n    ...\n"))
+
+
+def test_a_modules_last_targets_may_be_training_examples(module):
+    settings = module("mine_of_itself", "train_targets = [4, 1]\ndef train(index, mask):\n    ...\n")
+    examples = Examples(learner_named(settings))
+    assert (examples.tests, examples.train_targets) == (T - 2, (4, 1))
+    assert targets_given([0, "train:1"], examples) == [0, T - 1]
+    other = dataclasses.replace(settings, data=dataclasses.replace(settings.data, train_targets="4"))
+    with pytest.raises(InputError, match=r"data\.train_targets is for the built-in training; mine_of_itself:train"):
+        learner_named(other)
 
 
 def test_labels_go_to_a_function_that_takes_them_and_logits_come_back(module):

@@ -159,6 +159,7 @@ def test_what_is_as_the_contract_wants_it_comes_through_as_it_is():
     bare = but(**dict.fromkeys(("pictures", "names", "class_names", "train_relabelled"), None))
     assert not any(isinstance(bare, offer) for offer in (Pictures, Named, NamesClasses, Relabels))
     refuse_incomplete(bare, "mine:Mine")
+    refuse_incomplete(but(train_targets=np.array([5, 9])), "mine:Mine")
     refuse_incomplete(but(train_labels=np.full(N, -1), test_labels=np.full(T, -1), models_at_once=np.int64(1024)), "mine:Mine")
 
 
@@ -216,6 +217,12 @@ LABELS = Good.train_labels
         ({"class_names": ["a", 1, "c"]}, "class_names of the learner mine:Mine must be texts of one line each, not 1"),
         ({"class_names": ["a", None, "c"]}, "must be texts of one line each"),
         ({"class_names": ["a", "b\nb", "c"]}, "must be texts of one line each"),
+        ({"train_targets": 3}, "train_targets of the learner mine:Mine must be a list, tuple or array of different indices"),
+        ({"train_targets": (N,)}, f"different indices from 0 to {N - 1}, fewer than the {T} targets, not"),
+        ({"train_targets": [3, 3]}, "must be a list, tuple or array of different indices"),
+        ({"train_targets": [True]}, "must be a list, tuple or array of different indices"),
+        ({"train_targets": np.arange(T)}, "fewer than the 4 targets"),
+        ({"train_targets": (2, 4)}, "train_targets of .* are the last 2 targets, and these are of other classes"),
     ],
 )
 def test_what_is_no_learner_is_refused_before_anything_is_done(changed, told):

@@ -1,7 +1,9 @@
 """Networks of a person's own, as the tests name them in `training.network`: such as train, and such as are refused."""
 
 import math
+import random
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -79,6 +81,20 @@ class Drawing(Plain):
 
     def forward(self, x):
         return super().forward(x + 0.1 * torch.poisson(torch.ones_like(x)))
+
+
+class Skipping(Plain):
+    """Skips its noise by chance, as stochastic depth does layers, by Python's generator."""
+
+    def forward(self, x):
+        return super().forward(x + 0.3 if self.training and random.random() < 0.5 else x)
+
+
+class Shifting(Plain):
+    """Random by NumPy's generator, in training and after it."""
+
+    def forward(self, x):
+        return super().forward(x + 0.3 * float(np.random.normal()))  # noqa: NPY002
 
 
 class Averaging(Plain):

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import random
 import threading
 
 import numpy as np
@@ -19,6 +20,7 @@ from datamodels.subsets import draw_masks
 from datamodels.training import Trainer, attribute, choose_groups, first_order, for_each_group, tuning
 from datamodels.training.draws import INITIALISATION, generator
 from datamodels.training.gradients import gradients
+from datamodels.training.made import generators
 from datamodels.training.margins import margin
 from datamodels.training.module import ModuleNetwork
 from datamodels.training.resnet9 import ResNet9
@@ -156,7 +158,16 @@ def test_randomness_is_of_the_key_and_of_the_step(digits, recipe):
     assert (first - later).abs().amax((1, 2)).min() > 0.01
 
 
-@pytest.mark.parametrize(("name", "why"), [("Asking", ".item()"), ("Averaging", ".item()"), ("Drawing", "randomness error")])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("Asking", ".item()"),
+        ("Averaging", ".item()"),
+        ("Drawing", "randomness error"),
+        ("Skipping", "it draws from Python's random, of which all would get one number"),
+        ("Shifting", "it draws from NumPy's random, of which all would get one number"),
+    ],
+)
 def test_where_vmap_cannot_take_a_module_its_models_go_one_after_another(digits, recipe, name, why, capsys, monkeypatch):
     monkeypatch.setattr("datamodels.training.module._say_once", ModuleNetwork.__init__.__globals__["_say_once"].__wrapped__)
     trainer = exact(digits, recipe, name)
@@ -167,6 +178,8 @@ def test_where_vmap_cannot_take_a_module_its_models_go_one_after_another(digits,
     assert not trainer.network.capturable
     together = logits_of(trainer, range(3))
     torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
     torch.testing.assert_close(logits_of(trainer, [2, 1]), together[[2, 1]], rtol=0, atol=1e-9)
     assert (together[0] - together[1]).abs().max() > 0.01
     scores = first_order(trainer, draw_masks(0, [0, 1], 60, 0.5), [(0, 0), (0, 1)], 64)
@@ -181,11 +194,12 @@ def test_one_after_another_is_what_goes_at_once(digits, recipe):
         np.testing.assert_allclose(first_order(asking, masks, keys, 64)[name], values, rtol=1e-4, atol=1e-6)
 
 
-def test_drawing_from_pytorchs_generator_leaves_it_as_it_was(digits, recipe):
-    trainer = exact(digits, recipe, "Drawing")
-    before = torch.get_rng_state()
+@pytest.mark.parametrize("name", ["Drawing", "Skipping", "Shifting"])
+def test_drawing_from_a_generator_that_all_share_leaves_it_as_it_was(digits, recipe, name):
+    trainer = exact(digits, recipe, name)
+    before = generators(CPU)
     logits_of(trainer, [0])
-    assert torch.equal(torch.get_rng_state(), before)
+    assert generators(CPU) == before
 
 
 def test_buffers_are_each_models_own_and_what_is_frozen_stays(digits, recipe):
@@ -330,7 +344,7 @@ def test_the_largest_activation_is_measured(digits, recipe):
 
 
 def test_bfloat16_is_refused(digits, recipe):
-    with pytest.raises(InputError, match=r"bfloat16 is of resnet9 alone; set --training\.precision float32 for tests\."):
+    with pytest.raises(InputError, match=r"bfloat16 is not for tests\.training\.own_networks:Plain; set --training\.precision"):
         Trainer(digits, own(recipe, "Plain", precision="bfloat16"), CPU)
 
 

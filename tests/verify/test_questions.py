@@ -163,7 +163,7 @@ def test_a_class_without_examples_is_no_runner_up(run):
     assert str(of_it) in result_of(chosen)["base"]
     verify_targets(chosen, engine, models, [of_it])  # verdicts on it are read again
     learner.train_labels = np.full_like(learner.train_labels, learner.test_labels[3])
-    with pytest.raises(InputError, match=r"relabel needs examples of another class than target 3's, and there are none"):
+    with pytest.raises(InputError, match=r"relabel needs training examples of another class than target 3's, and there"):
         verify_targets(changed(chosen, name="alone"), engine, models, [3])
     learner.train_labels, learner.test_labels = (np.full_like(x, -1) for x in (learner.train_labels, learner.test_labels))
     with pytest.raises(InputError, match="the method relabel needs the classes of examples, and the rule does not know them"):
