@@ -15,6 +15,7 @@ data set has: `classes`, as torchvision's have, or those of its column of labels
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from datamodels.data.arrays import MOST_CHANNELS, from_arrays
 from datamodels.data.labels import numbered
@@ -76,14 +77,38 @@ def _found(train: Any, test: Any, size: int, where: str) -> Found:
         if pairs[0] is not None and pairs[1] is not None:
             if size:
                 raise InputError(f"{where}: data.size is for pictures, and these are arrays; bring them to a size yourself")
-            names = _class_names(train)
-            return from_arrays((*pairs[0], None), (*pairs[1], None), names, (where, "the images of train", "those of test"))
+            (x_train, y_train), (x_test, y_test) = pairs[0], pairs[1]
+            labels, names = _of_one_order(y_train, y_test, _class_names(train), _class_names(test))
+            told = (where, "the images of train", "those of test")
+            return from_arrays((x_train, labels[0], None), (x_test, labels[1], None), names, told)
         splits = [_split(split, size, f"{where}: {side}") for side, split in (("train", train), ("test", test))]
-    first, second, known = numbered(splits[0].labels, splits[1].labels, where, splits[0].class_names)
+    a, b = splits
+    labels, names = _of_one_order(a.labels, b.labels, a.class_names, b.class_names)
+    first, second, known = numbered(*labels, where, names)
     train_rows, test_rows = (
         Rows(labels, _said(split.take, where)) for labels, split in zip((first, second), splits, strict=True)
     )
     return Found(train_rows, test_rows, known)
+
+
+def _of_one_order(
+    train: Array, test: Array, of_train: Sequence[str] | None, of_test: Sequence[str] | None
+) -> tuple[tuple[Array, Array], Sequence[str] | None]:
+    """Labels of both splits and the names of train's classes: labels as these names where test numbers its own otherwise."""
+    if of_train is None or of_test is None or list(of_train) == list(of_test):
+        return (train, test), of_train
+    sides = ((train, of_train), (test, of_test))
+    if not all(
+        labels.dtype.kind in "iu" and 0 <= labels.min(initial=0) <= labels.max(initial=0) < len(k) for labels, k in sides
+    ):
+        return (train, test), of_train
+    first, second = (np.array(names)[labels] for labels, names in sides)
+    return (first, second), of_train
+
+
+def _are_places(labels: Array, n: int) -> bool:
+    """Whether labels are places in a list of so many names."""
+    return labels.dtype.kind in "iu" and int(labels.min(initial=0)) >= 0 and int(labels.max(initial=0)) < n
 
 
 def _said(take: Callable[[npt.NDArray[np.int64]], Array], where: str) -> Callable[[npt.NDArray[np.int64]], Array]:
@@ -98,7 +123,8 @@ def _said(take: Callable[[npt.NDArray[np.int64]], Array], where: str) -> Callabl
 
 def _pair_of_arrays(split: Any, where: str) -> tuple[Array, Array] | None:
     """Images and labels where they are given as whole arrays; tensors of images come with the channels last then."""
-    parts = getattr(split, "tensors", split)
+    whole = isinstance(split, TensorDataset) and type(split).__getitem__ is TensorDataset.__getitem__
+    parts = split.tensors if whole else split
     if (
         not isinstance(parts, (tuple, list))
         or len(parts) != 2
@@ -133,7 +159,7 @@ def _split(split: Any, size: int, where: str) -> _Split:
     for row in range(len(split)):  # once, and in order: what an item is may be random, and its label is not known before
         image, label = _item(split[row], f"{where}, item {row}")
         images.append(_pixels(image, decoder, f"{where}, item {row}"))
-        labels.append(label)
+        labels.append(_plain_label(label))  # at once: it may be of a tensor that is used again
     decoder.tell(where)
     known = _label_array(labels, where)
 
@@ -213,10 +239,7 @@ def _finite(images: Array, rows: npt.NDArray[np.int64], where: str) -> Array:
 
 def _label_array(labels: Sequence[Any], where: str) -> Array:
     """Labels of items as one array. Raises InputError where they are of several kinds, or none that labels can be."""
-    plain = [
-        label.item() if isinstance(label, (np.generic, np.ndarray, torch.Tensor)) and _single(label) else label
-        for label in labels
-    ]
+    plain = [_plain_label(label) for label in labels]
     kinds = {str if isinstance(label, str) else int if isinstance(label, int) else type(label) for label in plain}
     if kinds not in ({int}, {str}):
         told = " and ".join(sorted(kind.__name__ for kind in kinds))
@@ -226,9 +249,11 @@ def _label_array(labels: Sequence[Any], where: str) -> Array:
     return np.array(plain, np.int64 if kinds == {int} else np.str_)
 
 
-def _single(label: Any) -> bool:
-    count = label.numel() if isinstance(label, torch.Tensor) else label.size
-    return bool(count == 1)
+def _plain_label(label: Any) -> Any:
+    """A label of Python's own types where it is NumPy's or a tensor of one number."""
+    if not isinstance(label, (np.generic, np.ndarray, torch.Tensor)):
+        return label
+    return label.item() if math.prod(label.shape) == 1 else label
 
 
 def _class_names(split: Any) -> list[str] | None:

@@ -36,7 +36,7 @@ def read_source(settings: DataSettings) -> RawData:
     Raises InputError when the data set does not hold so many, or such classes, or its files are missing or damaged.
     """
     found = _of_classes(_reader(settings)(settings), settings)
-    train, test = (_pooled(rows.taken(), settings.pool) for rows in _cut(found, settings))
+    train, test = (_pooled(rows.taken(), settings.pool) for rows in _both_named(*_cut(found, settings)))
     data = RawData(*_of_one_kind(train, test), found.class_names)
     _tell(data)
     return data
@@ -136,6 +136,18 @@ def _with_names(rows: Rows, side: str, chosen: Labels) -> Rows:
     if rows.names is not None or np.array_equal(chosen, np.arange(len(chosen))):
         return rows
     return Rows(rows.labels, rows.take, [f"{side} row {row}" for row in range(len(rows.labels))])
+
+
+def _both_named(train: Rows, test: Rows) -> tuple[Rows, Rows]:
+    """Both with names where one has: names are shown of both or of none, and a row among those cut out is known by its name."""
+    if (train.names is None) == (test.names is None):
+        return train, test
+    sides = (("train", train), ("test", test))
+    first, second = (
+        Rows(rows.labels, rows.take, rows.names or [f"{side} row {row}" for row in range(len(rows.labels))])
+        for side, rows in sides
+    )
+    return first, second
 
 
 def _cut(found: Found, settings: DataSettings) -> tuple[Rows, Rows]:

@@ -108,7 +108,7 @@ class Maker:
                 raise InputError(f"{SETTING} {self.name} gives no torch.nn.Module but {shown(type(module).__name__, 80)}")
             if any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers())):
                 with torch.no_grad():
-                    module.eval()(self.example.to("cpu", torch.float32))
+                    module.eval()(self.example.to("cpu", torch.float32, copy=True))
         self._refuse_unfit(module)
         return module
 

@@ -7,12 +7,14 @@ as they were initialised. Dropout and noise are the model's own too, see `random
 
 Where vmap cannot take a module, as where what it does depends on numbers (`if x.max() > 1:`), its models go one after another
 through the same functions, and the group is only a loop. What of its randomness is not known to `randomness` is then drawn from
-PyTorch's generator, set to a seed for each model and step; and so where a forward pass draws from Python's or NumPy's, which
-vmap would not notice: one number for all K. Which it is, is tried at the start, and said in a line.
+PyTorch's generator, set to a seed for each model and step, and so is what it draws from Python's or NumPy's, which vmap would
+draw once for all models. Which it is, is tried at the start, and said in a line. A module that gives something else when it is
+called again, as with a generator of its own, is refused: its models would not be functions of their keys.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import threading
@@ -40,6 +42,8 @@ from datamodels.training.randomness import Keyed
 PROTOTYPE = 0
 """The seed of the modules whose code is run; of what they were initialised to nothing is used."""
 TRIED_IMAGES, TRIED_MODELS = 3, 2
+SAME = 1e-3
+"""Of the largest logit: within it are those of one module that is called again. A GPU's rounding is far below."""
 MOST_SLOPES = 2**26
 """Numbers of single images' gradients that are held at once, 256 MB of float32."""
 
@@ -83,6 +87,23 @@ class Passed(NamedTuple):
     logits: Tensor
     features: Tensor
     changed: Named
+
+
+class _Tried(NamedTuple):
+    """What came of a trial: logits of the last step and of an evaluation, and what the last layer saw in that one; the elements
+    of the largest activation of an image.
+    """
+
+    of_step: Tensor
+    logits: Tensor
+    features: Tensor
+    largest: int
+
+    def is_as(self, other: _Tried) -> bool:
+        """Whether both gave the same."""
+        pairs = ((self.of_step, other.of_step), (self.logits, other.logits))
+        size = max(float(t.detach().nan_to_num().abs().max()) for t in (self.of_step, self.logits))
+        return all(torch.allclose(*pair, rtol=SAME, atol=SAME * size, equal_nan=True) for pair in pairs)
 
 
 class _Instance:
@@ -130,7 +151,8 @@ class ModuleNetwork:
         self.layer_sizes = tuple(math.prod(shape) for shape in self.shapes.values())
         self.images_at_once = max(1, MOST_SLOPES // self.num_parameters)
         self.has_state = bool(_others(module))
-        self._lock, self._free = threading.Lock(), [_Instance(name, module)]
+        self.shares = not _tensors(module).isdisjoint(_tensors(self.maker(PROTOTYPE)))
+        self._lock, self._free = threading.Lock(), list[_Instance]()
         self.together = self.slopes_together = self.channels_last = False
         self.drawn_from: tuple[str, ...] = ()
         self.num_features, self._largest = self._try_alone(examples)
@@ -197,6 +219,14 @@ class ModuleNetwork:
             raise InputError(f"{SETTING} {self.name} makes modules of different parameters, and K models have the same")
         return module
 
+    def _apart(self) -> nn.Module:
+        """A module that shares no tensors with others that are made: other ones are put in their place while it runs."""
+        module = self.maker(PROTOTYPE)
+        if not self.shares:
+            return module
+        with said_of(self.name):
+            return copy.deepcopy(module)
+
     def _by_name(self, parameters: Tensor) -> Named:
         """Parameters (K, P) as views (K, …) of their shapes."""
         rows = zip(self.shapes.items(), torch.split(parameters, list(self.layer_sizes), dim=1), strict=True)
@@ -207,7 +237,7 @@ class ModuleNetwork:
         """A module for this thread, which sets parameters in it. One in which something failed is used no more."""
         with self._lock:
             instance = self._free.pop() if self._free else None
-        instance = instance or _Instance(self.name, self.maker(PROTOTYPE))
+        instance = instance or _Instance(self.name, self._apart())
         instance.module.train(training)
         yield instance
         with self._lock:
@@ -220,8 +250,10 @@ class ModuleNetwork:
         tensors = {**self._by_name(parameters), **state.tensors}
         # A single network that is evaluated goes by itself: dattri takes it apart by vmap, and that is enough of it.
         way = self._one_by_one if not self.together or (len(parameters) == 1 and not training) else self._at_once
+        # All models' images are not to be changed by one that works on its input in place.
+        x = x.to(self.dtype, copy=dim is None)
         with said_of(self.name), self._instance(training) as instance:
-            passed = way(instance, tensors, state, x.to(self.dtype), dim)
+            passed = way(instance, tensors, state, x, dim)
         if training:
             with torch.no_grad():
                 for name, values in passed.changed.items():
@@ -246,7 +278,8 @@ class ModuleNetwork:
             own = {name: t[k] for name, t in tensors.items()}
             keyed = Keyed(state.seed[k], state.step[k])
             with self._generator(keyed):
-                found.append(instance.run(own, (x if dim is None else x.select(dim, k)).contiguous(), keyed))
+                mine = x if dim is None else x.select(dim, k)
+                found.append(instance.run(own, mine.clone(memory_format=torch.contiguous_format), keyed))
         changed = {name: torch.stack([each.changed[name] for each in found]) for name in found[0].changed}
         return Passed(torch.stack([each.logits for each in found]), torch.stack([each.features for each in found]), changed)
 
@@ -269,7 +302,7 @@ class ModuleNetwork:
             f = soft_margin(passed.logits, label[None])[0]
             return f, (f.detach(), passed.features[0].detach())
 
-        x = images.to(self.dtype)
+        x = images.to(self.dtype, copy=True)
         if self.slopes_together:
             gradients, (f, features) = vmap(grad(f_of, has_aux=True), (None, 0, 0), randomness="error")(own, x, labels)
             return gradients, f, features
@@ -286,16 +319,23 @@ class ModuleNetwork:
     def _try_alone(self, examples: Tensor) -> tuple[int, int]:
         """The module tried one at a time: how many features it has, and the elements of its largest activation of an image.
 
-        Raises InputError where it fails, or its logits are not as they must be.
+        Raises InputError where it fails, its logits are not as they must be, or others when it is called again.
         """
         with seeded(PROTOTYPE, examples.device):
             before = generators(examples.device)
-            logits, features, largest = self._trial(examples, 1)
+            tried = self._trial(examples, 1)
             self.drawn_from = tuple(name for name, state in generators(examples.device).items() if state != before[name])
+            again = [self._trial(examples, 1) for _ in range(2)]
+        logits = tried.logits
         if logits.shape[1:] != (len(examples), self.classes):
             given, wanted = tuple(logits.shape[1:]), (len(examples), self.classes)
             raise InputError(f"{SETTING} {self.name} gives logits of shape {given} for {len(examples)} images, not {wanted}")
-        return features.shape[2], largest
+        if not again[0].is_as(again[1]):
+            raise InputError(
+                f"{SETTING} {self.name} gives other logits of the same images when it is called again: what it remembers must "
+                "be a buffer, and what it draws from a generator of PyTorch's, NumPy's or Python's that is not its own"
+            )
+        return tried.features.shape[2], tried.largest
 
     def _try_at_once(self, examples: Tensor) -> None:
         """Choose how models go: at once where two of them can, and single images' gradients likewise; say where not.
@@ -324,8 +364,8 @@ class ModuleNetwork:
         except InputError:
             self.slopes_together, self._free = False, []
 
-    def _trial(self, examples: Tensor, k: int) -> tuple[Tensor, Tensor, int]:
-        """Two steps of K models without an update, and an evaluation: logits, features, elements of the largest activation."""
+    def _trial(self, examples: Tensor, k: int) -> _Tried:
+        """Two steps of K models without an update, and an evaluation."""
         parameters, state = self._models(k, examples.device)
         batch = torch.cat([examples] * k, 1)
         if batch.ndim == 4:
@@ -334,12 +374,12 @@ class ModuleNetwork:
             for _ in range(2):
                 with torch.enable_grad():
                     row = parameters.detach().requires_grad_()
-                    logits = self.forward(row, state, batch, training=True)
-                    self._refuse_no_logits(logits)
-                    torch.autograd.grad(logits.sum(), row)
+                    of_step = self.forward(row, state, batch.clone(), training=True)
+                    self._refuse_no_logits(of_step)
+                    torch.autograd.grad(of_step.sum(), row)
             with torch.no_grad(), _Largest(len(examples)) as largest:
                 logits, features = self._passed(parameters, state, examples, False, None)
-        return logits, features, max(1, largest.numbers // (k * len(examples)))
+        return _Tried(of_step, logits, features, max(1, largest.numbers // (k * len(examples))))
 
     def _models(self, k: int, device: torch.device) -> tuple[Tensor, ModuleState]:
         """Parameters (K, P) and state of some models."""
@@ -373,6 +413,11 @@ def _others(module: nn.Module) -> Named:
 
 def _seed(rng: np.random.Generator) -> int:
     return int(rng.integers(2**63, dtype=np.uint64))
+
+
+def _tensors(module: nn.Module) -> set[int]:
+    """Which parameters and buffers a module has."""
+    return {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
 
 def _reason(e: BaseException) -> str:

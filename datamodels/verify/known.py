@@ -61,6 +61,16 @@ class Examples:
         """The names of the training images."""
         return tuple(names_of(self._learner, True, range(self.n)) or ())
 
+    @cached_property
+    def tests_called(self) -> dict[str, list[int]]:
+        """The test images of each name."""
+        return _places(self.test_names)
+
+    @cached_property
+    def training_called(self) -> dict[str, list[int]]:
+        """The training images of each name."""
+        return _places(self.train_names)
+
     @property
     def classes(self) -> int:
         """How many classes there are; 0 where they are not known."""
@@ -76,6 +86,13 @@ class Examples:
             return self.test_names[column] if self.test_names else None
         image = self.train_targets[column - self.tests]
         return f"{TRAIN}:{self.train_names[image] if self.train_names else image}"
+
+
+def _places(names: Sequence[str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        found.setdefault(name, []).append(place)
+    return found
 
 
 class Targets:

@@ -9,13 +9,14 @@
     class:dog              all test images of a class; by its number where classes have no names
     mistaken:dog:cat       the test images of class dog that networks trained on all of S call cat
 
-A file has one on each line, and # begins a comment. `--targets` takes several with commas between.
+A file has one on each line, and a # at its beginning, behind a space or an index begins a comment, where it is not of a name.
+`--targets` takes several with commas between.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from datamodels.verify.known import CLASS, FILE, MISTAKEN, RANDOM, RESERVED, TRA
 
 NAME = re.compile(r"[^\W\d][\w-]{0,79}")
 """Of a behaviour: a plain word."""
+COMMENT = re.compile(r"(^\d+|^|\s)#.*")
 MOST_SHOWN = 10
 """Names of classes in a message."""
 
@@ -67,13 +69,14 @@ def read_targets(path: Path, examples: Examples, seed: int = 0) -> list[Asked]:
     found: list[Asked] = []
     lines_of: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
-        text, where = line.split("#", 1)[0].strip(), f"{path}, line {number}"
-        for asked in _Words(examples, seed, where).read(text) if text else ():
+        words = _Words(examples, seed, f"{path}, line {number}")
+        text = line.strip() if words.is_whole(line.strip()) else COMMENT.sub(r"\1", line).strip()
+        for asked in words.read(text) if text else ():
             at = lines_of.setdefault(_called(asked), number)
             if at == number:
                 found.append(asked)
             elif not text.startswith(f"{RANDOM}:"):
-                raise InputError(f"{where}: {_called(asked)} stands on line {at} already")
+                raise InputError(f"{words.where}: {_called(asked)} stands on line {at} already")
     if not found:
         raise InputError(f"{path} lists no targets; it takes one a line, as 7, {TRAIN}:17 or {CLASS}:3")
     return found
@@ -87,7 +90,7 @@ def targets_named(wanted: str, examples: Examples, seed: int) -> list[Asked]:
     read = _Words(examples, seed, "--targets")
     if not read.is_prefixed(wanted) and is_there(wanted):
         return read_targets(Path(wanted), examples, seed)
-    if read.is_list(wanted):
+    if read.is_list(wanted) or read.is_whole(wanted):
         return list(read.read(wanted))
     words = [word.strip() for word in wanted.split(",")]
     if not any(map(read.is_known, words)):
@@ -188,7 +191,13 @@ class _Words:
     def is_list(self, text: str) -> bool:
         """Whether it is a list under a name of one's own."""
         kind, colon, _ = text.partition(":")
-        return bool(colon and kind not in RESERVED and NAME.fullmatch(kind)) and text not in self.examples.test_names
+        return bool(colon and kind not in RESERVED and NAME.fullmatch(kind)) and text not in self.examples.tests_called
+
+    def is_whole(self, text: str) -> bool:
+        """Whether all of it is one name, or one class, whatever is in it."""
+        kind, _, rest = (part.strip() for part in text.partition(":"))
+        names = {TRAIN: self.examples.training_called, FILE: self.examples.tests_called, CLASS: self.examples.class_names}
+        return text in self.examples.tests_called or rest in names.get(kind, ())
 
     def is_prefixed(self, text: str) -> bool:
         """Whether it begins as a target and no file does."""
@@ -198,7 +207,7 @@ class _Words:
     def is_known(self, word: str) -> bool:
         """Whether it is, or is meant to be, a target, and not the name of a targets file."""
         digits = word.isascii() and word.isdigit()
-        return digits or self.is_prefixed(word) or self.is_list(word) or word in self.examples.test_names
+        return digits or self.is_prefixed(word) or self.is_list(word) or word in self.examples.tests_called
 
     def _refuse(self, told: str) -> InputError:
         return InputError(f"{self.where}: {told}")
@@ -209,22 +218,22 @@ class _Words:
         if colon and kind == TRAIN:
             return self._of_training(rest)
         if colon and kind == FILE:
-            return self._of_name(rest, self.examples.test_names, "test image")
+            return self._of_name(rest, self.examples.tests_called, "test image")
         if text.isascii() and text.isdigit():
             index = whole_number(text)
             if index is None or index >= self.examples.tests:
                 most = self.examples.tests - 1
                 raise self._refuse(f"{shown(text, 80)} is out of range; test indices run from 0 to {most}")
             return index
-        if text in self.examples.test_names:
-            return self._of_name(text, self.examples.test_names, "test image")
+        if text in self.examples.tests_called:
+            return self._of_name(text, self.examples.tests_called, "test image")
         named = "the name of a test image" if self.examples.test_names else f"{TRAIN}:17, {CLASS}:3"
         raise self._refuse(f"{shown(text, 80)!r} is not a test index, nor {named}, nor a list as boats: 3, 7")
 
     def _of_training(self, text: str) -> int:
         """The column of a training image."""
-        by_index = text.isascii() and text.isdigit() and text not in self.examples.train_names
-        image = whole_number(text) if by_index else self._of_name(text, self.examples.train_names, "training image")
+        by_index = text.isascii() and text.isdigit() and text not in self.examples.training_called
+        image = whole_number(text) if by_index else self._of_name(text, self.examples.training_called, "training image")
         if image is None or image >= self.examples.n:
             most = self.examples.n - 1
             raise self._refuse(f"{TRAIN}:{shown(text, 80)} is out of range; training images run from 0 to {most}")
@@ -235,8 +244,8 @@ class _Words:
             raise self._refuse(f"{told}; {how}")
         return self.examples.tests + self.examples.train_targets.index(image)
 
-    def _of_name(self, text: str, names: Sequence[str], what: str) -> int:
-        found = [k for k, name in enumerate(names) if name == text]
+    def _of_name(self, text: str, names: Mapping[str, Sequence[int]], what: str) -> int:
+        found = names.get(text, ())
         if not found:
             told = f"there is no {what} of the name {shown(text, 80)!r}"
             raise self._refuse(told if names else f"{told}: they have indices only")
@@ -283,6 +292,8 @@ class _Words:
     def _class_or_none(self, text: str) -> int | None:
         if text in self.examples.class_names:
             return self.examples.class_names.index(text)
+        if any(map(str.isdigit, self.examples.class_names)):
+            return None  # a number would be taken for one of these names
         number = whole_number(text)
         return number if number is not None and number < self.examples.classes else None
 

@@ -71,7 +71,8 @@ def test_a_folder_of_npy_files_by_other_names_in_fortran_order(tmp_path, loaded)
     assert np.array_equal(data.train.images, x[rows])
     assert np.array_equal(data.train.labels, LABELS[rows])
     assert np.array_equal(data.test.images, x_test)
-    assert data.test.names is None
+    # Names are shown of both, or of none.
+    assert data.test.names == tuple(f"test row {k}" for k in range(6))
 
 
 def test_names_of_classes_and_rows_come_with_the_arrays(tmp_path, loaded):
@@ -81,7 +82,8 @@ def test_names_of_classes_and_rows_come_with_the_arrays(tmp_path, loaded):
     data = loaded("arrays", source=path)
     assert data.class_names == ("a", "b", "c")
     assert data.train.names == tuple(f"scan {k}\\n" for k in range(12))
-    assert data.test.names is None
+    # Names are shown of both, or of none.
+    assert data.test.names == tuple(f"test row {k}" for k in range(6))
 
 
 def test_classes_are_those_wanted_in_their_order(tmp_path, loaded, chosen):

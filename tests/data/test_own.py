@@ -112,6 +112,39 @@ def test_classes_of_a_data_set_are_its_own(tmp_path):
     assert (raw.class_names, raw.train.labels[:3].tolist()) == (("a", "b", "c"), [1, 0, 2])
 
 
+def test_classes_that_test_numbers_otherwise_are_known_by_their_names():
+    train, test = Items(COLOUR, classes=["ant", "bee", "cow"]), Items(COLOUR[:4], [0, 1, 0, 1], classes=["cow", "ant"])
+    raw = from_dataset(train, test)
+    assert raw.class_names == ("ant", "bee", "cow")
+    assert raw.train.labels.tolist() == LABELS.tolist()
+    assert raw.test.labels.tolist() == [2, 0, 2, 0]
+    with pytest.raises(InputError, match=r"the label dog is none of the names of classes"):
+        from_dataset(train, Items(COLOUR[:4], [0, 1, 0, 1], classes=["cow", "dog"]))
+
+
+def test_a_tensor_data_set_that_makes_its_items_is_asked_for_them():
+    class Halved(TensorDataset):
+        def __getitem__(self, k):
+            image, label = super().__getitem__(k)
+            return image / 2, label + 4
+
+    halved = Halved(torch.from_numpy(FLOATS), torch.from_numpy(LABELS))
+    raw = from_dataset(halved, halved)
+    np.testing.assert_allclose(raw.train.images, FLOATS.transpose(0, 2, 3, 1) / 2, rtol=1e-6)
+    assert raw.class_names == ("4", "5", "6")
+
+
+def test_labels_in_a_tensor_that_is_used_again_are_those_of_their_items():
+    class Again(Items):
+        label = torch.tensor(0)
+
+        def __getitem__(self, k):
+            image, label = super().__getitem__(k)
+            return image, self.label.fill_(int(label))
+
+    assert from_dataset(Again(COLOUR), Again(COLOUR)).train.labels.tolist() == LABELS.tolist()
+
+
 def test_pictures_of_several_sizes_are_brought_to_one():
     mixed = Items([Image.new("L", (9 + k, 20), k) for k in range(9)])
     raw = from_dataset(mixed, mixed, size=8)

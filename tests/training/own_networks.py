@@ -171,7 +171,62 @@ def no_linear(channels, classes):
     return nn.Sequential(nn.Conv2d(channels, classes, 8), nn.Flatten())
 
 
+class InPlace(Plain):
+    """Changes its images, to save memory."""
+
+    def forward(self, x):
+        return super().forward(x.sub_(0.5))
+
+
+class InPlaceAsking(InPlace):
+    def forward(self, x):
+        return super().forward(x if x.abs().mean().item() < 1e6 else -x)
+
+
+class OfPython(Plain):
+    """Random by Python's and NumPy's numbers."""
+
+    def forward(self, x):
+        noise = random.random() + np.random.rand() if self.training else 0.0  # noqa: NPY002
+        return super().forward(x * (1 + noise))
+
+
+BACKBONE = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU())
+
+
+class OnOneBackbone(nn.Module):
+    """Begins from layers that were made, or loaded, once."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.backbone, self.last = BACKBONE, nn.Linear(16, classes)
+
+    def forward(self, x):
+        return self.last(self.backbone(x))
+
+
 # What is refused.
+
+
+class Counting(Plain):
+    """Remembers in Python how often it was called."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * (1 + 0.01 * self.calls)
+
+
+class OfItsOwn(Plain):
+    """Random by a generator of its own."""
+
+    def __init__(self, classes, in_channels):
+        super().__init__(classes, in_channels)
+        self.rng = np.random.default_rng(0)
+
+    def forward(self, x):
+        return super().forward(x * self.rng.random() if self.training else x)
 
 
 def nothing():

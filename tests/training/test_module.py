@@ -283,6 +283,39 @@ def test_models_on_threads_side_by_side_are_those_that_are_trained_in_turn(digit
         assert np.array_equal(found[i], trainer.margins(draw_masks(0, [i], 60, 0.5), [(0, i)]))
 
 
+def test_a_backbone_that_is_there_once_serves_several_threads(digits, recipe, monkeypatch):
+    trainer = exact(digits, recipe, "OnOneBackbone")
+    monkeypatch.setattr("datamodels.training.devices.cores", lambda: 4)
+    before = [t.clone() for t in own_networks.BACKBONE.state_dict().values()]
+    found = dict[int, torch.Tensor]()
+
+    def work(i):
+        found[i] = logits_of(trainer, [2 * i, 2 * i + 1])
+
+    for_each_group(range(8), work, CPU)
+    torch.testing.assert_close(torch.cat([found[i] for i in range(8)]), logits_of(trainer, range(16)), rtol=0, atol=1e-9)
+    assert all(map(torch.equal, before, own_networks.BACKBONE.state_dict().values()))
+
+
+@pytest.mark.parametrize("name", ["InPlace", "InPlaceAsking"])
+def test_images_stay_as_they_are_where_a_module_changes_them(digits, recipe, name):
+    trainer = Trainer(digits, own(recipe, name), CPU)
+    before = [trainer.images.train.clone(), trainer.images.test.clone()]
+    first = trainer.margins(draw_masks(0, [0, 1], 60, 0.5), [(0, 0), (0, 1)])
+    trainer.features_of(np.ones((1, 60), bool), [(0, 0)])
+    first_order(trainer, np.ones((1, 60), bool), [(0, 0)], 64)
+    assert np.array_equal(first, trainer.margins(draw_masks(0, [0, 1], 60, 0.5), [(0, 0), (0, 1)]))
+    assert torch.equal(trainer.images.train, before[0])
+    assert torch.equal(trainer.images.test, before[1])
+
+
+def test_pythons_and_numpys_random_numbers_are_of_the_key(digits, recipe):
+    trainer = exact(digits, recipe, "OfPython")
+    together = logits_of(trainer, range(3))
+    random.seed(1)
+    torch.testing.assert_close(logits_of(trainer, [2, 1]), together[[2, 1]], rtol=0, atol=1e-9)
+
+
 def test_images_of_several_channels_are_seen_as_they_would_be_alone(digits, recipe):
     generator_ = torch.Generator().manual_seed(0)
     splits = [
@@ -369,6 +402,8 @@ def test_bfloat16_is_refused(digits, recipe):
         ("Pairs", "gives tuple of images, not a tensor of logits"),
         ("Integers", "gives a tensor of torch.int64 of images, not a tensor of logits"),
         ("Detached", "gives logits that do not depend on its parameters, by a gradient"),
+        ("Counting", "gives other logits of the same images when it is called again: what it remembers must be a buffer"),
+        ("OfItsOwn", "gives other logits of the same images when it is called again"),
         ("Alternating", "makes modules of different parameters, and K models have the same"),
     ],
 )

@@ -1,3 +1,4 @@
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -38,6 +39,40 @@ def animals(names=True, classes=True):
 def write(tmp_path, text):
     (tmp_path / "targets.txt").write_text(text)
     return tmp_path / "targets.txt"
+
+
+def named(tests, classes=()):
+    """Test images of names, of classes."""
+    train = [f"{name} of train" for name in tests]
+    about = {"name": "x", "train_labels": np.arange(len(tests)) % 3, "test_labels": np.arange(len(tests)) % 3}
+
+    def names(of_train, indices):
+        return [(train if of_train else tests)[k] for k in indices]
+
+    return Examples(SimpleNamespace(**about, names=names, class_names=list(classes)))
+
+
+def test_a_name_with_a_hash_or_a_comma_is_that_name(tmp_path):
+    examples = named(["a", "a#1", "a #1", "a,b", "b"], ["x", "x#y", "x,y"])
+    text = "a#1\na #1\na,b # that\n4# none\nclass:x#y\nclass:x,y # all\n"
+    groups = [Group("class:x#y", (1, 4)), Group("class:x,y", (2,))]
+    assert read_targets(write(tmp_path, text), examples) == [1, 2, 3, 4, *groups]
+    for asked, found in (("a#1", 1), ("a,b", 3), ("file:a,b", 3), ("class:x,y", groups[1])):
+        assert targets_named(asked, examples, 0) == [found]
+    assert targets_named("a,b,b", named(["a", "a,b", "b"]), 0) == [0, 2]
+
+
+def test_classes_whose_names_are_numbers_have_no_others():
+    assert targets_given(["class:2"], named("abc", ["1", "2", "3"])) == [Group("class:2", (1,))]
+    with pytest.raises(InputError, match=r"there is no class '0'; there are 1, 2, 3"):
+        targets_given(["class:0"], named("abc", ["1", "2", "3"]))
+
+
+def test_as_many_names_as_there_are_images_take_no_time(tmp_path):
+    names = [f"folder/{k}.png" for k in range(20_000)]
+    start = time.process_time()
+    assert read_targets(write(tmp_path, "\n".join(names)), named(names)) == list(range(20_000))
+    assert time.process_time() - start < 5
 
 
 def test_indices_comments_and_blank_lines(tmp_path):
