@@ -9,25 +9,35 @@ from datamodels.regress.run import regress
 from datamodels.report import report
 from datamodels.runs import page_folder, stage_folder
 from datamodels.settings import BUILT_IN, VERIFY, Settings, argument_parser, parse
-from datamodels.verify import draw_targets, verify_targets, write_targets
+from datamodels.verify import WORDS, draw_targets, targets_named, verify_targets, write_targets
 from datamodels.verify.known import Examples
+from datamodels.verify.targets import Asked
 from datamodels.worker import engine_of, prepared, train_missing
 
 
 def main() -> None:
-    """Data, worker, regress, verify on random targets, report."""
+    """Data, worker, regress, verify on random targets or those that are named, report."""
     parser = argument_parser("python -m datamodels", "All stages of one run, one after another.")
+    parser.add_argument("--targets", metavar="WHICH", help=f"{WORDS}; default: verify.random_targets test images")
     parser.add_argument("--gpu", help="number of the GPU, cpu, several with commas between, or all (default: what is there)")
     settings, args = parse(sys.argv[1:], parser)
     with engine_of(settings, args.gpu, prepared(settings)) as engine:
+        targets = _targets(settings, Examples(engine.learner), args.targets)
         print(train_missing(settings, engine), flush=True)
         print(regress(settings, _of_regression(settings, args.gpu)), flush=True)
-        targets = draw_targets(settings.verify.random_targets, Examples(engine.learner).tests, settings.verify.seed)
-        write_targets(Path(settings.run.dir, _targets_file(settings.verify.name)), targets)
         models = Datamodels.load(stage_folder(settings, "regress"))
+        if args.targets is None:
+            write_targets(Path(settings.run.dir, _targets_file(settings.verify.name)), targets)
         print(verify_targets(settings, engine, models, targets), flush=True)
         print(report(settings, engine.learner))
     print(f"the page is at {(page_folder(settings) / 'index.html').resolve()}")
+
+
+def _targets(settings: Settings, examples: Examples, wanted: str | None) -> list[Asked]:
+    """The targets that are named, or random ones."""
+    if wanted is not None:
+        return targets_named(wanted, examples, settings.verify.seed)
+    return [*draw_targets(settings.verify.random_targets, examples.tests, settings.verify.seed)]
 
 
 def _targets_file(name: str) -> str:

@@ -111,7 +111,7 @@ class Text(Checker):  # type: ignore[misc]
 
     def help(self) -> str:
         """What is admitted, in words."""
-        return "a text without control characters"
+        return "a text, not empty and without control characters"
 
 
 def not_encoded(value: str) -> bool:

@@ -83,7 +83,8 @@ class DataSettings:
     train_targets: str = setting(
         Text(),
         NO_TARGETS,
-        f"training images that are targets as well, after the test images: indices as 3,17, random:50, {ALL}, or {NO_TARGETS}",
+        "training images that are targets as well, after the test images: indices or names of files, as 3,17 or dog/0001.png, "
+        f"random:50, {ALL}, or {NO_TARGETS}",
     )
     seed: int = seed_of(0, "which images are drawn, and their order")
 
@@ -316,7 +317,9 @@ def parse(argv: Sequence[str], parser: argparse.ArgumentParser | None = None) ->
         parser.print_help()
         raise SystemExit(0)
     _add_arguments(config, parser)
-    args = parser.parse_args(list(argv))
+    args, unknown = parser.parse_known_args(list(argv))
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{_nearest_flag(unknown[0], parser)}")
     files = [Path(name) for name in args.config_file] or [CONFIGS / DEFAULT_CONFIG]
     for file in files:
         config.collect(_read_yaml(file, config))
@@ -415,6 +418,17 @@ def _nearest(key: str, config: Config) -> str:
     from difflib import get_close_matches
 
     found = get_close_matches(key, [".".join(path) for path in config.entries], 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _nearest_flag(given: str, parser: argparse.ArgumentParser) -> str:
+    """The flag that an unknown one is meant for: one of the command's own after any section, else a setting of a like name."""
+    from difflib import get_close_matches
+
+    flag = given.partition("=")[0]
+    flags = [option for action in parser._actions for option in action.option_strings]
+    own = "--" + flag.lstrip("-").rpartition(".")[2]
+    found = [own] if own in flags else get_close_matches(flag, [name for name in flags if ("." in name) == ("." in flag)], 1)
     return f"; did you mean {found[0]}?" if found else ""
 
 

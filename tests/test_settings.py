@@ -10,7 +10,7 @@ import pytest
 from datamodels.errors import InputError
 from datamodels.provenance import difference
 from datamodels.resources import CONFIGS
-from datamodels.settings import SECTIONS, parse
+from datamodels.settings import SECTIONS, argument_parser, parse
 
 
 def write(path: Path, text: str) -> list[str]:
@@ -175,8 +175,8 @@ def test_a_real_number_is_finite_and_written_in_plain_digits(tmp_path, value):
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]", "has an alias"),
         ("store: " + "[" * 30_000, "nested more than|not YAML"),
         ("? [a]\n: {b: 1}", "must hold sections"),
-        ('run: {dir: "a\\0b"}', "run.dir must be a text without control characters"),
-        ('run: {dir: "a\\e[31m"}', r"run.dir must be a text without control characters, not 'a\\"),
+        ('run: {dir: "a\\0b"}', "run.dir must be a text, not empty and without control characters"),
+        ('run: {dir: "a\\e[31m"}', r"run.dir must be a text, not empty and without control characters, not 'a\\"),
         ("run: {dir: " + "x" * 5000 + "}", "run.dir must be"),
         ("#" * 70_000, "has 70000 bytes"),
         ("store: {seed: 1}\n---\nstore: {seed: 2}", "not YAML"),
@@ -187,6 +187,25 @@ def test_what_yaml_can_do_beside_settings_is_refused(tmp_path, text, named):
     with pytest.raises(InputError, match=named) as caught:
         parse(write(tmp_path / "bad.yaml", text))
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--training.epoch", "3"], "did you mean --training.epochs\\?"),
+        (["--train.epochs=3"], "did you mean --training.epochs\\?"),
+        (["--verify.target", "3"], "did you mean --"),
+        (["--verify.targets", "3"], "did you mean --targets\\?"),
+        (["--target", "3"], "did you mean --targets\\?"),
+        (["--quickly"], "unrecognized arguments: --quickly \\(--help"),
+        (["7"], "unrecognized arguments: 7 \\(--help"),
+    ],
+)
+def test_the_flag_that_an_unknown_one_is_meant_for_is_told(argv, told):
+    parser = argument_parser("here")
+    parser.add_argument("--targets")
+    with pytest.raises(InputError, match=told):
+        parse(argv, parser)
 
 
 def test_a_setting_is_the_text_that_stands_in_the_file(tmp_path):

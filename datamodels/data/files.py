@@ -96,7 +96,7 @@ def prepare(settings: Settings, use_ffcv: bool | None = None, raw: RawData | Non
         if is_there(path):
             _read_meta(settings)
             return f"data: already in {path}"
-        train_targets(settings.data, len(raw.train.labels))
+        train_targets(settings.data, len(raw.train.labels), raw.train.names)
         with stage_seconds(settings, "data"):
             how = _write(settings, raw, path, use_ffcv)
     return f"data: {len(raw.train.labels)} training and {len(raw.test.labels)} test images in {path}, as {how}"
@@ -158,7 +158,7 @@ def load(settings: Settings) -> Dataset:
         train, test = (
             replace(split, names=_names(path, meta, name)) for name, split in zip(SPLITS, (train, test), strict=True)
         )
-    chosen = train_targets(settings.data, len(train.labels))
+    chosen = train_targets(settings.data, len(train.labels), train.names)
     return Dataset(train, _with_train_targets(train, test, chosen), tuple(meta["class_names"]), meta["digest"], chosen)
 
 

@@ -7,7 +7,7 @@ share lies here: which classes, how many, pooling, what is refused and what is s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 
 import numpy as np
@@ -189,8 +189,11 @@ def _divided(rows: Rows, settings: DataSettings) -> tuple[Rows, Rows]:
     return rows.some(np.arange(n)), rows.some(np.arange(n, n + t))
 
 
-def train_targets(settings: DataSettings, n: int) -> tuple[int, ...]:
-    """The training images that are targets as well, of N, by `data.train_targets`. Raises InputError for what is none."""
+def train_targets(settings: DataSettings, n: int, names: Sequence[str] | None = None) -> tuple[int, ...]:
+    """The training images that are targets as well, of N, by `data.train_targets`. Raises InputError for what is none.
+
+    `names` are those of the training images, where they have any: they may be listed as well as indices.
+    """
     wanted = settings.train_targets
     if wanted == NO_TARGETS:
         return ()
@@ -203,12 +206,14 @@ def train_targets(settings: DataSettings, n: int) -> tuple[int, ...]:
             raise InputError(f"data.train_targets: random:… takes a number from 1 to {n}, not {shown(number, 40)!r}")
         rng = np.random.default_rng((settings.seed, FOR_TARGETS))
         return tuple(np.sort(rng.choice(n, count, replace=False)).tolist())
-    found = [whole_number(word.strip()) for word in wanted.split(",")]
+    numbers = {name: k for k, name in enumerate(names or ())}
+    found = [numbers.get(word, whole_number(word)) for word in map(str.strip, wanted.split(","))]
     chosen = [index for index in found if index is not None and index < n]
     if len(chosen) < len(found) or len(set(chosen)) < len(chosen):
+        or_names = f", or names, as {shown(names[0], 80)}," if names else ""
         raise InputError(
-            f"data.train_targets must be {NO_TARGETS}, {ALL}, random:50, or different indices from 0 to {n - 1} with commas "
-            f"between, not {shown(wanted, 80)!r}"
+            f"data.train_targets must be {NO_TARGETS}, {ALL}, random:50, or different indices from 0 to {n - 1}{or_names} with "
+            f"commas between, not {shown(wanted, 80)!r}"
         )
     return tuple(chosen)
 

@@ -38,7 +38,9 @@ def device_named(gpu: str | None) -> torch.device:
         return torch.device("cpu")
     number = gpu_number(gpu)
     if not torch.cuda.is_available():
-        raise InputError(f"PyTorch finds no GPU here, so GPU {gpu} cannot be used; GPU=cpu trains on the processor")
+        raise InputError(
+            f"PyTorch finds no GPU here, so GPU {gpu} cannot be used; --gpu cpu (of make, GPU=cpu) trains on the processor"
+        )
     if number >= torch.cuda.device_count():
         raise InputError(f"there is no GPU {gpu} here: PyTorch finds {torch.cuda.device_count()}")
     # The same bits from the same block, every time. cuBLAS reads the variable when it is first used.

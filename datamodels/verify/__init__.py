@@ -7,9 +7,10 @@ from datamodels.verify.notebook import verify
 from datamodels.verify.rechecking import recheck
 from datamodels.verify.record import Verified
 from datamodels.verify.run import verify_targets
-from datamodels.verify.targets import draw_targets, read_targets, targets_named, write_targets
+from datamodels.verify.targets import WORDS, draw_targets, read_targets, targets_named, write_targets
 
 __all__ = [
+    "WORDS",
     "Verified",
     "draw_targets",
     "read_targets",

@@ -7,24 +7,22 @@ from datamodels.errors import InputError, run_command
 from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder
 from datamodels.settings import argument_parser, parse
-from datamodels.verify import recheck, targets_named, verify_targets
+from datamodels.verify import WORDS, recheck, targets_named, verify_targets
 from datamodels.verify.known import Examples
 from datamodels.worker import engine_of
-
-TARGETS = "a file with a target a line, or 7,13, train:17, random:300, class:3, mistaken:3:5, 'boats: 3, 7'"
 
 
 def main() -> None:
     """Check everything that can be checked at once, then verify."""
     parser = argument_parser("python -m datamodels.verify", "Retrain without the images that matter most, and judge.")
-    parser.add_argument("--targets", metavar="WHICH", help=TARGETS)
+    parser.add_argument("--targets", metavar="WHICH", help=WORDS)
     parser.add_argument(
         "--recheck", type=Path, metavar="verify.json", help="retrain what it calls flipped, with models that no search has seen"
     )
     parser.add_argument("--gpu", help="number of the GPU, cpu, several with commas between, or all (default: what is there)")
     settings, args = parse(sys.argv[1:], parser)
     if (args.targets is None) == (args.recheck is None):
-        raise InputError(f"give one: --targets WHICH ({TARGETS}), or --recheck FILE")
+        raise InputError(f"give one: --targets WHICH ({WORDS}), or --recheck FILE")
     models = Datamodels.load(stage_folder(settings, "regress"))
     read_store(settings)
     with engine_of(settings, args.gpu) as engine:

@@ -28,6 +28,8 @@ from datamodels.errors import InputError, shown
 from datamodels.reading import Unreadable, is_there, read_text, whole_number
 from datamodels.verify.known import CLASS, FILE, MISTAKEN, RANDOM, RESERVED, TRAIN, Behaviour, Examples, Targets
 
+WORDS = "a file with a target a line, or 7,13, train:17, random:300, class:3, mistaken:3:5, 'boats: 3, 7'"
+"""What `--targets` takes, for its help."""
 NAME = re.compile(r"[^\W\d][\w-]{0,79}")
 """Of a behaviour: a plain word."""
 COMMENT = re.compile(r"(^\d+|^|\s)#.*")
@@ -94,6 +96,9 @@ def targets_named(wanted: str, examples: Examples, seed: int) -> list[Asked]:
         return list(read.read(wanted))
     words = [word.strip() for word in wanted.split(",")]
     if not any(map(read.is_known, words)):
+        if examples.test_names:  # text that names neither may be meant for either
+            missing = f"cannot read the targets file {shown(wanted, 80)}: it is missing"
+            raise InputError(f"{missing}, and no test image has that name, as one has {shown(examples.test_names[0], 80)}")
         return read_targets(Path(wanted), examples, seed)  # what it says of a file that is missing
     of_own = next((word for word in words if read.is_list(word)), None)
     if of_own is not None:
@@ -143,15 +148,15 @@ def numbered(
     return Targets(known.examples, tuple(behaviours.values())), list(dict.fromkeys(numbers))
 
 
-def write_targets(path: Path, targets: list[int]) -> None:
+def write_targets(path: Path, targets: Iterable[Asked]) -> None:
     """Write a targets file of test indices."""
     with new_file(path) as temporary:
         temporary.write_text("".join(f"{target}\n" for target in targets), encoding="utf-8")
 
 
 def draw_targets(number: int, num_targets: int, seed: int) -> list[int]:
-    """`number` different test indices drawn by a seed, in ascending order."""
-    return sorted(np.random.default_rng(seed).choice(num_targets, number, replace=False).tolist())
+    """`number` different test indices, or all of fewer, drawn by a seed, in ascending order."""
+    return sorted(np.random.default_rng(seed).choice(num_targets, min(number, num_targets), replace=False).tolist())
 
 
 def _each_once(found: Iterable[Asked]) -> list[Asked]:

@@ -96,6 +96,10 @@ def test_train_targets_are_drawn_by_seed_or_all_or_none():
     assert len(set(drawn)) == 10
     assert drawn == of("random:10") == tuple(sorted(drawn))
     assert drawn != of("random:10", seed=1)
+    assert train_targets(DataSettings("folder", train_targets="a/0.png, 2"), 3, ("b", "a/0.png", "c")) == (1, 2)
+    assert train_targets(DataSettings("folder", train_targets="0"), 2, ("1", "0")) == (1,)  # a name before an index
+    with pytest.raises(InputError, match=r"indices from 0 to 1, or names, as a\.png, with commas between, not 'c\.png'"):
+        train_targets(DataSettings("folder", train_targets="c.png"), 2, ("a.png", "b.png"))
     for bad in ("40", "3,3", "-1", "3,", "random", "random:41", "random:0", "random:x", "some", "1e1", "٣"):
         with pytest.raises(InputError, match=r"data\.train_targets"):
             of(bad)

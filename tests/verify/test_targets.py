@@ -113,6 +113,7 @@ def test_drawn_targets_come_back_from_their_file(tmp_path):
     targets = draw_targets(7, 50, 3)
     assert len(set(targets)) == 7
     assert targets == draw_targets(7, 50, 3) != draw_targets(7, 50, 4)
+    assert draw_targets(60, 50, 3) == list(range(50))
     write_targets(tmp_path / "t.txt", targets)
     assert read_targets(tmp_path / "t.txt", only(50)) == targets
 
@@ -263,3 +264,10 @@ def test_behaviours_are_numbered_from_t_on_in_the_order_in_which_they_are_asked(
     assert [again.itself(k).tolist() for k in (3, 10, 12, 14)] == [[], [4], [], [4, 1]]
     assert again.same_class(12).tolist() == [True, True, False] * 2
     assert again.members(14) == (10, 11, 4)
+
+
+def test_a_word_that_is_neither_file_nor_test_image_is_said_to_be_neither():
+    with pytest.raises(InputError, match=r"file dgo/1\.png: it is missing, and no test image has .* dog/1\.png"):
+        targets_named("dgo/1.png", animals(), 0)
+    with pytest.raises(InputError, match=r"file dgo/1\.png: it is missing$"):
+        targets_named("dgo/1.png", animals(names=False), 0)
