@@ -61,6 +61,21 @@ class Examples:
         """The names of the training images."""
         return tuple(names_of(self._learner, True, range(self.n)) or ())
 
+    @cached_property
+    def tests_by_name(self) -> dict[str, list[int]]:
+        """The test images of each name."""
+        return _places(self.test_names)
+
+    @cached_property
+    def training_by_name(self) -> dict[str, list[int]]:
+        """The training images of each name."""
+        return _places(self.train_names)
+
+    @cached_property
+    def column_of(self) -> dict[int, int]:
+        """The column of each training image that is a target."""
+        return {image: column for column, image in enumerate(self.train_targets, self.tests)}
+
     @property
     def classes(self) -> int:
         """How many classes there are; 0 where they are not known."""
@@ -76,6 +91,14 @@ class Examples:
             return self.test_names[column] if self.test_names else None
         image = self.train_targets[column - self.tests]
         return f"{TRAIN}:{self.train_names[image] if self.train_names else image}"
+
+
+def _places(names: Sequence[str]) -> dict[str, list[int]]:
+    """Where each name stands: of tens of thousands none is searched for, line by line of a file."""
+    found = dict[str, list[int]]()
+    for place, name in enumerate(names):
+        found.setdefault(name, []).append(place)
+    return found
 
 
 class Targets:

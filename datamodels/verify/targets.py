@@ -15,7 +15,7 @@ A file has one on each line, and # begins a comment. `--targets` takes several w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,7 +188,7 @@ class _Words:
     def is_list(self, text: str) -> bool:
         """Whether it is a list under a name of one's own."""
         kind, colon, _ = text.partition(":")
-        return bool(colon and kind not in RESERVED and NAME.fullmatch(kind)) and text not in self.examples.test_names
+        return bool(colon and kind not in RESERVED and NAME.fullmatch(kind)) and text not in self.examples.tests_by_name
 
     def is_prefixed(self, text: str) -> bool:
         """Whether it begins as a target and no file does."""
@@ -198,7 +198,7 @@ class _Words:
     def is_known(self, word: str) -> bool:
         """Whether it is, or is meant to be, a target, and not the name of a targets file."""
         digits = word.isascii() and word.isdigit()
-        return digits or self.is_prefixed(word) or self.is_list(word) or word in self.examples.test_names
+        return digits or self.is_prefixed(word) or self.is_list(word) or word in self.examples.tests_by_name
 
     def _refuse(self, told: str) -> InputError:
         return InputError(f"{self.where}: {told}")
@@ -209,34 +209,34 @@ class _Words:
         if colon and kind == TRAIN:
             return self._of_training(rest)
         if colon and kind == FILE:
-            return self._of_name(rest, self.examples.test_names, "test image")
+            return self._of_name(rest, self.examples.tests_by_name, "test image")
         if text.isascii() and text.isdigit():
             index = whole_number(text)
             if index is None or index >= self.examples.tests:
                 most = self.examples.tests - 1
                 raise self._refuse(f"{shown(text, 80)} is out of range; test indices run from 0 to {most}")
             return index
-        if text in self.examples.test_names:
-            return self._of_name(text, self.examples.test_names, "test image")
+        if text in self.examples.tests_by_name:
+            return self._of_name(text, self.examples.tests_by_name, "test image")
         named = "the name of a test image" if self.examples.test_names else f"{TRAIN}:17, {CLASS}:3"
         raise self._refuse(f"{shown(text, 80)!r} is not a test index, nor {named}, nor a list as boats: 3, 7")
 
     def _of_training(self, text: str) -> int:
         """The column of a training image."""
-        by_index = text.isascii() and text.isdigit() and text not in self.examples.train_names
-        image = whole_number(text) if by_index else self._of_name(text, self.examples.train_names, "training image")
+        by_index = text.isascii() and text.isdigit() and text not in self.examples.training_by_name
+        image = whole_number(text) if by_index else self._of_name(text, self.examples.training_by_name, "training image")
         if image is None or image >= self.examples.n:
             most = self.examples.n - 1
             raise self._refuse(f"{TRAIN}:{shown(text, 80)} is out of range; training images run from 0 to {most}")
-        if image not in self.examples.train_targets:
+        if image not in self.examples.column_of:
             told = f"training image {image} is no target: its margins are not among those of the models"
             how = f"set data.train_targets, as --data.train_targets {image}, before the models are trained, in a run of its own"
             how += "; a learner of one's own names them in its train_targets"
             raise self._refuse(f"{told}; {how}")
-        return self.examples.tests + self.examples.train_targets.index(image)
+        return self.examples.column_of[image]
 
-    def _of_name(self, text: str, names: Sequence[str], what: str) -> int:
-        found = [k for k, name in enumerate(names) if name == text]
+    def _of_name(self, text: str, names: Mapping[str, Sequence[int]], what: str) -> int:
+        found = names.get(text, ())
         if not found:
             told = f"there is no {what} of the name {shown(text, 80)!r}"
             raise self._refuse(told if names else f"{told}: they have indices only")

@@ -1,3 +1,4 @@
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -130,6 +131,15 @@ def test_one_file_takes_every_kind_of_target(tmp_path):
     assert by_number == [3, Group("class:1", (1, 4, 7)), Mistaken("mistaken:2:0", 2, 0)]
     # A file of the version before has nothing but indices, and is read as before also where there is more.
     assert read_targets(write(tmp_path, "7\n0 # a\n9\n"), animals()) == [7, 0, 9]
+
+
+def test_tens_of_thousands_of_names_are_found_without_searching_for_each(tmp_path):
+    n = 50_000
+    about = {"name": "x", "train_labels": np.arange(n) % 3, "test_labels": np.arange(n) % 3, "train_targets": range(n - 2)}
+    named = SimpleNamespace(**about, names=lambda of_train, indices: [f"{k}.png" for k in indices])
+    examples, start = Examples(named), time.process_time()
+    assert read_targets(write(tmp_path, "".join(f"train:{k}.png\n" for k in range(n - 2))), examples) == list(range(2, n))
+    assert time.process_time() - start < 20
 
 
 def test_what_targets_are_called_is_read_as_them_again():
