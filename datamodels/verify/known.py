@@ -62,14 +62,19 @@ class Examples:
         return tuple(names_of(self._learner, True, range(self.n)) or ())
 
     @cached_property
-    def tests_called(self) -> dict[str, list[int]]:
+    def tests_by_name(self) -> dict[str, list[int]]:
         """The test images of each name."""
         return _places(self.test_names)
 
     @cached_property
-    def training_called(self) -> dict[str, list[int]]:
+    def training_by_name(self) -> dict[str, list[int]]:
         """The training images of each name."""
         return _places(self.train_names)
+
+    @cached_property
+    def column_of(self) -> dict[int, int]:
+        """The column of each training image that is a target."""
+        return {image: column for column, image in enumerate(self.train_targets, self.tests)}
 
     @property
     def classes(self) -> int:
@@ -89,7 +94,8 @@ class Examples:
 
 
 def _places(names: Sequence[str]) -> dict[str, list[int]]:
-    found: dict[str, list[int]] = {}
+    """Where each name stands: of tens of thousands none is searched for, line by line of a file."""
+    found = dict[str, list[int]]()
     for place, name in enumerate(names):
         found.setdefault(name, []).append(place)
     return found

@@ -196,13 +196,13 @@ class _Words:
     def is_list(self, text: str) -> bool:
         """Whether it is a list under a name of one's own."""
         kind, colon, _ = text.partition(":")
-        return bool(colon and kind not in RESERVED and NAME.fullmatch(kind)) and text not in self.examples.tests_called
+        return bool(colon and kind not in RESERVED and NAME.fullmatch(kind)) and text not in self.examples.tests_by_name
 
     def is_whole(self, text: str) -> bool:
         """Whether all of it is one name, or one class, whatever is in it."""
         kind, _, rest = (part.strip() for part in text.partition(":"))
-        names = {TRAIN: self.examples.training_called, FILE: self.examples.tests_called, CLASS: self.examples.class_names}
-        return text in self.examples.tests_called or rest in names.get(kind, ())
+        names = {TRAIN: self.examples.training_by_name, FILE: self.examples.tests_by_name, CLASS: self.examples.class_names}
+        return text in self.examples.tests_by_name or rest in names.get(kind, ())
 
     def is_prefixed(self, text: str) -> bool:
         """Whether it begins as a target and no file does."""
@@ -212,7 +212,7 @@ class _Words:
     def is_known(self, word: str) -> bool:
         """Whether it is, or is meant to be, a target, and not the name of a targets file."""
         digits = word.isascii() and word.isdigit()
-        return digits or self.is_prefixed(word) or self.is_list(word) or word in self.examples.tests_called
+        return digits or self.is_prefixed(word) or self.is_list(word) or word in self.examples.tests_by_name
 
     def _refuse(self, told: str) -> InputError:
         return InputError(f"{self.where}: {told}")
@@ -223,31 +223,31 @@ class _Words:
         if colon and kind == TRAIN:
             return self._of_training(rest)
         if colon and kind == FILE:
-            return self._of_name(rest, self.examples.tests_called, "test image")
+            return self._of_name(rest, self.examples.tests_by_name, "test image")
         if text.isascii() and text.isdigit():
             index = whole_number(text)
             if index is None or index >= self.examples.tests:
                 most = self.examples.tests - 1
                 raise self._refuse(f"{shown(text, 80)} is out of range; test indices run from 0 to {most}")
             return index
-        if text in self.examples.tests_called:
-            return self._of_name(text, self.examples.tests_called, "test image")
+        if text in self.examples.tests_by_name:
+            return self._of_name(text, self.examples.tests_by_name, "test image")
         named = "the name of a test image" if self.examples.test_names else f"{TRAIN}:17, {CLASS}:3"
         raise self._refuse(f"{shown(text, 80)!r} is not a test index, nor {named}, nor a list as boats: 3, 7")
 
     def _of_training(self, text: str) -> int:
         """The column of a training image."""
-        by_index = text.isascii() and text.isdigit() and text not in self.examples.training_called
-        image = whole_number(text) if by_index else self._of_name(text, self.examples.training_called, "training image")
+        by_index = text.isascii() and text.isdigit() and text not in self.examples.training_by_name
+        image = whole_number(text) if by_index else self._of_name(text, self.examples.training_by_name, "training image")
         if image is None or image >= self.examples.n:
             most = self.examples.n - 1
             raise self._refuse(f"{TRAIN}:{shown(text, 80)} is out of range; training images run from 0 to {most}")
-        if image not in self.examples.train_targets:
+        if image not in self.examples.column_of:
             told = f"training image {image} is no target: its margins are not among those of the models"
             how = f"set data.train_targets, as --data.train_targets {image}, before the models are trained, in a run of its own"
             how += "; a learner of one's own names them in its train_targets"
             raise self._refuse(f"{told}; {how}")
-        return self.examples.tests + self.examples.train_targets.index(image)
+        return self.examples.column_of[image]
 
     def _of_name(self, text: str, names: Mapping[str, Sequence[int]], what: str) -> int:
         found = names.get(text, ())

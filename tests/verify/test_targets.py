@@ -168,6 +168,15 @@ def test_one_file_takes_every_kind_of_target(tmp_path):
     assert read_targets(write(tmp_path, "7\n0 # a\n9\n"), animals()) == [7, 0, 9]
 
 
+def test_tens_of_thousands_of_names_are_found_without_searching_for_each(tmp_path):
+    n = 50_000
+    about = {"name": "x", "train_labels": np.arange(n) % 3, "test_labels": np.arange(n) % 3, "train_targets": range(n - 2)}
+    named = SimpleNamespace(**about, names=lambda of_train, indices: [f"{k}.png" for k in indices])
+    examples, start = Examples(named), time.process_time()
+    assert read_targets(write(tmp_path, "".join(f"train:{k}.png\n" for k in range(n - 2))), examples) == list(range(2, n))
+    assert time.process_time() - start < 20
+
+
 def test_what_targets_are_called_is_read_as_them_again():
     for examples in (animals(), animals(names=False), animals(False, False)):
         behaviours = (Behaviour("class:dog" if examples.class_names else "class:0", 12, (0, 3, 6, 9)),)
