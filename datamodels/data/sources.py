@@ -165,7 +165,7 @@ def _part(rows: Rows, side: str, wanted: int, settings: DataSettings) -> Rows:
     there = len(rows.labels)
     if wanted > there:
         name = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}.get(settings.dataset, "the data set")
-        raise InputError(f"{name} has {there} {side} images; data.{side}_images asks for {wanted}")
+        raise InputError(f"{name} has {there} {side} images; data.{side}_images asks for {wanted} (0 takes all)")
     if wanted in (0, there):
         return rows
     if settings.dataset in FIRST_ONES:

@@ -17,7 +17,7 @@ from datamodels.learners.looks import as_pictures, span
 from datamodels.learners.sources import imported_sources, refuse_changed
 from datamodels.progress import say
 from datamodels.runs import groups_of, stage_folder
-from datamodels.settings import GroupSettings, Settings
+from datamodels.settings import ARCHITECTURES, GroupSettings, Settings
 from datamodels.store import read_meta
 from datamodels.subsets import Array, IndexArray
 from datamodels.training import (
@@ -127,6 +127,9 @@ class Recipe:
         for tried, speed in speeds.items():
             found = f"{speed:.0f} steps/s{' (chosen)' * (tried == groups)}" if speed else "did not work"
             say(f"worker: {describe_groups(tried, self.device)}: {found}")
+        if not speeds and self.settings.training.network not in ARCHITECTURES:
+            assert self.beforehand  # a network of one's own that cannot be trained is refused before there is a store
+            self.give_back()
         return groups
 
     def train(self, models: Sequence[Model]) -> Trained:

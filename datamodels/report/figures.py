@@ -57,7 +57,7 @@ DPI = 110
 MOST_THUMBNAILS = 30
 THUMBNAIL_COLUMNS = 10
 MOST_BARS = 30
-FITS_THUMBNAIL, FITS_CLASS, FITS_PICTURE, FITS_TICK, FITS_TITLE = 10, 13, 20, 34, 90
+FITS_THUMBNAIL, FITS_BESIDE, FITS_CLASS, FITS_PICTURE, FITS_TICK, FITS_TITLE = 9, 7, 13, 20, 34, 90
 """So many characters have room there."""
 PLAIN: dict[str, Any] = {"parse_math": False}
 """For text of other people's, in which a $ is a $."""
@@ -250,21 +250,25 @@ def _thumbnails(axes: Axes, verdict: RemovalRecord, examples: Examples, images: 
     """The images of R as one mosaic: a figure with axes for each of them takes seconds to lay out."""
     shown = list(verdict.removed_indices[: len(images)])
     names = examples.names(True, shown) if examples.named else None
+    classes = [shortened(examples.of_training(index), FITS_CLASS) for index in shown]
+    apart = ": " if max(map(len, classes), default=0) <= FITS_BESIDE else "\n"
     height, width, channels = images.shape[1:]
-    row_height, column_width = round(height * 1.6), round(width * 1.15)
+    row_height, column_width = round(height * (1.6 if apart == ": " else 1.8)), round(width * 1.15)
     rows = max(1, -(-len(shown) // THUMBNAIL_COLUMNS))
     background = 0 if channels == 1 else 255  # white in either colour map
     mosaic = np.full((rows * row_height, THUMBNAIL_COLUMNS * column_width, channels), background, np.uint8)
     for k, image in enumerate(images):
         y, x = k // THUMBNAIL_COLUMNS * row_height, k % THUMBNAIL_COLUMNS * column_width
         mosaic[y : y + height, x : x + width] = image
-        text = f"{shortened(examples.of_training(shown[k]), FITS_CLASS)}: {verdict.removed_weights[k]:.2f}"
+        text = f"{classes[k]}{apart}{verdict.removed_weights[k]:.2f}"
         text += "" if names is None else f"\n{shortened(names[k], FITS_THUMBNAIL)}"
         size = 6 if names is None else 5
         axes.text(x + width / 2 - 0.5, y + height - 0.3, text, ha="center", va="top", fontsize=size, **PLAIN)
     _show(axes, mosaic)
     more = "" if len(shown) == verdict.size else f", the first {len(shown)} shown"
-    axes.set_title(f"R: {verdict.size} training images{more} (class: weight)", fontsize=9)
+    axes.set_title(
+        f"R: {verdict.size} training images{more} ({'class: weight' if apart == ': ' else 'class, weight'})", fontsize=9
+    )
 
 
 def _course(axes: Axes, verdict: RemovalRecord, probes: Sequence[Probe], things: str) -> None:

@@ -43,7 +43,7 @@ from datamodels.store import Store
 from datamodels.verify.methods import DATAMODEL
 from datamodels.verify.questions.random_subsets import read_margins
 from datamodels.verify.record import SUPPORT, VERDICTS, RemovalRecord, SearchRecord, Verified, read_verified
-from datamodels.verify.summary import REACHED, beside, drop_correlations, median_size
+from datamodels.verify.summary import REACHED, beside, drop_correlations, median_size, unsearched
 from datamodels.verify.typed import to_json
 
 Record = dict[str, Any]
@@ -290,6 +290,7 @@ def _page(settings: Settings, examples: Examples, verified: Verified, summary: R
         methods=METHODS,
         base=verified.base,
         searches=sorted(verified.searches, key=lambda s: (s.target, s.method)),
+        unsearched=sorted(unsearched(verified)),
         class_name=examples.class_name,
         named=examples.targets_named,
         name_of=examples.of_target,

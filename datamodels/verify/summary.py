@@ -33,12 +33,11 @@ def table(verified: Verified, targets: Targets) -> str:
         outcome = [getattr(last.outcome, name) for name in OF_OUTCOME] if last else [None] * len(OF_OUTCOME)
         beside = [" ".join(map(str, turned or ())) for turned in (search.breaks, search.repairs)]
         writer.writerow([*about, last.threshold if last else None, search.models, *outcome, *beside, name(search.target)])
-    searched = {search.target for search in verified.searches}
-    for target, base in verified.base.items():
-        if target not in searched:
-            outcome = [getattr(base.outcome, name) for name in OF_OUTCOME]
-            of_base = [target, base.label, "", BEFORE[verified.goal], None, None, base.outcome.models]
-            writer.writerow([*of_base, *outcome, "", "", name(target)])
+    for target in unsearched(verified):
+        base = verified.base[target]
+        outcome = [getattr(base.outcome, name) for name in OF_OUTCOME]
+        of_base = [target, base.label, "", BEFORE[verified.goal], None, None, base.outcome.models]
+        writer.writerow([*of_base, *outcome, "", "", name(target)])
     return text.getvalue()
 
 
@@ -58,7 +57,15 @@ def told(verified: Verified, methods: Sequence[str]) -> str:
         parts.append(f"LDS {on.lds:.3f} on {on.subsets} random subsets, at best {on.lds_ceiling:.3f}")
     if verified.counterfactuals:
         parts.append(f"predicted and measured drops: {_correlations_told(verified.counterfactuals)}")
-    return "; ".join([*parts, f"{len(verified.base)} targets, {verified.models_used} models"])
+    aside = len(unsearched(verified))
+    of_these = f" ({aside} {BEFORE[verified.goal]})" if aside and verified.searches else ""
+    return "; ".join([*parts, f"{len(verified.base)} targets{of_these}, {verified.models_used} models"])
+
+
+def unsearched(verified: Verified) -> list[int]:
+    """The targets that no search was begun for: those not right, or to repair them not wrong, beyond doubt."""
+    searched = {search.target for search in verified.searches}
+    return [target for target in verified.base if target not in searched]
 
 
 def _of_method(method: str, does: str, searches: Sequence[SearchRecord]) -> str:

@@ -116,7 +116,7 @@ def test_a_part_of_the_images_pooled(cifar, raw):
 
 
 def test_more_images_than_there_are_is_refused(cifar):
-    with pytest.raises(InputError, match=r"50000 train images; data.train_images asks for 50001"):
+    with pytest.raises(InputError, match=r"50000 train images; data.train_images asks for 50001 \(0 takes all\)"):
         read_source(wanted(cifar, 50_001))
 
 

@@ -124,6 +124,14 @@ def test_a_network_that_is_not_there_makes_no_store(settings):
         read_store(chosen)
 
 
+def test_a_network_that_gives_other_logits_makes_no_store_also_where_groups_are_given(settings):
+    chosen = settings(training__network="tests.training.own_networks:too_many_logits", groups__models_at_once=4)
+    prepare(chosen, use_ffcv=False)
+    with pytest.raises(InputError, match="gives logits of shape"):
+        train_missing(chosen, engine_of(chosen, "cpu", load(chosen)))
+    assert not stage_folder(chosen, "store").exists()
+
+
 def test_a_run_of_the_default_network_names_neither_network_nor_files(settings):
     chosen = settings()
     prepare(chosen, use_ffcv=False)
