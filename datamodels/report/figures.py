@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from datamodels.brittleness import Outcome
-from datamodels.report.examples import Examples, shortened
+from datamodels.report.gallery import Gallery, shortened
 from datamodels.settings import FLIP, REPAIR
 from datamodels.verify.record import CounterfactualRecord, Probe, RandomSubsetsRecord, RemovalRecord, SearchRecord
 
@@ -168,7 +168,7 @@ def random_subsets_figure(predicted: Array, true: Array, found: RandomSubsetsRec
     return _picture(figure)
 
 
-def verified_figure(verdicts: Sequence[RemovalRecord], title: str, examples: Examples) -> Picture:
+def verified_figure(verdicts: Sequence[RemovalRecord], title: str, examples: Gallery) -> Picture:
     """Mean margins with their intervals for all targets of one rule, sorted by the margin before."""
     ordered = sorted(verdicts, key=lambda v: v.before.mean_margin)
     figure = Figure((9.6, 1.4 + 0.24 * len(ordered)), layout="constrained")
@@ -188,7 +188,7 @@ def verified_figure(verdicts: Sequence[RemovalRecord], title: str, examples: Exa
     return _picture(figure)
 
 
-def target_figure(verdict: RemovalRecord, examples: Examples, probes: Sequence[Probe]) -> Picture:
+def target_figure(verdict: RemovalRecord, examples: Gallery, probes: Sequence[Probe]) -> Picture:
     """One target: its picture, the images of R with their weights, the margin before, after and after more, and the control's.
 
     Where there are no pictures, names or indices stand in their place. `probes` are the sets of the datamodel's order that were
@@ -209,7 +209,7 @@ def target_figure(verdict: RemovalRecord, examples: Examples, probes: Sequence[P
     return _picture(figure)
 
 
-def _target_by_name(verdict: RemovalRecord, examples: Examples, probes: Sequence[Probe]) -> Picture:
+def _target_by_name(verdict: RemovalRecord, examples: Gallery, probes: Sequence[Probe]) -> Picture:
     """One target whose examples have no pictures: those of R by name, with their weights as bars."""
     shown = list(verdict.removed_indices[:MOST_BARS])
     figure = Figure((9.6, max(3.0, 1.0 + 0.19 * len(shown))), layout="constrained")
@@ -234,19 +234,19 @@ def _target_by_name(verdict: RemovalRecord, examples: Examples, probes: Sequence
     return _picture(figure)
 
 
-def _of_target(target: int, examples: Examples, most: int = FITS_TICK) -> str:
+def _of_target(target: int, examples: Gallery, most: int = FITS_TICK) -> str:
     """A target's number, and its name where it has one."""
     name = examples.of_target(target)
     return f"{target} · {shortened(name, most)}" if name else f"{target}"
 
 
-def _of_example(index: int, name: str, examples: Examples) -> str:
+def _of_example(index: int, name: str, examples: Gallery) -> str:
     """The name of a training example, and its class where that is known."""
     known = examples.learner.train_labels[index] >= 0
     return shortened(name, FITS_TICK) + (f", {shortened(examples.of_training(index), FITS_CLASS)}" if known else "")
 
 
-def _thumbnails(axes: Axes, verdict: RemovalRecord, examples: Examples, images: Array) -> None:
+def _thumbnails(axes: Axes, verdict: RemovalRecord, examples: Gallery, images: Array) -> None:
     """The images of R as one mosaic: a figure with axes for each of them takes seconds to lay out."""
     shown = list(verdict.removed_indices[: len(images)])
     names = examples.names(True, shown) if examples.named else None

@@ -11,8 +11,7 @@ from datamodels.errors import shown
 from datamodels.learners import Learner, Named, Pictures
 from datamodels.learners.given import class_names_of, names_of, pictures_of
 from datamodels.subsets import Array
-from datamodels.verify.known import Behaviour, Targets
-from datamodels.verify.known import Examples as Known
+from datamodels.verify.known import Behaviour, Examples, Targets
 
 UNKNOWN = "–"
 MOST_ASIDE = 5
@@ -20,7 +19,7 @@ MOST_ASIDE = 5
 
 
 @dataclass(frozen=True)
-class Examples:
+class Gallery:
     """A learner's examples, to be looked at. Text is of one line that can be printed; a page escapes it besides."""
 
     learner: Learner
@@ -29,7 +28,7 @@ class Examples:
     @cached_property
     def targets(self) -> Targets:
         """What the targets are, by their numbers."""
-        return Targets(Known(self.learner), self.behaviours)
+        return Targets(Examples(self.learner), self.behaviours)
 
     @property
     def targets_named(self) -> bool:
@@ -50,11 +49,6 @@ class Examples:
         rows = found.reshape(side, side, *found.shape[1:]).transpose(0, 2, 1, 3, 4)
         square: Array = rows.reshape(side * found.shape[1], side * found.shape[2], -1)
         return square
-
-    @property
-    def classes(self) -> int:
-        """How many classes there are; 0 where they are not known."""
-        return self.targets.examples.classes
 
     @cached_property
     def _class_names(self) -> Sequence[str]:

@@ -24,7 +24,6 @@ from datamodels.learners import Learner
 from datamodels.machine import describe_machine
 from datamodels.reading import Unreadable, require
 from datamodels.regress import Datamodels
-from datamodels.report.examples import Examples
 from datamodels.report.figures import (
     CARRY,
     DONE,
@@ -37,9 +36,11 @@ from datamodels.report.figures import (
     target_figure,
     verified_figure,
 )
+from datamodels.report.gallery import Gallery
 from datamodels.runs import page_folder, read_seconds, read_store, stage_folder, verdicts_folder
 from datamodels.settings import REPAIR, Settings
 from datamodels.store import Store
+from datamodels.verify.known import Examples
 from datamodels.verify.methods import DATAMODEL
 from datamodels.verify.questions.random_subsets import read_margins
 from datamodels.verify.record import SUPPORT, VERDICTS, RemovalRecord, SearchRecord, Verified, read_verified
@@ -57,7 +58,7 @@ def report(settings: Settings, learner: Learner) -> str:
     start = time.monotonic()
     store, models = read_store(settings), Datamodels.load(stage_folder(settings, "regress"))
     verified = _read_verified(settings, models, store, Examples(learner).classes)
-    examples = Examples(learner, verified.behaviours)
+    examples = Gallery(learner, verified.behaviours)
     models.refuse_other(store)
     folder, made_from = page_folder(settings), _made_from(verified, models)
     already = f"report: already in {folder / 'index.html'}"
@@ -72,7 +73,7 @@ def report(settings: Settings, learner: Learner) -> str:
 
 
 def _make(
-    settings: Settings, examples: Examples, store: Store, models: Datamodels, verified: Verified, made_from: str, start: float
+    settings: Settings, examples: Gallery, store: Store, models: Datamodels, verified: Verified, made_from: str, start: float
 ) -> None:
     with new_folder(page_folder(settings), replace=True) as temporary:
         pictures = _pictures(store, models, verified, examples, verdicts_folder(settings))
@@ -212,7 +213,7 @@ def _target_picture(verdict: RemovalRecord) -> str:
     return f"target-{verdict.target}-{verdict.rule}"
 
 
-def _pictures(store: Store, models: Datamodels, verified: Verified, examples: Examples, folder: Path) -> dict[str, Picture]:
+def _pictures(store: Store, models: Datamodels, verified: Verified, examples: Gallery, folder: Path) -> dict[str, Picture]:
     """Every picture of the report, by name; `folder` is that of the verdicts."""
     true = store.margins(models.heldout)[:, models.targets].astype(np.float32)
     predicted = models.predict(store.masks(models.heldout))
@@ -246,7 +247,7 @@ class _Shown(NamedTuple):
     """Of named examples those of R: index, name, class and weight."""
 
 
-def _members(verdict: RemovalRecord, examples: Examples) -> list[tuple[int, str, str, float]]:
+def _members(verdict: RemovalRecord, examples: Gallery) -> list[tuple[int, str, str, float]]:
     if not examples.named:
         return []
     indices = list(verdict.removed_indices)
@@ -254,12 +255,12 @@ def _members(verdict: RemovalRecord, examples: Examples) -> list[tuple[int, str,
     return list(zip(indices, examples.names(True, indices), classes, verdict.removed_weights, strict=True))
 
 
-def _others(examples: Examples, targets: Sequence[int] | None) -> str:
+def _others(examples: Gallery, targets: Sequence[int] | None) -> str:
     """Other predictions that a set turns, by name and number; nothing where that is not known."""
     return ", ".join(f"{target} {examples.of_target(target)}".strip() for target in targets or ())
 
 
-def _page(settings: Settings, examples: Examples, verified: Verified, summary: Record, pictures: dict[str, Picture]) -> str:
+def _page(settings: Settings, examples: Gallery, verified: Verified, summary: Record, pictures: dict[str, Picture]) -> str:
     embedded = {name: "data:image/png;base64," + base64.b64encode(picture.png).decode() for name, picture in pictures.items()}
     rules = [
         {**values, "title": _title(rule, verified.goal), "figure": embedded.get(f"verified-{rule}")}

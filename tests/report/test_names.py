@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from datamodels.brittleness import Outcome
-from datamodels.report.examples import Examples, shortened
 from datamodels.report.figures import target_figure, verified_figure
+from datamodels.report.gallery import Gallery, shortened
 from datamodels.resources import CONFIGS
 from datamodels.verify.record import Probe, RemovalRecord
 from tests.learners.test_given import N, T, but
@@ -67,7 +67,7 @@ def odd(self, of_train, indices):
 @pytest.mark.parametrize("pictures", [None, lambda self, of_train, indices: np.zeros((len(indices), 8, 8, 1), np.uint8)])
 @pytest.mark.parametrize("names", [None, odd])
 def test_a_figure_shows_what_there_is_of_its_examples(pictures, names):
-    examples = Examples(but(pictures=pictures, names=names, class_names=("$x$", "<b>", "\u202ec")))
+    examples = Gallery(but(pictures=pictures, names=names, class_names=("$x$", "<b>", "\u202ec")))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         picture = target_figure(removal(1, N), examples, [Probe(3, 0.0, 8, "held", OUTCOME, 0.5)])
@@ -89,15 +89,15 @@ def test_a_figure_shows_what_there_is_of_its_examples(pictures, names):
 
 
 def test_where_there_are_no_pictures_there_are_no_blank_squares():
-    assert b"<image" not in target_figure(removal(1, 5), Examples(but(pictures=None)), []).svg
-    assert b"<image" in target_figure(removal(1, 5), Examples(but()), []).svg
+    assert b"<image" not in target_figure(removal(1, 5), Gallery(but(pictures=None)), []).svg
+    assert b"<image" in target_figure(removal(1, 5), Gallery(but()), []).svg
 
 
 def test_targets_are_told_by_number_and_by_name_where_they_have_one():
     verdicts = [removal(target, 3) for target in range(T)]
-    named = text_of(verified_figure(verdicts, "title", Examples(but(names=odd))))
-    assert {f"{k} · {shortened(Examples(but(names=odd)).name(False, k), 34)}" for k in range(T)} <= set(named)
-    assert {str(k) for k in range(T)} <= set(text_of(verified_figure(verdicts, "title", Examples(but(names=None)))))
+    named = text_of(verified_figure(verdicts, "title", Gallery(but(names=odd))))
+    assert {f"{k} · {shortened(Gallery(but(names=odd)).name(False, k), 34)}" for k in range(T)} <= set(named)
+    assert {str(k) for k in range(T)} <= set(text_of(verified_figure(verdicts, "title", Gallery(but(names=None)))))
 
 
 def test_long_names_lose_their_middle():

@@ -21,7 +21,7 @@ from datamodels.regress.prior import covariates_named
 from datamodels.regress.run import regress
 from datamodels.regress.split import Subsets, joined, split_models
 from datamodels.report import report
-from datamodels.report.examples import Examples as Shown
+from datamodels.report.gallery import Gallery
 from datamodels.runs import page_folder, read_store, stage_folder, verdicts_folder
 from datamodels.seals import write_sealed
 from datamodels.store import Store
@@ -293,9 +293,8 @@ def test_what_networks_mistake_is_a_behaviour_that_can_be_repaired(own):
 
 def test_repairs_of_what_has_no_class_are_refused_before_anything_is_trained(own):
     settings, engine, _ = own
-    for asked, named in ((["mixed: 0, 1"], "mixed has not one; set verify.relabel_to"),):
-        with pytest.raises(InputError, match=named):
-            verified(own, asked, goal="repair", methods="relabel")
+    with pytest.raises(InputError, match=r"mixed has not one; set verify\.relabel_to"):
+        verified(own, ["mixed: 0, 1"], goal="repair", methods="relabel")
     assert not (stage_folder(settings, "verify") / "store").exists()
     told, _ = verified(own, ["mixed: 0, 1"], goal="repair", methods="relabel", relabel_to=0)
     assert [search["relabelled"] for search in told["searches"]] == [0]
@@ -390,12 +389,12 @@ def test_a_behaviours_picture_is_its_targets_side_by_side():
         def pictures(self, of_train, indices):
             return np.stack([np.full((2, 3, 1), index, np.uint8) for index in indices])
 
-    examples = Shown(Pictured(), (Behaviour("five", T, (3, 8, 6, 1, 9)), Behaviour("two", T + 1, (4, 5))))
+    examples = Gallery(Pictured(), (Behaviour("five", T, (3, 8, 6, 1, 9)), Behaviour("two", T + 1, (4, 5))))
     five, two, four = (np.array(examples.picture(k))[..., 0].tolist() for k in (T, T + 1, 4))
     assert five == [[3] * 3 + [8] * 3] * 2 + [[6] * 3 + [1] * 3] * 2
     assert two == four == [[4] * 3] * 2
     assert [examples.of_target(k) for k in (T, 16, 3)] == ["five", "train:7", ""]
-    assert Shown(Additive()).picture(3) is None
+    assert Gallery(Additive()).picture(3) is None
 
 
 def test_the_built_in_recipe_tells_which_targets_are_training_images(settings, digits):
