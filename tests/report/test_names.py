@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from datamodels.brittleness import Outcome
-from datamodels.report.figures import target_figure, verified_figure
+from datamodels.report.figures import FITS_THUMBNAIL, target_figure, verified_figure
 from datamodels.report.gallery import Gallery, shortened
 from datamodels.resources import CONFIGS
 from datamodels.verify.record import Probe, RemovalRecord
@@ -82,10 +82,18 @@ def test_a_figure_shows_what_there_is_of_its_examples(pictures, names):
         name = examples.name(True, index)
         wanted = [name] if names is not None else [f"no. {index}"] if pictures is None else []
         for each in wanted:
-            assert shortened(each, 10) in text or shortened(each, 34) in text, each
+            assert shortened(each, FITS_THUMBNAIL) in text or shortened(each, 34) in text, each
         assert f"{1 / (1 + index):.2f}" in text
     assert ("no. 3" in text) == (pictures is names is None)
     assert ("training images" in text) == (pictures is not None)
+
+
+def test_long_names_of_classes_stand_above_the_weights():
+    def lines(*class_names):
+        return text_of(target_figure(removal(1, 3), Gallery(but(class_names=class_names)), []))
+
+    assert "cat: 1.00" in lines("cat", "cat", "cat")
+    assert {"automobile", "1.00"} <= set(lines("automobile", "automobile", "automobile"))
 
 
 def test_where_there_are_no_pictures_there_are_no_blank_squares():
