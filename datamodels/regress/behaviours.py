@@ -62,8 +62,8 @@ def behaviour(
     It is made where it is not there. `models` are the run's own, which say how; `before` is called before it is. Raises
     InputError where the run's prior is no longer that of `models`, and as a regression does.
     """
-    store, how = read_store(settings), _as_made(models, settings.regress)
-    mean, which = MeanMargins(store, targets), sorted(targets)
+    store, how, which = read_store(settings), _as_made(models, settings.regress), sorted(targets)
+    mean = MeanMargins(store, which)  # in one order: sums round alike, in whatever order they were asked about
     prior = covariates_named(how.prior, stage_folder(settings, "prior"), store.meta.num_train, store.meta.num_targets)
     meta: About = {**provenance(mean, how), "behaviour": which}
     if prior is not None:
