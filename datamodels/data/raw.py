@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodels.durable import write_arrays
+from datamodels.errors import InputError
 
 Images = npt.NDArray[Any]
 """uint8 (n, H, W, C), float32 (n, H, W, C), or float32 (n, d): features."""
@@ -35,7 +36,12 @@ class RawData(NamedTuple):
     class_names: tuple[str, ...]
 
     def save(self, path: str | Path) -> None:
-        """Write everything as an .npz file, which `data: {dataset: arrays, source: …}` reads. Raises OSError."""
+        """Write everything as an .npz file, which `data: {dataset: arrays, source: …}` reads.
+
+        Raises InputError where there is no folder for it, and OSError where it cannot be written.
+        """
+        if not Path(path).parent.is_dir():
+            raise InputError(f"{path} cannot be written: there is no folder {Path(path).parent}")
         arrays: dict[str, npt.NDArray[Any]] = {"class_names": np.array(self.class_names)}
         for side, split in (("train", self.train), ("test", self.test)):
             arrays |= {f"{side}_images": split.images, f"{side}_labels": split.labels}

@@ -12,6 +12,7 @@ from datamodels.data.existing import read_beton
 from datamodels.data.headers import ALLOCATION, FIELD, HEADER, read_head
 from datamodels.data.raw import RawSplit
 from datamodels.errors import InputError
+from tests.data.test_road import gone
 
 pytestmark = pytest.mark.skipif(not beton.available(), reason="FFCV is not installed here")
 
@@ -288,3 +289,24 @@ def test_a_thread_of_ffcvs_that_dies_is_not_waited_for():
 
     with pytest.raises(RuntimeError, match="has died"):
         next(beton.batches_of(Dead()))
+
+
+def test_pictures_that_ffcv_keeps_as_jpeg_go_to_a_page(tmp_path, settings):
+    from ffcv.fields import RGBImageField
+
+    images = [smooth(16, 16, k) for k in range(40)]
+    source = both(tmp_path / "mine", RGBImageField(write_mode="jpg", jpeg_quality=95), images)
+    run = settings(
+        data__dataset="beton",
+        data__source=source,
+        data__image_field="pixels",
+        data__label_field="y",
+        data__size=8,
+        data__train_images=0,
+        data__test_images=0,
+        store__num_models=64,
+    )
+    found, page = gone(run)
+    assert load(run).train.images.shape == (40, 8, 8, 3)
+    assert {"0", "3"} == found["base"].keys()
+    assert page.count("<img") > 2

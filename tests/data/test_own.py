@@ -86,6 +86,13 @@ def kinds():
 KINDS = kinds()
 
 
+def test_where_there_is_no_folder_nothing_is_saved(tmp_path):
+    images = np.zeros((4, 2, 2), np.uint8)
+    found = from_dataset((images, [0, 1, 0, 1]), (images + 1, [0, 1, 0, 1]))
+    with pytest.raises(InputError, match=r"mine\.npz cannot be written: there is no folder .*nowhere"):
+        found.save(tmp_path / "nowhere" / "mine.npz")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_arrays_are_those_of_the_data_set_also_after_they_were_saved(kind, tmp_path, loaded):
     given, images = KINDS[kind]
