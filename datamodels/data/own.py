@@ -7,7 +7,7 @@ Each of them is one of
   (C, H, W) as PyTorch has them, an array (H, W, C) as NumPy does, either also (H, W), or features (d,);
 * PyTorch's TensorDataset of images and labels;
 * a data set of Hugging Face's `datasets`, with columns image or img, and label, labels or fine_label;
-* a pair of arrays or tensors, images (n, …) and labels (n,).
+* a pair of arrays or tensors, images (n, …) and labels (n,), which may also be a list.
 
 Numbers are uint8, or floats, which become float32. Labels are whole numbers or text. The names of classes are those that the
 data set has: `classes`, as torchvision's have, or those of its column of labels.
@@ -125,13 +125,13 @@ def _pair_of_arrays(split: Any, where: str) -> tuple[Array, Array] | None:
     """Images and labels where they are given as whole arrays; tensors of images come with the channels last then."""
     whole = isinstance(split, TensorDataset) and type(split).__getitem__ is TensorDataset.__getitem__
     parts = split.tensors if whole else split
-    if (
-        not isinstance(parts, (tuple, list))
-        or len(parts) != 2
-        or not all(isinstance(p, (np.ndarray, torch.Tensor)) for p in parts)
-    ):
+    if not isinstance(parts, (tuple, list)) or len(parts) != 2 or not isinstance(parts[0], (np.ndarray, torch.Tensor)):
         return None
     images, labels = parts
+    if isinstance(labels, (tuple, list)) and len(labels) == len(images):
+        labels = _label_array(labels, where)
+    if not isinstance(labels, (np.ndarray, torch.Tensor)):
+        return None
     if not labels.ndim or not images.ndim:
         return None
     if isinstance(images, torch.Tensor):
