@@ -92,7 +92,10 @@ def _make(
 
 
 def summarise(store: Store, models: Datamodels, verified: Verified, tests: int) -> Record:
-    """The figures of the run, of whose targets the first so many are test images. Those about removals are of the fixed size where there is one; `by_rule` has them all."""
+    """The figures of the run, of whose targets the first so many are test images.
+
+    Those about removals are of the fixed size where there is one; `by_rule` has them all.
+    """
     rules = {rule: _summarise_rule(verdicts) for rule, verdicts in _by_rule(verified).items()}
     main = next((rule for rule in rules if rule != SUPPORT), SUPPORT)
     rules.setdefault(main, _summarise_rule([]))

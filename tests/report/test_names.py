@@ -6,6 +6,7 @@ import re
 import warnings
 from html.parser import HTMLParser
 from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -228,6 +229,6 @@ def test_a_function_without_labels_and_names_has_a_page_by_indices(tmp_path, com
 
 def test_accuracy_is_of_test_images_alone():
     margins = np.array([[1.0, -1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
-    store = SimpleNamespace(done=np.arange(2), margins=lambda ids: margins[ids])
+    store: Any = SimpleNamespace(done=np.arange(2), margins=lambda ids: margins[ids])
     assert _accuracy(store, 2) == 0.75
     assert _accuracy(store, 0) is None
