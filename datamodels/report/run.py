@@ -82,7 +82,7 @@ def _make(
             (temporary / f"{name}.svg").write_bytes(picture.svg)
         seconds = {**read_seconds(settings), "report": round(time.monotonic() - start, 2)}
         summary = {
-            **summarise(store, models, verified),
+            **summarise(store, models, verified, examples.targets.examples.tests),
             "seconds": seconds,
             "machine": describe_machine(),
             "made_from": made_from,
@@ -92,8 +92,11 @@ def _make(
         write_json(temporary / "summary.json", summary)
 
 
-def summarise(store: Store, models: Datamodels, verified: Verified) -> Record:
-    """The figures of the run. Those about removals are of the fixed size where there is one; `by_rule` has them all."""
+def summarise(store: Store, models: Datamodels, verified: Verified, tests: int) -> Record:
+    """The figures of the run, of whose targets the first so many are test images.
+
+    Those about removals are of the fixed size where there is one; `by_rule` has them all.
+    """
     rules = {rule: _summarise_rule(verdicts) for rule, verdicts in _by_rule(verified).items()}
     main = next((rule for rule in rules if rule != SUPPORT), SUPPORT)
     rules.setdefault(main, _summarise_rule([]))
@@ -101,7 +104,7 @@ def summarise(store: Store, models: Datamodels, verified: Verified) -> Record:
         "models": len(store.done),
         "heldout_models": len(models.heldout),
         "lds": models.metrics["mean"]["lds"],
-        "accuracy": _accuracy(store),
+        "accuracy": _accuracy(store, tests),
         "rule": main,
         **rules[main],
         "by_rule": rules,
@@ -128,10 +131,11 @@ def _summarise_method(searches: list[SearchRecord], done: str) -> Record:
     }
 
 
-def _accuracy(store: Store) -> float:
-    """Share of model–target pairs that are right, over all models of the store."""
-    right = sum(int((store.margins(store.done[k : k + 1000]) > 0).sum()) for k in range(0, len(store.done), 1000))
-    return right / (len(store.done) * store.meta.num_targets)
+def _accuracy(store: Store, tests: int) -> float | None:
+    """Share of pairs of model and test image that are right, over all models of the store; None where no target is one."""
+    parts = (store.done[k : k + 1000] for k in range(0, len(store.done), 1000))
+    right = sum(int((store.margins(ids)[:, :tests] > 0).sum()) for ids in parts)
+    return right / (len(store.done) * tests) if tests else None
 
 
 def _summarise_rule(verdicts: list[RemovalRecord]) -> Record:
@@ -278,7 +282,8 @@ def _page(settings: Settings, examples: Gallery, verified: Verified, summary: Re
         run=Path(settings.run.dir).name,
         alpha=settings.store.alpha,
         train_images=len(examples.learner.train_labels),
-        test_images=len(examples.learner.test_labels),
+        test_images=examples.targets.examples.tests,
+        train_targets=len(examples.targets.examples.train_targets),
         looks=verified.looks,
         base_models=verified.verify.get("base_models"),
         max_size=verified.verify.get("max_size"),

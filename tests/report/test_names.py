@@ -5,6 +5,8 @@ import json
 import re
 import warnings
 from html.parser import HTMLParser
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from datamodels.brittleness import Outcome
 from datamodels.report.figures import FITS_THUMBNAIL, target_figure, verified_figure
 from datamodels.report.gallery import Gallery, shortened
+from datamodels.report.run import _accuracy
 from datamodels.resources import CONFIGS
 from datamodels.verify.record import Probe, RemovalRecord
 from tests.learners.test_given import N, T, but
@@ -230,3 +233,10 @@ def test_a_function_without_labels_and_names_has_a_page_by_indices(tmp_path, com
     assert not any("name" in row for row in page.rows)
     (file, *_) = sorted((tmp_path / "run" / "report").glob("target-*-3.svg"))
     assert {line for line in re.findall(r">(no\. \d+)<", file.read_text()) if line}
+
+
+def test_accuracy_is_of_test_images_alone():
+    margins = np.array([[1.0, -1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    store: Any = SimpleNamespace(done=np.arange(2), margins=lambda ids: margins[ids])
+    assert _accuracy(store, 2) == 0.75
+    assert _accuracy(store, 0) is None
