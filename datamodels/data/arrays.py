@@ -99,6 +99,8 @@ def _one_of(there: Sequence[str], sides: Sequence[str], whats: Sequence[str], wh
 def _text(array: Array, what: str) -> list[str]:
     if array.ndim != 1 or array.dtype.kind not in "SU":
         raise InputError(f"{what} must be text (n,), not {array.dtype} of shape {array.shape}")
+    if (array == array.dtype.type()).any():
+        raise InputError(f"{what} has an empty text in row {int(np.argmax(array == array.dtype.type()))}")
     return [shown(bytes(e).decode("utf-8", "backslashreplace") if array.dtype.kind == "S" else str(e), 200) for e in array]
 
 

@@ -43,7 +43,7 @@ class Examples:
         self.n, self.t = len(learner.train_labels), len(learner.test_labels)
         self.train_labels, self.labels = np.asarray(learner.train_labels), np.asarray(learner.test_labels)
         self.train_targets: tuple[int, ...] = tuple(map(int, getattr(learner, "train_targets", ())))
-        self.class_names = tuple(class_names_of(learner))
+        self.class_names = _writable(class_names_of(learner))
         self._learner = learner
 
     @property
@@ -54,12 +54,12 @@ class Examples:
     @cached_property
     def test_names(self) -> tuple[str, ...]:
         """The names of the test images; none where they have none."""
-        return tuple(names_of(self._learner, False, range(self.tests)) or ())
+        return _writable(names_of(self._learner, False, range(self.tests)) or ())
 
     @cached_property
     def train_names(self) -> tuple[str, ...]:
         """The names of the training images."""
-        return tuple(names_of(self._learner, True, range(self.n)) or ())
+        return _writable(names_of(self._learner, True, range(self.n)) or ())
 
     @cached_property
     def tests_by_name(self) -> dict[str, list[int]]:
@@ -91,6 +91,11 @@ class Examples:
             return self.test_names[column] if self.test_names else None
         image = self.train_targets[column - self.tests]
         return f"{TRAIN}:{self.train_names[image] if self.train_names else image}"
+
+
+def _writable(names: Sequence[str]) -> tuple[str, ...]:
+    """Names as UTF-8 has them: those of files may have halves of characters, which no file could be written with."""
+    return tuple(name.encode("utf-8", "backslashreplace").decode("utf-8") for name in names)
 
 
 def _places(names: Sequence[str]) -> dict[str, list[int]]:

@@ -86,6 +86,14 @@ def test_names_of_classes_and_rows_come_with_the_arrays(tmp_path, loaded):
     assert data.test.names == tuple(f"test row {k}" for k in range(6))
 
 
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_an_empty_name_is_told_before_anything_is_trained(tmp_path, loaded, kind):
+    x, x_test = pair("u1", 5, 4)
+    names = np.array(["a", "", *"bcdefghijk"]).astype(kind)
+    with pytest.raises(InputError, match=r"train_names has an empty text in row 1"):
+        loaded("arrays", source=written(tmp_path / "a.npz", x, x_test, train_names=names))
+
+
 def test_classes_are_those_wanted_in_their_order(tmp_path, loaded, chosen):
     x, x_test = pair("u1", 5, 4)
     path = written(tmp_path / "a.npz", x, x_test, class_names=np.array(["cat", "ship", "airplane"]))

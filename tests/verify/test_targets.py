@@ -62,6 +62,12 @@ def test_a_name_with_a_hash_or_a_comma_is_that_name(tmp_path):
     assert targets_named("a,b,b", named(["a", "a,b", "b"]), 0) == [0, 2]
 
 
+def test_names_with_halves_of_characters_can_be_written():
+    examples = named(["a\udcff", "b", "c"], ["x\udcff", "y", "z"])
+    assert (examples.name(0), examples.class_name(0)) == ("a\\udcff", "x\\udcff")
+    assert targets_given(["a\\udcff", "class:x\\udcff"], examples) == [0, Group("class:x\\udcff", (0,))]
+
+
 def test_classes_whose_names_are_numbers_have_no_others():
     assert targets_given(["class:2"], named("abc", ["1", "2", "3"])) == [Group("class:2", (1,))]
     with pytest.raises(InputError, match=r"there is no class '0'; there are 1, 2, 3"):
