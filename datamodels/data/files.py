@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from datamodels.data import beton
+from datamodels.data.changes import state_of
 from datamodels.data.raw import RawData, RawSplit
 from datamodels.data.sources import NAMED_FILES, read_source, train_targets
 from datamodels.durable import is_there, new_folder, only_maker, read_json, real_place, save_array, tidy, write_json
@@ -39,6 +40,7 @@ FORMATS = ("beton", "npy")
 META = {"format": str, "settings": dict, "sizes": Each(int), "class_names": [str], "digest": str}
 META_2 = {**META, "images": str, "names": bool}
 NAMES = "names.json"
+STATE = "source_state"
 DTYPES = {"uint8": np.uint8, "float32": np.float32}
 ALWAYS = ("dataset", "train_images", "test_images", "seed", "pool")
 WHERE_SET = ("size", "classes", "image_field", "label_field")
@@ -83,48 +85,56 @@ def prepare(settings: Settings, use_ffcv: bool | None = None, raw: RawData | Non
     """Write the run's data unless it is there, and say in one line what was done.
 
     `use_ffcv` chooses the format; by default FFCV where it is installed. `raw` is written in the place of what the source has,
-    as with labels of one's own. Raises InputError when the folder was made under
-    other settings or the source cannot be read; the folder then stays as it was.
+    as with labels of one's own. Raises InputError when the folder was made under other settings, or of what the source was
+    before, or the source cannot be read; the folder then stays as it was.
     """
-    path = stage_folder(settings, "data")
+    path, state = stage_folder(settings, "data"), None if raw else state_of(settings.data)
     if is_there(path):
-        _read_meta(settings)
+        _refuse_changed(_read_meta(settings), state, path)
         tidy(path)
         return f"data: already in {path}"
     raw = raw or read_source(settings.data)
     with only_maker(path, f"data: waiting for another process that is writing {path}"):
         if is_there(path):
-            _read_meta(settings)
+            _refuse_changed(_read_meta(settings), state, path)
             return f"data: already in {path}"
         train_targets(settings.data, len(raw.train.labels), raw.train.names)
         with stage_seconds(settings, "data"):
-            how = _write(settings, raw, path, use_ffcv)
+            how = _write(settings, raw, path, use_ffcv, state)
     return f"data: {len(raw.train.labels)} training and {len(raw.test.labels)} test images in {path}, as {how}"
 
 
-def _write(settings: Settings, raw: RawData, path: Path, use_ffcv: bool | None) -> str:
+def _refuse_changed(meta: dict[str, Any], now: str | None, path: Path) -> None:
+    """Raise InputError where a source of one's own is not what it was; where it is gone nothing can be told."""
+    if now is not None and meta.get(STATE, now) != now:
+        told = f"the source of {path}, data.dataset and data.source, has changed since the images were read"
+        raise InputError(f"{told}; use another run.dir, or delete the run's folders")
+
+
+def _write(settings: Settings, raw: RawData, path: Path, use_ffcv: bool | None, state: str | None) -> str:
     """Write the folder; in words, in which format: by FFCV, and where it is not installed or cannot work as .npy files."""
     why_not = "since FFCV is not installed here"
     if beton.too_large(raw.train):
         why_not = "since FFCV's files have no room for so large an image"
     elif beton.available() if use_ffcv is None else use_ffcv:
         try:
-            _write_as(settings, raw, path, use_ffcv=True)
+            _write_as(settings, raw, path, True, state)
             return "FFCV .beton"
         except beton.CannotWriteError as e:
             why_not = f"since FFCV cannot work here: {e}"
-    _write_as(settings, raw, path, use_ffcv=False)
+    _write_as(settings, raw, path, False, state)
     return f".npy files, {why_not}"
 
 
-def _write_as(settings: Settings, raw: RawData, path: Path, use_ffcv: bool) -> None:
+def _write_as(settings: Settings, raw: RawData, path: Path, use_ffcv: bool, state: str | None) -> None:
     _look_for_room(raw, path, use_ffcv)
     with new_folder(path) as temporary:
         for name, split in zip(SPLITS, raw[:2], strict=True):
             _write_split(temporary, name, split, use_ffcv)
         if _has_names(raw):
             write_sealed(temporary / NAMES, {name: split.names for name, split in zip(SPLITS, raw[:2], strict=True)})
-        write_json(temporary / "meta.json", _meta(settings, raw, use_ffcv))
+        more = {} if state is None else {STATE: state}
+        write_json(temporary / "meta.json", {**_meta(settings, raw, use_ffcv), **more})
 
 
 def _look_for_room(raw: RawData, path: Path, use_ffcv: bool) -> None:
