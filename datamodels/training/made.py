@@ -58,9 +58,8 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 def generators(device: torch.device) -> dict[str, bytes]:
     """The states of the generators that all share, by whose they are; PyTorch's on the processor and on the device."""
-    of_torch = [generator.get_state().numpy() for generator in _of_torch(device)]
     return {
-        PYTORCH: b"".join(state.tobytes() for state in of_torch),
+        PYTORCH: b"".join(bytes(generator.get_state().tolist()) for generator in _of_torch(device)),
         "Python's random": pickle.dumps(random.getstate()),
         "NumPy's random": pickle.dumps(np.random.get_state()),  # noqa: NPY002
     }

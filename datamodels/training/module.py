@@ -89,7 +89,7 @@ class Passed(NamedTuple):
     changed: Named
 
 
-class _Tried(NamedTuple):
+class Tried(NamedTuple):
     """What came of a trial: logits of the last step and of an evaluation, and what the last layer saw in that one; the elements
     of the largest activation of an image.
     """
@@ -99,7 +99,7 @@ class _Tried(NamedTuple):
     features: Tensor
     largest: int
 
-    def is_as(self, other: _Tried) -> bool:
+    def is_as(self, other: Tried) -> bool:
         """Whether both gave the same."""
         pairs = ((self.of_step, other.of_step), (self.logits, other.logits))
         size = max(float(t.detach().nan_to_num().abs().max()) for t in (self.of_step, self.logits))
@@ -364,7 +364,7 @@ class ModuleNetwork:
         except InputError:
             self.slopes_together, self._free = False, []
 
-    def _trial(self, examples: Tensor, k: int) -> _Tried:
+    def _trial(self, examples: Tensor, k: int) -> Tried:
         """Two steps of K models without an update, and an evaluation."""
         parameters, state = self._models(k, examples.device)
         batch = torch.cat([examples] * k, 1)
@@ -379,7 +379,7 @@ class ModuleNetwork:
                     torch.autograd.grad(of_step.sum(), row)
             with torch.no_grad(), _Largest(len(examples)) as largest:
                 logits, features = self._passed(parameters, state, examples, False, None)
-        return _Tried(of_step, logits, features, max(1, largest.numbers // (k * len(examples))))
+        return Tried(of_step, logits, features, max(1, largest.numbers // (k * len(examples))))
 
     def _models(self, k: int, device: torch.device) -> tuple[Tensor, ModuleState]:
         """Parameters (K, P) and state of some models."""
