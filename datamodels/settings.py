@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import fastargs.config
 import yaml
@@ -430,9 +430,6 @@ def _nearest_flag(given: str, parser: argparse.ArgumentParser) -> str:
     own = "--" + flag.lstrip("-").rpartition(".")[2]
     found = [own] if own in flags else get_close_matches(flag, [name for name in flags if ("." in name) == ("." in flag)], 1)
     return f"; did you mean {found[0]}?" if found else ""
-
-
-S = TypeVar("S")
 
 
 def _build(config: Config) -> Settings:

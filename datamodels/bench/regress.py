@@ -172,10 +172,6 @@ def _on_the_data_matrix(packed: ByteArray, margins: Array, size: Size, weights: 
     return found
 
 
-def _times(others: dict[str, dict[str, float]], total: float) -> float | None:
-    return round(min(o["seconds_for_all"] for o in others.values()) / total, 1) if others else None
-
-
 def _path_by(name: str, x: Array, y: Array, lams: Array) -> Array:
     """Weights (N, λ) by another package."""
     with warnings.catch_warnings():

@@ -97,13 +97,9 @@ def _of_one_order(
     """Labels of both splits and the names of train's classes: labels as these names where test numbers its own otherwise."""
     if of_train is None or of_test is None or list(of_train) == list(of_test):
         return (train, test), of_train
-    sides = ((train, of_train), (test, of_test))
-    if not all(
-        labels.dtype.kind in "iu" and 0 <= labels.min(initial=0) <= labels.max(initial=0) < len(k) for labels, k in sides
-    ):
+    if not (_are_places(train, len(of_train)) and _are_places(test, len(of_test))):
         return (train, test), of_train
-    first, second = (np.array(names)[labels] for labels, names in sides)
-    return (first, second), of_train
+    return (np.array(of_train)[train], np.array(of_test)[test]), of_train
 
 
 def _are_places(labels: Array, n: int) -> bool:

@@ -150,7 +150,10 @@ def is_one_line(text: Any) -> bool:
 
 
 def refuse_other_names(names: Any, number: int, what: str, at_least: bool = False) -> None:
-    """Raise InputError, which begins with `what`, where names are no list or tuple of so many texts of one line each."""
+    """Raise InputError, which begins with `what`, where names are no list or tuple of so many texts of one line each.
+
+    With `at_least` there may be more, and each is another one, for they name classes: `class:dog` must mean one of them.
+    """
     if not isinstance(names, (list, tuple)) or not (len(names) >= number if at_least else len(names) == number):
         given = f"{len(names)}" if isinstance(names, (list, tuple)) else type(names).__name__
         least = "at least " * at_least
@@ -158,6 +161,9 @@ def refuse_other_names(names: Any, number: int, what: str, at_least: bool = Fals
     bad = next((name for name in names if not is_one_line(name)), None)
     if bad is not None or None in names:
         raise InputError(f"{what} must be texts of one line each, not {shown(repr(bad), 80)}")
+    if at_least and len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{what} must be different, and {shown(repr(twice), 80)} comes twice")
 
 
 # What it gives of models.

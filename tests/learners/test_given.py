@@ -217,6 +217,7 @@ LABELS = Good.train_labels
         ({"class_names": ["a", 1, "c"]}, "class_names of the learner mine:Mine must be texts of one line each, not 1"),
         ({"class_names": ["a", None, "c"]}, "must be texts of one line each"),
         ({"class_names": ["a", "b\nb", "c"]}, "must be texts of one line each"),
+        ({"class_names": ["a", "b", "a"]}, "class_names of .* must be different, and 'a' comes twice"),
         ({"train_targets": 3}, "train_targets of the learner mine:Mine must be a list, tuple or array of different indices"),
         ({"train_targets": (N,)}, f"different indices from 0 to {N - 1}, fewer than the {T} targets, not"),
         ({"train_targets": [3, 3]}, "must be a list, tuple or array of different indices"),
