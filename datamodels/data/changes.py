@@ -1,4 +1,4 @@
-"""Whether the source of a run's data is still what they were made of: rows of two states of it are not to be mixed."""
+"""Whether the source of a run's data may have changed since: a look at files that are not read. What they hold then decides."""
 
 from __future__ import annotations
 

@@ -90,13 +90,13 @@ def prepare(settings: Settings, use_ffcv: bool | None = None, raw: RawData | Non
     """
     path, state = stage_folder(settings, "data"), None if raw else state_of(settings.data)
     if is_there(path):
-        _refuse_changed(_read_meta(settings), state, path)
+        _refuse_changed(settings, state)
         tidy(path)
         return f"data: already in {path}"
     raw = raw or read_source(settings.data)
     with only_maker(path, f"data: waiting for another process that is writing {path}"):
         if is_there(path):
-            _refuse_changed(_read_meta(settings), state, path)
+            _refuse_changed(settings, state)
             return f"data: already in {path}"
         train_targets(settings.data, len(raw.train.labels), raw.train.names)
         with stage_seconds(settings, "data"):
@@ -104,11 +104,22 @@ def prepare(settings: Settings, use_ffcv: bool | None = None, raw: RawData | Non
     return f"data: {len(raw.train.labels)} training and {len(raw.test.labels)} test images in {path}, as {how}"
 
 
-def _refuse_changed(meta: dict[str, Any], now: str | None, path: Path) -> None:
-    """Raise InputError where a source of one's own is not what it was; where it is gone nothing can be told."""
-    if now is not None and meta.get(STATE, now) != now:
+def _refuse_changed(settings: Settings, now: str | None) -> None:
+    """Raise InputError where a source of one's own does not give what the folder was made of; one that is gone is not missed.
+
+    Where only its state is another, as when files were copied, the new state is kept.
+    """
+    meta, path = _read_meta(settings), stage_folder(settings, "data")
+    if now is None or meta.get(STATE, now) == now:
+        return
+    raw = read_source(settings.data)
+    again = _meta(settings, raw, use_ffcv=meta["format"] == "beton")
+    same = all(meta.get(key) == again.get(key) for key in ("digest", "class_names", "names"))
+    sides = zip(SPLITS, raw[:2], strict=True)
+    if not same or (_has_names(raw) and any(_names(path, meta, side) != split.names for side, split in sides)):
         told = f"the source of {path}, data.dataset and data.source, has changed since the images were read"
         raise InputError(f"{told}; use another run.dir, or delete the run's folders")
+    write_json(path / "meta.json", {**meta, STATE: now})
 
 
 def _write(settings: Settings, raw: RawData, path: Path, use_ffcv: bool | None, state: str | None) -> str:

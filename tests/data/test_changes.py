@@ -42,6 +42,10 @@ def another_picture(source):
     shutil.copy(source / "train/a/0.png", source / "train/a/9.png")
 
 
+def another_name(source):
+    (source / "test/b/2.png").rename(source / "test/b/3.png")
+
+
 def edited(source):
     with np.load(source) as found:
         np.savez(source, **{name: found[name][::-1] for name in found})
@@ -52,15 +56,14 @@ def of(kind, settings, tmp_path):
     return source, settings(data__dataset=kind, data__source=source, data__train_images=0, data__test_images=0)
 
 
-@pytest.mark.parametrize(("kind", "change"), [("folder", another_picture), ("arrays", edited)])
+@pytest.mark.parametrize(("kind", "change"), [("folder", another_picture), ("folder", another_name), ("arrays", edited)])
 def test_changed_files_are_refused_and_what_was_made_of_them_stays(settings, tmp_path, kind, change):
     source, run = of(kind, settings, tmp_path)
     prepare(run, use_ffcv=False)
     made = load(run)
     assert prepare(run) == f"data: already in {tmp_path / 'run' / 'data'}"
     os.utime(next(source.rglob("*.png")) if source.is_dir() else source, (1, 1))
-    with pytest.raises(InputError, match="has changed since the images were read"):
-        prepare(run)
+    assert prepare(run).startswith("data: already in")  # copied, say: another time, the same content
     change(source)
     with pytest.raises(InputError, match="has changed since the images were read"):
         prepare(run)
@@ -75,7 +78,11 @@ def test_a_changed_function_is_refused(settings, tmp_path, monkeypatch):
     run = settings(data__dataset="data_of_mine:data", data__train_images=0, data__test_images=0)
     prepare(run, use_ffcv=False)
     assert prepare(run).startswith("data: already in")
-    (tmp_path / "data_of_mine.py").write_text(OWN.replace("+ 100", "+ 99"), encoding="utf-8")
+    sys.modules.pop("data_of_mine")
+    (tmp_path / "data_of_mine.py").write_text(OWN + "# a comment", encoding="utf-8")
+    assert prepare(run).startswith("data: already in")
+    sys.modules.pop("data_of_mine")
+    (tmp_path / "data_of_mine.py").write_text(OWN.replace("+ 100", "+ 99") + "# and another", encoding="utf-8")
     with pytest.raises(InputError, match="has changed since the images were read"):
         prepare(run)
     sys.modules.pop("data_of_mine")
