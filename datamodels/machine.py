@@ -48,6 +48,17 @@ def free_host_memory(root: Path = Path("/")) -> int:
     return max(0, min(found))
 
 
+def held_beside(root: Path = Path("/")) -> int:
+    """Bytes of memory of their own that other processes have which the same one has started. `root` is where /proc lies."""
+    held = 0
+    for folder in (root / "proc").glob("[0-9]*"):
+        words = [line.split() for line in _lines(folder / "status")]
+        found = {of[0]: of[1] for of in words if len(of) > 1}
+        if found.get("PPid:") == str(os.getppid()) and folder.name != str(os.getpid()):
+            held += int(found.get("RssAnon:", 0)) * 1024
+    return held
+
+
 def refuse_tight_limits() -> None:
     """Raise InputError where the process's own limits leave no memory for the threads that train: libraries crash then."""
     least = THREAD_BYTES * (4 + cores())

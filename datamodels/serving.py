@@ -41,15 +41,15 @@ def tell(value: Any) -> None:
         _worker.out.put((TOLD, _worker.at, pickle.dumps(value)))
 
 
-class _Told(io.TextIOBase):
-    """A stream whose lines are told to the process that started this one: it has the progress bar.
+class Lines(io.TextIOBase):
+    """A stream whose lines are told, such as to the process that started this one: it has the progress bar.
 
     Each thread has a line of its own under way, so that those of two do not mix.
     """
 
-    def __init__(self, worker: _Worker) -> None:
+    def __init__(self, tell: Callable[[str], None]) -> None:
         super().__init__()
-        self.worker, self.under_way = worker, threading.local()
+        self.tell_line, self.under_way = tell, threading.local()
 
     def writable(self) -> bool:
         """It is."""
@@ -60,7 +60,7 @@ class _Told(io.TextIOBase):
         *lines, rest = (getattr(self.under_way, "rest", "") + text).split("\n")
         self.under_way.rest = rest[-MOST_OF_A_LINE:]
         for line in lines:
-            self.worker.say(line)
+            self.tell_line(line)
         return len(text)
 
     def end_line(self) -> None:
@@ -83,7 +83,7 @@ class _Worker:
         self.make, self.here, self.made = b"", None, False
         self.maker: Callable[[], Any] | None = None
         self.failure: tuple[str | None, str] | None = None
-        self.stderr = _Told(self)
+        self.stderr = Lines(self.say)
 
     def run(self) -> None:
         """Work until the other end is gone, or SIGTERM or SIGINT comes from elsewhere."""

@@ -26,13 +26,14 @@ from datamodels.resources import CONFIGS
 
 DEFAULT_CONFIG = "cifar10.yaml"
 BUILT_IN = "built-in"
-NO_ARRAYS = NO_SOURCE = NO_TARGETS = "none"
+NO_ARRAYS = NO_SOURCE = NO_TARGETS = NO_FILES = "none"
 ALL, OFFICIAL = "all", "official"
 DATASETS = ("digits", "cifar10", "cifar100", "folder", "beton", "arrays")
 MEASURED = "measured"
 RESNET9, LINEAR = ARCHITECTURES = ("resnet9", "linear")
 PLAIN, PADDED, COMPILED, COMPILED_PADDED = PROGRAMS = ("plain", "padded", "compiled", "compiled-padded")
 VERIFY = "verify"
+LOCAL, RAY = ENGINES = ("local", "ray")
 FLIP, REPAIR = "flip", "repair"
 LONGEST_CONFIG, DEEPEST_CONFIG = 2**16, 8
 MOST_MODELS = 2**20
@@ -269,6 +270,35 @@ class VerifySettings:
 
 
 @dataclass(frozen=True)
+class RaySettings:
+    """How `--engine ray` uses a Ray cluster. None of it changes a model."""
+
+    address: str = setting(
+        Text(), "auto", "the cluster: auto, for the one that this machine is a node of, or IP:port of its head"
+    )
+    gpus: float = real(
+        -1,
+        "GPUs of a task, at most 1; 0.5: two tasks share one; 0: none; -1: 1 where the cluster has any at the beginning",
+        low=-1,
+        high=1,
+    )
+    cpus: float = real(1, "processor cores of a task", high=2**10)
+    patience: float = real(
+        10, "a task is ended, and tried elsewhere, after so many times the median time of one, and 30 s at least", low=1
+    )
+    data: str = setting(
+        Choice("send", "local"),
+        "send",
+        "send: the images reach each node once, through Ray; local: each node has the run's folder data, and it is compared",
+    )
+    files: str = setting(
+        Text(),
+        NO_FILES,
+        f"files and folders that one's own code reads, with commas between: they travel to every node; or {NO_FILES}",
+    )
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings, section by section."""
 
@@ -281,6 +311,7 @@ class Settings:
     prior: PriorSettings
     regress: RegressSettings
     verify: VerifySettings
+    ray: RaySettings = RaySettings()
 
 
 SECTIONS: dict[str, type[Any]] = {
@@ -293,6 +324,7 @@ SECTIONS: dict[str, type[Any]] = {
     "prior": PriorSettings,
     "regress": RegressSettings,
     "verify": VerifySettings,
+    "ray": RaySettings,
 }
 
 Record = dict[str, Any]
@@ -331,6 +363,23 @@ def parse(argv: Sequence[str], parser: argparse.ArgumentParser | None = None) ->
 def argument_parser(prog: str, description: str = "") -> argparse.ArgumentParser:
     """A parser for `parse`, to which a stage can add arguments of its own."""
     return _Parser(prog=prog, description=description, allow_abbrev=False)
+
+
+def engine_arguments(parser: argparse.ArgumentParser, of_gpu: str, metavar: str | None = None) -> None:
+    """The arguments that say who computes: `--engine` and `--gpu`."""
+    told = f"who computes: {LOCAL}, the devices of this machine that --gpu names (default), or {RAY}, a Ray cluster (--ray.…)"
+    parser.add_argument("--engine", choices=ENGINES, default=LOCAL, help=told)
+    parser.add_argument("--gpu", metavar=metavar, help=of_gpu)
+
+
+def gpu_of(args: argparse.Namespace, default: str | None = None) -> str | None:
+    """What `--gpu` names. Raises InputError where it is given to an engine that has no use for it."""
+    given: str | None = args.gpu
+    if args.engine == LOCAL:
+        return default if given is None else given
+    if given is not None:
+        raise InputError(f"--gpu names devices of this machine; for --engine {RAY} see --ray.gpus and --ray.cpus")
+    return None
 
 
 def _declare() -> Config:

@@ -12,17 +12,25 @@ BELOW: dict[str, set[str]] = {
     "reading": set(),
     "data": set(),
     "store": set(),
+    "cluster": set(),
     "training": {"data"},
     "brittleness": {"store"},
     "learners": {"data", "store", "training"},
-    "regress": {"store"},
-    "worker": {"data", "store", "training", "learners"},
+    "regress": {"store", "cluster"},
+    "worker": {"data", "store", "training", "learners", "cluster"},
     "verify": {"store", "training", "learners", "regress", "brittleness", "worker"},
     "report": {"store", "learners", "regress", "brittleness", "verify"},
 }
 """Of each stage the ones whose code it may use; `__main__` files are doors and may use all."""
 NO_NETWORKS = {"torch", "cupy"}
-NOT_FOR = {"store": NO_NETWORKS, "brittleness": NO_NETWORKS, "regress": {"torch"}, "verify": {"torch"}, "report": {"torch"}}
+NOT_FOR = {
+    "store": NO_NETWORKS,
+    "cluster": NO_NETWORKS,
+    "brittleness": NO_NETWORKS,
+    "regress": {"torch"},
+    "verify": {"torch"},
+    "report": {"torch"},
+}
 READS_PT = "exchange.py"
 """Files of PyTorch's are read and written by PyTorch."""
 

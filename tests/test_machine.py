@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from datamodels.machine import free_host_memory
+from datamodels.machine import free_host_memory, held_beside
 
 GB = 2**30
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n"
@@ -82,6 +82,15 @@ def test_the_least_limit_counts(tmp_path, files, free):
 
 def test_without_anything_to_read_half_of_the_memory_is_taken_for_free(tmp_path):
     assert 0 < free_host_memory(tmp_path) <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def test_what_others_of_the_same_parent_hold(tmp_path):
+    of_it, mine = os.getppid(), os.getpid()
+    for pid, parent, held in ((mine, of_it, 1), (mine + 1, of_it, 2), (mine + 2, of_it, 4), (mine + 3, of_it + 1, 8)):
+        text = f"Name:\tray::work x\nPPid:\t{parent}\nGroups:\t \nRssAnon:\t  {held * 2**20} kB\nRssShmem:\t 9 kB\n"
+        tree(tmp_path, {f"proc/{pid}/status": text})
+    (tmp_path / "proc" / str(mine + 4)).mkdir()  # it has just ended
+    assert held_beside(tmp_path) == 6 * GB
 
 
 @pytest.mark.parametrize("limit", ["-v", "-d"])

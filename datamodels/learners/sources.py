@@ -17,7 +17,12 @@ CHANGED = "give --worker.trust_changed_code true to go on all the same, or anoth
 
 
 def sources_of(module_name: str) -> dict[str, str]:
-    """SHA-256 of a module's file, and of the modules beside it that it imports, directly or not, by path from its folder.
+    """SHA-256 of a module's file, and of the modules beside it that it imports: see `files_of`."""
+    return {name: digest(file) for name, file in files_of(module_name).items()}
+
+
+def files_of(module_name: str) -> dict[str, Path]:
+    """A module's file, and those of the modules beside it that it imports, directly or not, by path from its folder.
 
     Beside it: in the folder from which the module, or the package that it belongs to, was imported. Imports are found by
     reading, also those within functions; what is imported by a name made at run time is not. A module without a file has none.
@@ -27,15 +32,14 @@ def sources_of(module_name: str) -> dict[str, str]:
         return {}
     path = Path(file).resolve()
     root = path.parents[module_name.count(".") + (path.name == "__init__.py")]
-    found: dict[Path, str] = {}
-    waiting = [path]
+    found, waiting = set[Path](), [path]
     while waiting:
         source = waiting.pop()
         if source not in found:
-            found[source] = digest(source)
+            found.add(source)
             names = [name for name in _imports(source, root) if name.partition(".")[0] != PACKAGE]
             waiting += [each for name in names for each in _files(root, name)]
-    return {source.relative_to(root).as_posix(): found[source] for source in sorted(found)}
+    return {source.relative_to(root).as_posix(): source for source in sorted(found)}
 
 
 @functools.cache
