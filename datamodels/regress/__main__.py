@@ -2,14 +2,16 @@
 
 import dataclasses
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
+from datamodels.cluster import Cluster
 from datamodels.errors import InputError, run_command
 from datamodels.processes import ALL, CPU
 from datamodels.regress.run import export_weights, import_weights, regress, regress_store
 from datamodels.regress.scales import BY_STORE, RAW
 from datamodels.runs import stage_folder
-from datamodels.settings import argument_parser, parse
+from datamodels.settings import RAY, argument_parser, engine_arguments, gpu_of, parse
 
 
 def main() -> None:
@@ -33,8 +35,9 @@ def main() -> None:
     of_masks = "--import: weights for standardised masks, with a share ALPHA of images in each; without it, as in --store"
     scale.add_argument("--standardised", dest="masks", nargs="?", const=BY_STORE, metavar="ALPHA", help=of_masks)
     of_devices = "the GPU to compute on, or cpu (default: the first one that CuPy finds); several with commas between, or all"
-    parser.add_argument("--gpu", metavar="N[,N…]", help=of_devices)
+    engine_arguments(parser, of_devices, "N[,N…]")
     settings, args = parse(sys.argv[1:], parser)
+    gpu = gpu_of(args)
     if args.pt_out is not None and (args.any_store is not None or args.pt_in is not None):
         raise InputError("--export is not done together with --import or --store; give one of them")
     if args.masks is not None and args.pt_in is None:
@@ -49,12 +52,13 @@ def main() -> None:
         print(import_weights(args.pt_in, args.out, args.masks, args.any_store))
     else:
         # Who names GPUs here wants these and nothing else.
-        named = settings.regress.device == "auto" and args.gpu is not None and not {CPU, ALL} & {*args.gpu.split(",")}
+        named = settings.regress.device == "auto" and gpu is not None and not {CPU, ALL} & {*gpu.split(",")}
         how = dataclasses.replace(settings.regress, device="gpu") if named else settings.regress
-        if args.any_store is None:
-            print(regress(dataclasses.replace(settings, regress=how), args.gpu))
-        else:
-            print(regress_store(args.any_store, args.out, how, args.gpu))
+        with Cluster(settings.ray) if args.engine == RAY else nullcontext() as cluster:
+            if args.any_store is None:
+                print(regress(dataclasses.replace(settings, regress=how), gpu, cluster))
+            else:
+                print(regress_store(args.any_store, args.out, how, gpu, cluster))
 
 
 run_command(main)

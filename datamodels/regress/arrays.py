@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from datamodels.errors import InputError, of_memory, one_line
-from datamodels.machine import free_host_memory
+from datamodels.machine import free_host_memory, held_beside
 from datamodels.progress import say
 
 FINEST_FLOAT32_GAP = 1e-5
@@ -130,6 +130,11 @@ def free_memory(xp: Any) -> int:
     if xp is np:
         return free_host_memory()
     return int(xp.cuda.runtime.memGetInfo()[0] + xp.get_default_memory_pool().free_bytes())
+
+
+def held_memory(xp: Any) -> int:
+    """Bytes that others hold of the device's memory: on the processor those of the same parent, on a GPU whoever it is."""
+    return held_beside() if xp is np else max(0, int(xp.cuda.runtime.memGetInfo()[1]) - free_memory(xp))
 
 
 def on_device(array: Any, xp: Any, dtype: Any = None) -> Any:

@@ -2,7 +2,8 @@
 
 Models, split, prior, choice of λ and metrics are those of the run's own regression; y is the mean margin, model by model. A
 prior's covariates are the means of those of the targets. Each behaviour is regressed by itself, so that its weights follow from
-its targets alone, whatever else is asked about. They lie in RUN/regress-behaviours, in a folder for each set of targets.
+its targets alone, whatever else is asked about; and on this machine, also where the run's is done on a cluster: it is of one
+target only. They lie in RUN/regress-behaviours, in a folder for each set of targets.
 """
 
 from __future__ import annotations

@@ -87,7 +87,8 @@ def fit_shares(
     if most < 2:
         return []
     plan = Plan(store.folder, settings, prior, parts, unfinished.begun(), unfinished.meta, pieces, min(most, len(devices)))
-    with Team(devices[:most], functools.partial(prepare, plan)) as team, _one_bar(plan, store, bar) as heard:
+    targets = targets_named(store, settings.targets)
+    with Team(devices[:most], functools.partial(prepare, plan)) as team, one_bar(settings, targets, pieces, bar) as heard:
         return _work(team, heard)
 
 
@@ -110,14 +111,20 @@ def pieces_of(unfinished: Unfinished, store: Store, settings: RegressSettings, d
     if not size:
         at_once = len(devices) * (CPU_BLOCK if set(devices) == {CPU} else GPU_BLOCK)
         size = -(-(last - first) // (len(devices) * -(-(last - first) // at_once)))
+    return missing_pieces(unfinished, (first, last), settings, size)
+
+
+def missing_pieces(unfinished: Unfinished, targets: tuple[int, int], settings: RegressSettings, size: int) -> Pieces:
+    """The targets, the first and one past the last of them, that are not done in each stage, so many together or fewer."""
+    first, last = targets
     pieces: Pieces = {CHOSEN: [], FITTED: []}
-    for stage in _steps(settings):
+    for stage in steps_of(settings):
         for start, stop in unfinished.missing(stage, first, last):
             pieces[stage] += [(at, min(at + size, stop)) for at in range(start, stop, size)]
     return pieces
 
 
-def _steps(settings: RegressSettings) -> dict[str, int]:
+def steps_of(settings: RegressSettings) -> dict[str, int]:
     """The steps of each stage for a target."""
     of_lasso = settings.prior == "none" or settings.sparse
     return {CHOSEN: settings.lams, FITTED: 1} if of_lasso else {FITTED: 1}
@@ -149,12 +156,13 @@ def _telling(unit: str, total: int) -> Iterator[Callable[..., None]]:
 
 
 @contextmanager
-def _one_bar(plan: Plan, store: Store, bar: Bar) -> Iterator[Callable[[str, Any], None]]:
+def one_bar(
+    settings: RegressSettings, targets: tuple[int, int], pieces: Pieces, bar: Bar
+) -> Iterator[Callable[[str, Any], None]]:
     """Takes what all processes tell of their steps, and shows them as targets."""
-    first, last = targets_named(store, plan.settings.targets)
-    steps = _steps(plan.settings)
+    (first, last), steps = targets, steps_of(settings)
     whole, every = sum(steps.values()), sum(steps.values()) * (last - first)
-    left = sum(steps[stage] * (stop - start) for stage in steps for start, stop in plan.pieces[stage])
+    left = sum(steps[stage] * (stop - start) for stage in steps for start, stop in pieces[stage])
     done, shown = every - left, 0
     with bar("targets", last - first) as advance:
 

@@ -31,7 +31,7 @@ from datamodels.regress.moments import Moments
 from datamodels.regress.prior import Covariates, Prior, estimate, posterior_mean
 from datamodels.regress.repeats import Repeats, repeats
 from datamodels.regress.score import predict, score
-from datamodels.regress.solvers import Gram, Lasso, Plan, plan
+from datamodels.regress.solvers import ALONE, Gram, Lasso, Plan, Sharers, plan
 from datamodels.regress.source import Source, targets_named
 from datamodels.regress.split import Parts, Subsets, joined, split_models
 from datamodels.regress.unfinished import Kept, Unfinished
@@ -102,7 +102,7 @@ def fit_datamodels(
     if kept is not None:
         return _fit_of(source, parts, *kept, {})
     with computing(settings.device, gpu) as xp:
-        return _whole(_run_of(source, settings, bar, unfinished, covariates, parts, xp))
+        return _whole(run_of(source, settings, bar, unfinished, covariates, parts, xp))
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,11 @@ def fit_share(
     if not unfinished.missing(FITTED, source.first, source.last) and unfinished.recall(ABOUT) is not None:
         return Share({}, {}, {})
     with computing(settings.device, gpu) as xp:
-        return _share(_run_of(source, settings, bar, unfinished, covariates, parts, xp, sharers), pieces)
+        among = Sharers(sharers if xp is np else 1)
+        return _share(run_of(source, settings, bar, unfinished, covariates, parts, xp, among), pieces)
 
 
-def _whole(run: _Run) -> Fit:
+def _whole(run: Run) -> Fit:
     lams, parts = run.settings.lams, run.parts
     run.begin()
     if not run.of_mean:
@@ -148,18 +149,18 @@ def _whole(run: _Run) -> Fit:
     return _fit_of(run.source, parts, found, run.about(), run.seconds)
 
 
-def _share(run: _Run, pieces: Pieces) -> Share:
-    lams, parts, done = run.settings.lams, run.parts, dict[str, int]()
+def _share(run: Run, pieces: Pieces) -> Share:
+    done = dict[str, int]()
     run.begin()
     if not run.of_mean:
-        done[CHOSEN] = run.some(CHOSEN, "λ", lams, run.choose, parts.choice, pieces[CHOSEN])
-        run.take_in(parts.choice)
-    done[FITTED] = run.some(FITTED, "targets", 1, run.finish, parts.heldout, pieces[FITTED], run.recall_chosen)
+        done[CHOSEN] = run.some_chosen(pieces[CHOSEN])
+        run.take_in(run.parts.choice)
+    done[FITTED] = run.some_fitted(pieces[FITTED])
     run.about()
     return Share(done, run.seconds, dict(run.solver.work))
 
 
-def _run_of(
+def run_of(
     source: Source,
     settings: RegressSettings,
     bar: Bar,
@@ -167,14 +168,15 @@ def _run_of(
     covariates: Covariates | None,
     parts: Parts,
     xp: Any,
-    sharers: int = 1,
-) -> _Run:
+    sharers: Sharers = ALONE,
+) -> Run:
+    """A regression that has not begun, planned for the memory that is free. Raises InputError where that is too little."""
     sizes = (len(parts.fit), len(parts.choice), len(parts.heldout))
     known = None if covariates is None else len(covariates.names)
     of = needs(source.n, source.t, sizes, settings, source.margin_bytes, known, on_host=xp is np)
     planned = plan(source, settings, of, xp, sharers)
     since = None if covariates is None else covariates.since(source.first)
-    return _Run(source, settings, planned, planned.block, unfinished, bar, xp, parts, since)
+    return Run(source, settings, planned, planned.block, unfinished, bar, xp, parts, since)
 
 
 def _all_kept(source: Source, unfinished: Unfinished) -> tuple[Kept, Kept] | None:
@@ -195,7 +197,7 @@ def _fit_of(source: Source, parts: Parts, found: Kept, about: Kept, seconds: dic
 
 
 @dataclass
-class _Run:
+class Run:
     """One regression under way; `size` targets are solved at once, fewer when memory runs out."""
 
     source: Source
@@ -249,6 +251,14 @@ class _Run:
         with self._timed(stage), self.bar(unit, steps * self.source.t) as self.advance:
             packed = on_device(self.source.packed(judged), self.xp)
             return side_by_side(self._blocks(stage, steps, work, packed, judged, slice(0, self.source.t)))
+
+    def some_chosen(self, pieces: list[tuple[int, int]]) -> int:
+        """Choose λ for some pieces of the targets, as `some` does."""
+        return self.some(CHOSEN, "λ", self.settings.lams, self.choose, self.parts.choice, pieces)
+
+    def some_fitted(self, pieces: list[tuple[int, int]]) -> int:
+        """Do the last stage for some pieces of the targets, as `some` does, where what was chosen for them is kept."""
+        return self.some(FITTED, "targets", 1, self.finish, self.parts.heldout, pieces, self.recall_chosen)
 
     def some(
         self,
@@ -304,11 +314,10 @@ class _Run:
         """Have at hand what was chosen for some targets, as the store counts them; whether all of that is kept."""
         if self.of_mean:
             return True
-        whole = self.unfinished.walk(CHOSEN, self.source.first, self.source.last)
-        blocks = [block for block in whole if block[0] < stop and start < block[1]]
-        found = [self.unfinished.recall(f"{CHOSEN}-{a}-{b}") for a, b in blocks]
+        blocks = self.unfinished.covering(CHOSEN, start, stop, (self.source.first, self.source.last))
+        found = [self.unfinished.recall(f"{CHOSEN}-{a}-{b}") for a, b in blocks or []]
         kept = [block for block in found if block is not None]
-        if len(kept) < len(found) or self.unfinished.missing(CHOSEN, start, stop, blocks):
+        if not blocks or len(kept) < len(found):
             return False
         self.chosen, self.chosen_from = side_by_side(kept), blocks[0][0] - self.source.first
         return True
@@ -344,6 +353,7 @@ class _Run:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
     def step(self, steps: int, where: str = "") -> None:
+        """So many steps more are done."""
         self.advanced += steps
         self.advance(steps, where)
 

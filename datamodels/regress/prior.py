@@ -33,8 +33,9 @@ It fails to gain where margins depend on few images that no covariate points to;
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class Covariates:
     """What is known of each pair of training image and target.
 
     `names` of the F covariates, `digest` of where they are from; `parts` gives them for some targets, a slice of all or
-    their numbers, float64 (F, N, T').
+    their numbers, float64 (F, N, T'). Those of `covariates_named` can be sent to other processes, with their arrays.
     """
 
     def __init__(self, names: tuple[str, ...], digest: str, parts: Callable[[Any], Array]) -> None:
@@ -115,7 +116,7 @@ def covariates_named(prior: str, folder: Path | None, n: int, t: int) -> Covaria
     if prior == NONE:
         return None
     if prior == FLAT:
-        return Covariates((), FLAT, lambda targets: np.empty((0, n, len(np.arange(t)[targets]))))
+        return Covariates((), FLAT, partial(_flat_parts, n, t))
     return _of_folder(prior, folder, n, t) if prior in (SIMILARITY, GRADIENTS) else _of_file(Path(prior), n, t)
 
 
@@ -129,13 +130,17 @@ def _of_file(path: Path, n: int, t: int) -> Covariates:
         raise InputError(f"{path} must hold numbers of shape (F, {n}, {t}), not {array.dtype} of shape {array.shape}")
     units = _units(array, path)
     named = (f"covariate {f}" + (f" / {unit:g}" if unit != 1 else "") for f, unit in enumerate(units))
+    return Covariates(tuple(named), _digest([path]), partial(_file_parts, np.asarray(array), units))
 
-    def parts(targets: Any) -> Array:
-        found: Array = array[:, :, targets].astype(np.float64)
-        found /= units[:, None, None]
-        return found
 
-    return Covariates(tuple(named), _digest([path]), parts)
+def _flat_parts(n: int, t: int, targets: Any) -> Array:
+    return np.empty((0, n, len(np.arange(t)[targets])))
+
+
+def _file_parts(array: Array, units: Array, targets: Any) -> Array:
+    found: Array = array[:, :, targets].astype(np.float64)
+    found /= units[:, None, None]
+    return found
 
 
 def _units(array: Array, path: Path) -> Array:
@@ -166,23 +171,25 @@ def _of_folder(kind: str, folder: Path | None, n: int, t: int) -> Covariates:
         what = f"there is no {folder}" if isinstance(e, Unreadable) and e.missing else str(e)
         raise InputError(f"{what}; run the worker with --regress.prior {kind}") from e
     shapes = ((None, n, None), (None, t, None), (n,), (t,), (None, n, t))
-    found = [open_npy(file, shape) for file, shape in zip(files, shapes, strict=False)]
-    of_train, of_test, train_labels, test_labels, *rest = found
+    found = [np.asarray(open_npy(file, shape)) for file, shape in zip(files, shapes, strict=False)]
+    of_train, of_test, _, _, *rest = found
     if of_train.shape[::2] != of_test.shape[::2] or "".join(array.dtype.kind for array in found) != "ffiif"[: len(found)]:
         raise InputError(f"{folder} does not hold what the worker writes; delete it and run the worker again")
-
-    def parts(targets: Any) -> Array:
-        near, same = mean_cosine(of_train, of_test[:, targets]), train_labels[:, None] == test_labels[targets]
-        found = [same.astype(np.float64), near, np.log1p(ranks(near, same))]
-        known = np.stack([*found, *rest[0][:, :, targets].astype(np.float64)] if kind == GRADIENTS else found)
-        if not np.isfinite(known).all():
-            raise InputError(f"{folder} has numbers that are not finite")
-        return known
-
     terms = ["same class", "similarity", "log rank of similarity"]
     if kind == GRADIENTS:
         terms += [f"gradients {k}" for k in range(len(rest[0]))]
-    return Covariates(tuple(terms), _digest(files), parts)
+    wanted = found if kind == GRADIENTS else found[:4]
+    return Covariates(tuple(terms), _digest(files), partial(_folder_parts, folder, wanted))
+
+
+def _folder_parts(folder: Path, arrays: Sequence[Array], targets: Any) -> Array:
+    of_train, of_test, train_labels, test_labels, *gradients = arrays
+    near, same = mean_cosine(of_train, of_test[:, targets]), train_labels[:, None] == test_labels[targets]
+    found = [same.astype(np.float64), near, np.log1p(ranks(near, same))]
+    known = np.stack([*found, *(of[:, targets].astype(np.float64) for array in gradients for of in array)])
+    if not np.isfinite(known).all():
+        raise InputError(f"{folder} has numbers that are not finite")
+    return known
 
 
 def has_gradients(folder: Path) -> bool:

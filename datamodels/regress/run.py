@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datamodels.durable import is_there, only_maker, read_json, tidy
 from datamodels.errors import InputError, shown
@@ -24,28 +24,34 @@ from datamodels.store import Store
 from datamodels.store.check import refuse_damaged
 from datamodels.store.precision import coarse
 
+if TYPE_CHECKING:
+    from datamodels.cluster import Cluster
 
-def regress(settings: Settings, gpu: str | None = None) -> str:
+
+def regress(settings: Settings, gpu: str | None = None, cluster: Cluster | None = None) -> str:
     """Fit the datamodels of a run unless they are there for just these models and settings; say what is there then.
 
-    `gpu` names one device or several, see `processes.devices_named`, each of which does some of the targets. Raises InputError
-    where there is no store, or not the prior that is asked for, or not those devices.
+    `gpu` names one device or several, see `processes.devices_named`, each of which does some of the targets. With a `cluster`
+    its nodes do (see `on_ray`). Raises InputError where there is no store, or not the prior that is asked for, or not those
+    devices.
     """
     folder, prior = stage_folder(settings, "regress"), stage_folder(settings, "prior")
     refusal = no_prior_of_own(settings)
     if refusal is not None:
         raise InputError(refusal)
-    return _regress(read_store(settings), folder, settings.regress, stage_seconds(settings, "regress"), prior, gpu)
+    return _regress(read_store(settings), folder, settings.regress, stage_seconds(settings, "regress"), prior, gpu, cluster)
 
 
-def regress_store(store: Path, out: Path, settings: RegressSettings, gpu: str | None = None) -> str:
+def regress_store(
+    store: Path, out: Path, settings: RegressSettings, gpu: str | None = None, cluster: Cluster | None = None
+) -> str:
     """As `regress`, for a store of any origin and a folder of one's own choice.
 
     Raises InputError when there is no such store, or something else than datamodels stands at `out`.
     """
     if is_there(out):
         _refuse_anything_but_datamodels(out)
-    return _regress(Store(store), out, settings, nullcontext(), None, gpu)
+    return _regress(Store(store), out, settings, nullcontext(), None, gpu, cluster)
 
 
 def export_weights(settings: Settings, folder: Path | None, file: Path) -> str:
@@ -81,6 +87,7 @@ def _regress(
     timed: AbstractContextManager[None],
     prior: Path | None,
     gpu: str | None,
+    cluster: Cluster | None,
 ) -> str:
     devices = devices_of(settings.device, gpu)
     covariates = covariates_named(settings.prior, prior, store.meta.num_train, store.meta.num_targets)
@@ -93,7 +100,7 @@ def _regress(
         with _alone(folder), timed:
             refuse_damaged(store)
             unfinished = Unfinished(folder.with_name(f".{folder.name}.unfinished"), meta)
-            fit = _fit(store, settings, unfinished, covariates, prior, devices)
+            fit = _fit(store, settings, unfinished, covariates, prior, devices, cluster)
             _say_what_is_constant(fit)
             found = coarse(store)
             if found is not None:
@@ -114,17 +121,31 @@ def _fit(
     covariates: Covariates | None,
     prior: Path | None,
     devices: Sequence[str | None],
+    cluster: Cluster | None,
 ) -> Fit:
-    """Fit on one device, or let several keep their shares, and join them; what none has done is done on the first one then."""
+    """Fit on one device, or let several, or nodes, keep their shares, and join them.
+
+    What none of several devices has done is done on the first one then.
+    """
     parts = split_models(Subsets.of(store, store.done), settings)
     several = [device for device in devices if device is not None]
+    if cluster is not None:
+        from datamodels.regress.on_ray import fit_pieces
+
+        reports = fit_pieces(cluster, store, settings, unfinished, covariates, parts, _bar)
+        return _reported(fit_datamodels(store, settings, _bar, unfinished, covariates, parts), "nodes", reports)
     reports = fit_shares(store, settings, unfinished, prior, parts, several, _bar) if len(several) > 1 else []
     fit = fit_datamodels(store, settings, _bar, unfinished, covariates, parts, devices[0])
+    return _reported(fit, "devices", reports)
+
+
+def _reported(fit: Fit, who: str, reports: list[dict[str, Any]]) -> Fit:
+    """With what each device, or each process on a node, has done; the longest of each part is how long it took."""
     if not reports:
         return fit
     seconds = [fit.seconds, *(report["seconds"] for report in reports)]
     longest = {part: max(of.get(part, 0.0) for of in seconds) for of in seconds for part in of}
-    return dataclasses.replace(fit, seconds=longest, solver={**fit.solver, "devices": reports})
+    return dataclasses.replace(fit, seconds=longest, solver={**fit.solver, who: reports})
 
 
 def _bar(unit: str, total: int) -> AbstractContextManager[Any]:

@@ -201,20 +201,32 @@ class Plan(NamedTuple):
         return self.needs.bytes(self.solver.name, block)
 
 
-def plan(source: Source, settings: RegressSettings, of: Needs, xp: Any, sharers: int = 1) -> Plan:
+class Sharers(NamedTuple):
+    """So many processes have the memory of a device in equal parts; the others hold so many bytes of it by now."""
+
+    number: int = 1
+    held: int = 0
+
+
+ALONE = Sharers()
+
+
+def plan(source: Source, settings: RegressSettings, of: Needs, xp: Any, sharers: Sharers = ALONE) -> Plan:
     """The solver, and how many targets it is given at once, so that both find room.
 
     What the settings leave open follows from how many models there are, and from the memory that is free: 'path' where
     images are many times as many as models, and there are no more than 2,048 of these; 'gram' where XᵀX fits; a block of 256
-    targets, 1,024 on a GPU, or fewer. So many `sharers` have the memory of the processor in equal parts. Raises InputError
-    when what they ask for does not fit, or where XᵀX itself is needed and they ask for another solver than gram.
+    targets, 1,024 on a GPU, or fewer. The `sharers` of the device's memory are this process and others. Raises InputError when
+    what the settings ask for does not fit, or where XᵀX itself is needed and they ask for another solver than gram.
     """
     models = of.fit + of.choice
     if of.terms and settings.solver in (SAGA, PATH):
         raise InputError(f"regress.prior needs XᵀX, so regress.solver cannot be {settings.solver} with it; take gram, or auto")
     if settings.solver == PATH and models > MOST_MODELS:
         raise InputError(f"regress.solver path is for up to {MOST_MODELS} models, and there are {models}; take gram, or auto")
-    room = int(free_memory(xp) * SHARE_OF_MEMORY) // (sharers if of.on_host else 1)
+    free = free_memory(xp)
+    # Whoever comes after the others finds less free than these did, and has the same part.
+    room = int(min(free, (free + sharers.held) // sharers.number) * SHARE_OF_MEMORY)
     wanted = min(settings.block or (CPU_BLOCK if of.on_host else GPU_BLOCK), source.t)
     least = wanted if settings.block else 1
     for name in _candidates(settings.solver, of, models):

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from datamodels.errors import InputError
 from datamodels.reading import whole_number
 from datamodels.regress.arrays import on_device, to_numpy
-from datamodels.store import Store
+from datamodels.store import Meta, Store
 from datamodels.subsets import Array, ByteArray, IndexArray
 
 TILE_ROWS = 2048
@@ -29,17 +31,46 @@ LOOKED_AT = 512
 """How many models tell the standard deviations."""
 
 
+class Models(Protocol):
+    """What a regression asks of a store: a `Store`, or what of it was sent elsewhere."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the store lies, for messages."""
+        ...
+
+    @property
+    def meta(self) -> Meta:
+        """See `Meta`."""
+        ...
+
+    @property
+    def done(self) -> IndexArray:
+        """See `Store`."""
+        ...
+
+    def packed(self, ids: npt.ArrayLike) -> ByteArray:
+        """See `Store.packed`."""
+        ...
+
+    def margins(self, ids: npt.ArrayLike) -> Array:
+        """See `Store.margins`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Source:
     """Masks and margins of a store's models, the margins of the targets from `first` up to `last` only.
 
     `judging` are the models whose margins decide the units: those to fit on, and not the held-out ones; without it all.
+    `offset` is the first target whose margins the store has: 0, unless only some were sent.
     """
 
-    store: Store
+    store: Models
     first: int
     last: int
     judging: IndexArray | None = None
+    offset: int = 0
 
     @property
     def n(self) -> int:
@@ -62,7 +93,7 @@ class Source:
         """The unit u (T,) of each target's margins, float32; None where all are 1."""
         done = self.store.done if self.judging is None else self.judging
         some = done[np.unique(np.linspace(0, len(done) - 1, min(len(done), LOOKED_AT)).astype(np.int64))]
-        margins = self.store.margins(some)[:, self.first : self.last].astype(np.float64)
+        margins = self._rows(some).astype(np.float64)
         spread = margins[np.isfinite(margins).all(1)].std(0) if len(some) else np.zeros(self.t)
         plain = ~(spread > 0) | ((spread >= PLAIN[0]) & (spread <= PLAIN[1]))
         units = np.exp2(np.round(np.log2(np.where(plain, 1, np.clip(spread, *UNITS)))))
@@ -91,10 +122,14 @@ class Source:
 
     def known_margins(self, ids: IndexArray, targets: Any, xp: Any) -> Any:
         """As `margins`, of models whose margins have been looked at before."""
-        margins = self.store.margins(ids)[:, self.first : self.last][:, targets]
+        margins = self._rows(ids)[:, targets]
         if self.units is not None:
             margins = np.divide(margins, self.units[targets], dtype=np.float32)
         return on_device(margins, xp)
+
+    def _rows(self, ids: IndexArray) -> Array:
+        """Margins (m, T) as the store has them."""
+        return self.store.margins(ids)[:, self.first - self.offset : self.last - self.offset]
 
     def tiles(self, ids: IndexArray) -> Iterator[IndexArray]:
         """The ids, so many at a time as are read together."""

@@ -12,9 +12,8 @@ from hashlib import blake2b
 import numpy as np
 
 from datamodels.errors import InputError
-from datamodels.regress.source import TILE_ROWS
+from datamodels.regress.source import TILE_ROWS, Models
 from datamodels.settings import RegressSettings
-from datamodels.store import Store
 from datamodels.subsets import IndexArray
 
 FEWEST_IN_A_PART = 10
@@ -37,7 +36,7 @@ class Subsets:
     first: IndexArray
 
     @classmethod
-    def of(cls, store: Store, ids: IndexArray) -> Subsets:
+    def of(cls, store: Models, ids: IndexArray) -> Subsets:
         """Models of a store, told apart by their masks."""
         seen: dict[bytes, int] = {}
         first = list[int]()

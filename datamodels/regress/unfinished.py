@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,7 @@ class Unfinished:
 
     def blocks(self, stage: str) -> list[tuple[int, int]]:
         """The blocks of a stage that something is kept of, first target and one past the last, the largest first."""
-        if self.folder is None:
-            return []
-        named = [path.stem.split("-") for path in self.folder.glob(f"{stage}-*-*.npz")]
+        named = [kept.split("-") for kept in self._names() if kept.count("-") == 2]
         found = [(int(first), int(last)) for name, first, last in named if name == stage]
         return sorted(found, key=lambda block: block[0] - block[1])
 
@@ -63,6 +61,11 @@ class Unfinished:
             met.append(next(block for block in kept if block[0] == min(starts) and block[1] <= last))
             at = met[-1][1]
         return met
+
+    def covering(self, stage: str, start: int, stop: int, within: tuple[int, int]) -> list[tuple[int, int]] | None:
+        """The blocks that `walk` meets within all targets and that have some of these; None where one of these is in none."""
+        met = [block for block in self.walk(stage, *within) if block[0] < stop and start < block[1]]
+        return None if self.missing(stage, start, stop, met) else met
 
     def missing(self, stage: str, first: int, last: int, kept: list[tuple[int, int]] | None = None) -> list[tuple[int, int]]:
         """The targets between the blocks that `walk` meets, or between others."""
@@ -109,7 +112,7 @@ class Unfinished:
 
     def recall(self, name: str) -> Kept | None:
         """What was kept under a name, or None."""
-        kept = None if self.folder is None else read_arrays(self.folder / f"{name}.npz")
+        kept = None if self.folder is None else read_arrays(self._file(name))
         sealed = kept is not None and str(kept.pop(SEAL, None)) == _seal_of(kept)
         return kept if sealed else None
 
@@ -122,13 +125,52 @@ class Unfinished:
             shutil.rmtree(file)
         write_arrays(file, {**arrays, SEAL: np.array(_seal_of(arrays))})
 
+    def drop_damaged(self) -> None:
+        """Throw away what does not fit its checksum, so that it counts as missing."""
+        for name in self._names():
+            if self.folder is not None and self.recall(name) is None:
+                self._file(name).unlink()
+
     def forget(self) -> None:
         """Throw everything away."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}.npz"
+
+    def _names(self) -> list[str]:
+        """The names of all that is kept."""
+        return [] if self.folder is None else [path.stem for path in self.folder.glob("*.npz")]
 
     def _is_ours(self, folder: Path) -> bool:
         try:
             return bool(read_json(folder / "meta.json") == self.meta)
         except (OSError, ValueError):
             return False
+
+
+class Carried(Unfinished):
+    """The same in memory, where no folder is shared: what was `brought` to a process, and what it `found` since."""
+
+    def __init__(self, brought: Mapping[str, Kept]) -> None:
+        super().__init__()
+        self.brought = dict(brought)
+        self.found: dict[str, Kept] = {}
+
+    @contextmanager
+    def claimed(self, stage: str, first: int, last: int) -> Iterator[bool]:
+        """Whether some targets are not kept: nobody else is given them."""
+        yield bool(self.missing(stage, first, last))
+
+    def recall(self, name: str) -> Kept | None:
+        """What was brought or found under a name, or None."""
+        return self.found.get(name, self.brought.get(name))
+
+    def keep(self, name: str, arrays: Kept) -> None:
+        """Have arrays under a name."""
+        self.found[name] = arrays
+
+    def _names(self) -> list[str]:
+        return [*self.brought, *self.found]

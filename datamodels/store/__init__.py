@@ -1,6 +1,6 @@
 """The store: masks and margins of all models as memory-mapped arrays, with one writer. FORMAT.md describes the files."""
 
-from datamodels.store.layout import ArraySpec, Meta, create, read_meta
+from datamodels.store.layout import ArraySpec, Meta, create, create_once, read_meta
 from datamodels.store.reader import Store
 from datamodels.store.writer import (
     Rows,
@@ -23,6 +23,7 @@ __all__ = [
     "Writer",
     "claim",
     "create",
+    "create_once",
     "deliver",
     "delivered",
     "enlist",

@@ -109,6 +109,12 @@ def create(folder: Path, meta: Meta) -> None:
         raise
 
 
+def create_once(folder: Path, meta: Meta) -> None:
+    """As `create`, but what is there already stays as it is, without a word: for whoever may be called twice."""
+    if not is_there(folder):
+        create(folder, meta)
+
+
 def create_in(folder: Path, meta: Meta) -> None:
     """Put the files of an empty store into a folder. The disk's room is taken when rows are written."""
     for name, spec in meta.files.items():

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from datamodels.durable import InPlace, Lock, read_json, remove_file, sync_folder, write_file, write_json
-from datamodels.errors import InputError
+from datamodels.errors import GO_ON, InputError
 from datamodels.progress import say
 from datamodels.reading import Each, Unreadable, read_npz, require, whole_number
 from datamodels.seals import write_sealed
@@ -90,18 +90,29 @@ class Rows:
     def read(cls, path: Path, meta: Meta) -> Rows:
         """The rows of an .npz file. Raises Unreadable when they are not such as this store has, for models that it has."""
         content = read_npz(path, ["ids", "masks", *meta.arrays])
-        ids, k = content["ids"], len(content["ids"]) if content["ids"].ndim else 0
+        rows = cls(content["ids"], content["masks"], {name: content[name] for name in meta.arrays})
+        why = rows.misfit(meta)
+        if why is not None:
+            raise Unreadable(path, why)
+        return rows
+
+    def misfit(self, meta: Meta) -> str | None:
+        """Why these are not rows such as a store has, for models that it has, with a verb before it; None where they are."""
+        content: dict[str, Array] = {"ids": self.ids, "masks": self.masks, **self.arrays}
+        k = len(self.ids) if self.ids.ndim else 0
         specs = {"ids": ArraySpec("int64", ()), "masks": ArraySpec("uint8", (meta.mask_bytes,)), **meta.arrays}
+        if content.keys() != specs.keys():
+            return f"has {', '.join(sorted(content))}, not {', '.join(sorted(specs))}"
         for name, spec in specs.items():
             found = content[name]
             if found.dtype != _little(spec.dtype) or found.shape != (k, *spec.shape):
                 wanted = f"{spec.dtype} of shape {(k, *spec.shape)}"
-                raise Unreadable(path, f"has {name} of {found.dtype} and shape {found.shape}, not {wanted}")
-        if not k or (np.diff(ids) <= 0).any() or ids[0] < 0 or ids[-1] >= meta.num_models:
-            raise Unreadable(path, f"does not hold rows of models from 0 to {meta.num_models - 1} in ascending order")
-        if meta.num_train % 8 and (content["masks"][:, -1] >> meta.num_train % 8).any():
-            raise Unreadable(path, f"has masks with more than {meta.num_train} images")
-        return cls(ids, content["masks"], {name: content[name] for name in meta.arrays})
+                return f"has {name} of {found.dtype} and shape {found.shape}, not {wanted}"
+        if not k or (np.diff(self.ids) <= 0).any() or self.ids[0] < 0 or self.ids[-1] >= meta.num_models:
+            return f"does not hold rows of models from 0 to {meta.num_models - 1} in ascending order"
+        if meta.num_train % 8 and (self.masks[:, -1] >> meta.num_train % 8).any():
+            return f"has masks with more than {meta.num_train} images"
+        return None
 
     def missing_in(self, marks: Array) -> Rows:
         """Those of the rows that are neither done nor given up."""
@@ -325,15 +336,24 @@ def grow(folder: Path, num_models: int) -> None:
             _make_room(writer, num_models, {})
 
 
-def enlist(folder: Path, masks: BoolArray, known: Mapping[str, Array]) -> IndexArray:
+def enlist(folder: Path, masks: BoolArray, known: Mapping[str, Array], first: int | None = None) -> IndexArray:
     """Make rows for K more models, still to be trained, of which the masks, bool (K, N), and some arrays are known: their ids.
 
-    All of them are there then, or none. Who trains them reads in the store what they are.
+    All of them are there then, or none. Who trains them reads in the store what they are. Where it is said that they begin at
+    row `first` this may be called again with what it has done already. Raises InputError where others lie there.
     """
+    rows = {"masks": pack(masks), **known}
     with Writer(folder) as writer:
-        first = writer.meta.num_models
-        ids = np.arange(first, first + len(masks))
-        _make_room(writer, first + len(masks), {"masks": pack(masks), **known})
+        end = writer.meta.num_models
+        ids = np.arange(len(masks)) + (end if first is None else first)
+        if len(ids) and ids[0] != end:
+            there = ids[-1] < end and all(
+                np.array_equal(open_array(folder, name, writer.meta)[ids], values) for name, values in rows.items()
+            )
+            if not there:
+                raise InputError(f"another process has listed models in {folder} meanwhile; {GO_ON}")
+        elif len(ids):
+            _make_room(writer, end + len(ids), rows)
     return ids
 
 

@@ -13,7 +13,7 @@ from datamodels.errors import InputError, of_memory
 from datamodels.regress import fit_datamodels, provenance
 from datamodels.regress import path as path_module
 from datamodels.regress.arrays import computing, free_memory, refuse_contradiction
-from datamodels.regress.path import _Run
+from datamodels.regress.path import Run
 from datamodels.regress.unfinished import Unfinished
 from datamodels.settings import RegressSettings
 from tests.regress.test_path import planted, store_of
@@ -123,7 +123,7 @@ def test_full_memory_halves_the_block_and_goes_on(strict, tmp_path, monkeypatch,
     whole = fit_datamodels(store, settings, covariates=covariates)
     held = []
     for name in ("choose", "refit", "with_prior"):
-        work = getattr(_Run, name)
+        work = getattr(Run, name)
 
         def full(run, block, *rest, work=work):
             done = work(run, block, *rest)
@@ -134,7 +134,7 @@ def test_full_memory_halves_the_block_and_goes_on(strict, tmp_path, monkeypatch,
             assert strict.held[0] < 8 * 10**6
             return done
 
-        monkeypatch.setattr(_Run, name, full)
+        monkeypatch.setattr(Run, name, full)
     left = []
 
     @contextlib.contextmanager
@@ -162,10 +162,10 @@ def test_no_room_for_one_target_is_said_in_a_sentence(store, strict, monkeypatch
     def full(*_):
         raise OutOfMemoryError("Out of memory allocating 512 bytes")
 
-    monkeypatch.setattr(_Run, "refit", full)
+    monkeypatch.setattr(Run, "refit", full)
     with pytest.raises(InputError, match="memory is full with one target at a time"):
         fit_datamodels(store, dataclasses.replace(SETTINGS, device="gpu"))
-    monkeypatch.setattr(_Run, "take_in", full)
+    monkeypatch.setattr(Run, "take_in", full)
     with pytest.raises(InputError, match="the memory of the GPU is full; a smaller"):
         fit_datamodels(store, dataclasses.replace(SETTINGS, device="gpu"))
     with pytest.raises(InputError, match="the memory of this machine is full; a smaller"):
@@ -181,13 +181,13 @@ def test_memory_that_ends_on_the_way_costs_a_block_and_not_the_regression(strict
     whole = fit_datamodels(store, settings)
     assert whole.solver["block"] == 96
     # Another program takes memory once the plan is made: the stand-in has less than planned.
-    take_in = _Run.take_in
+    take_in = Run.take_in
 
     def shrinking(run, ids):
         take_in(run, ids)
         strict.capacity = min(strict.capacity, strict.live[0] + int(0.7 * (whole.solver["planned_bytes"] - strict.live[0])))
 
-    monkeypatch.setattr(_Run, "take_in", shrinking)
+    monkeypatch.setattr(Run, "take_in", shrinking)
     fit = fit_datamodels(store, settings)
     assert "memory is full with 96 targets at once; going on with 48" in capsys.readouterr().err
     np.testing.assert_allclose(fit.weights, whole.weights, atol=1e-4)
@@ -200,7 +200,7 @@ def test_what_is_done_survives_another_size_of_blocks(store, tmp_path, monkeypat
     settings = dataclasses.replace(SETTINGS, device="cpu", gap=1e-8, targets="0:6")
     whole = fit_datamodels(store, settings)
     meta, done = provenance(store, settings), list[tuple[str, int]]()
-    works = {name: getattr(_Run, name) for name in ("choose", "refit")}
+    works = {name: getattr(Run, name) for name in ("choose", "refit")}
 
     def noting(name):
         def work(run, block, *rest):
@@ -213,7 +213,7 @@ def test_what_is_done_survives_another_size_of_blocks(store, tmp_path, monkeypat
         return work
 
     for name in works:
-        monkeypatch.setattr(_Run, name, noting(name))
+        monkeypatch.setattr(Run, name, noting(name))
     crash_at = 6 * (crash // 2) + min(crash % 2 * before, 6)
     with pytest.raises(LostError) if crash_at < 12 else contextlib.nullcontext():
         fit_datamodels(store, dataclasses.replace(settings, block=before), unfinished=Unfinished(tmp_path / "kept", meta))

@@ -22,8 +22,9 @@ from datamodels.regress import Datamodels, devices, fit_datamodels, provenance, 
 from datamodels.regress import run as run_module
 from datamodels.regress.devices import devices_of, pieces_of
 from datamodels.regress.memory import needs
-from datamodels.regress.path import _Run
+from datamodels.regress.path import Run
 from datamodels.regress.run import regress, regress_store
+from datamodels.regress.solvers import Sharers
 from datamodels.regress.source import Source
 from datamodels.regress.split import Parts
 from datamodels.regress.unfinished import Unfinished
@@ -89,7 +90,7 @@ def test_two_processes_find_what_one_finds_and_nothing_twice(known, folder, monk
     monkeypatch.setattr(devices, "prepare", device_tasks.noting)
     with monkeypatch.context() as patched:
         # What is kept whole is joined: this process takes in no models.
-        patched.setattr(_Run, "take_in", lambda *_: pytest.fail("XᵀX was made once more"))
+        patched.setattr(Run, "take_in", lambda *_: pytest.fail("XᵀX was made once more"))
         capsys.readouterr()
         assert regress_store(known.folder, folder / "two", settings, TWO) == said.replace("/one", "/two")
     found = same(folder / "one", folder / "two")
@@ -129,7 +130,7 @@ def test_a_process_that_is_killed_costs_nothing_that_is_kept(known, folder, monk
     settings = chosen(name, known)
     regress_store(known.folder, folder / "one", settings, "cpu")
     monkeypatch.setattr(devices, "prepare", functools.partial(device_tasks.dying_after, stage))
-    monkeypatch.setattr(_Run, "take_in", lambda *_: pytest.fail("XᵀX was made once more"))
+    monkeypatch.setattr(Run, "take_in", lambda *_: pytest.fail("XᵀX was made once more"))
     regress_store(known.folder, folder / "two", settings, TWO)
     same(folder / "one", folder / "two")
     assert "a process ended on cpu (SIGKILL); its targets are done by others" in capsys.readouterr().err
@@ -155,7 +156,7 @@ def test_what_was_kept_before_is_gone_on_with_in_blocks_of_any_size(known, folde
     class Lost(Exception):  # noqa: N818
         pass
 
-    real, calls = getattr(_Run, work), list[Any]()
+    real, calls = getattr(Run, work), list[Any]()
 
     def failing(*args):
         if len(calls) == left:
@@ -164,7 +165,7 @@ def test_what_was_kept_before_is_gone_on_with_in_blocks_of_any_size(known, folde
         return real(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(_Run, work, failing)
+        patched.setattr(Run, work, failing)
         with pytest.raises(Lost):
             regress_store(known.folder, folder / "out", dataclasses.replace(settings, block=2), "cpu")
     monkeypatch.setattr(devices, "prepare", device_tasks.noting)
@@ -298,7 +299,7 @@ def test_processes_share_the_memory_of_the_processor(known, monkeypatch):
     sizes = needs(of.n, of.t, (180, 45, 25), LASSO, on_host=True)
     room = sizes.bytes("gram", 1)
     monkeypatch.setattr(solvers, "free_memory", lambda _: 2 * room / solvers.SHARE_OF_MEMORY + 9)
-    alone, shared = (solvers.plan(of, dataclasses.replace(LASSO, block=0), sizes, np, sharers).block for sharers in (1, 2))
+    alone, shared = (solvers.plan(of, dataclasses.replace(LASSO, block=0), sizes, np, Sharers(k)).block for k in (1, 2))
     assert alone == 7 > shared
     assert sizes.bytes("gram", shared) <= room < sizes.bytes("gram", shared + 1)
 

@@ -118,7 +118,8 @@ def test_the_prior_takes_repeated_models_for_what_they_are():
         assert flat is not None
         left.append(
             [
-                estimate(flat, moments.problem, T, 800, r).spread[0]
+                # The prior's variance: of what is constant, any of the three terms of τ² may have it.
+                estimate(flat, moments.problem, T, 800, r).at(slice(0, T), np.ones(T))[1].mean()
                 for r in (Repeats(10.0, np.full(T, 0.09)), Repeats(1.0, np.zeros(T)))
             ]
         )

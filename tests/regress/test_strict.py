@@ -78,7 +78,7 @@ def test_what_float32_does_not_solve_goes_on_in_float64(store, strict, monkeypat
 
 def test_what_is_unfinished_is_gone_on_with(store, strict, tmp_path, monkeypatch):
     chosen = RegressSettings(lams=8, block=4, device="gpu")
-    whole, work = fit_datamodels(store, chosen), path_module._Run.refit
+    whole, work = fit_datamodels(store, chosen), path_module.Run.refit
     keep = partial(Unfinished, tmp_path / "kept", provenance(store, chosen))
 
     def crashing(run, block, *rest):
@@ -87,7 +87,7 @@ def test_what_is_unfinished_is_gone_on_with(store, strict, tmp_path, monkeypatch
         return work(run, block, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(path_module._Run, "refit", crashing)
+        patched.setattr(path_module.Run, "refit", crashing)
         with pytest.raises(KeyboardInterrupt):
             fit_datamodels(store, chosen, unfinished=keep())
     assert sorted(path.stem for path in (tmp_path / "kept").glob("*.npz")) == ["chosen-0-4", "chosen-4-6", "fitted-0-4"]
