@@ -8,7 +8,7 @@ from datamodels.regress import Datamodels
 from datamodels.regress.run import regress
 from datamodels.report import report
 from datamodels.runs import page_folder, stage_folder
-from datamodels.settings import BUILT_IN, VERIFY, Settings, argument_parser, parse
+from datamodels.settings import BUILT_IN, VERIFY, Settings, argument_parser, engine_arguments, gpu_of, parse
 from datamodels.verify import WORDS, draw_targets, targets_named, verify_targets, write_targets
 from datamodels.verify.known import Examples
 from datamodels.verify.targets import Asked
@@ -19,12 +19,13 @@ def main() -> None:
     """Data, worker, regress, verify on random targets or those that are named, report."""
     parser = argument_parser("python -m datamodels", "All stages of one run, one after another.")
     parser.add_argument("--targets", metavar="WHICH", help=f"{WORDS}; default: verify.random_targets test images")
-    parser.add_argument("--gpu", help="number of the GPU, cpu, several with commas between, or all (default: what is there)")
+    engine_arguments(parser, "number of the GPU, cpu, several with commas between, or all (default: what is there)")
     settings, args = parse(sys.argv[1:], parser)
-    with engine_of(settings, args.gpu, prepared(settings)) as engine:
+    gpu = gpu_of(args)
+    with engine_of(settings, gpu, prepared(settings), args.engine) as engine:
         targets = _targets(settings, Examples(engine.learner), args.targets)
         print(train_missing(settings, engine), flush=True)
-        print(regress(settings, _of_regression(settings, args.gpu)), flush=True)
+        print(regress(settings, _of_regression(settings, gpu), engine.cluster), flush=True)
         models = Datamodels.load(stage_folder(settings, "regress"))
         if args.targets is None:
             write_targets(Path(settings.run.dir, _targets_file(settings.verify.name)), targets)

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 from datamodels.errors import shown
@@ -26,7 +27,7 @@ def say(line: str) -> None:
 
 
 class Advance:
-    """Counts work that is done; safe to call from several threads."""
+    """Counts work that is done; safe to call from several threads. `look` gives at what the work is, where nobody says so."""
 
     def __init__(self, label: str, unit: str, total: int, done: int) -> None:
         self.label, self.unit, self.total, self.done = label, unit, total, done
@@ -34,6 +35,7 @@ class Advance:
         self.start = self.last_line = time.monotonic()
         self.lock = threading.Lock()
         self.where = ""
+        self.look: Callable[[], str] = lambda: ""
 
     def __call__(self, n: int = 1, where: str = "") -> None:
         """`n` more units are done; `where` says in a few words at what the work is."""
@@ -71,8 +73,9 @@ class Advance:
             self.last_line = now
             left = (self.total - self.done) / max(self.speed, 1e-9)
             speed = f"{self.speed:.1f} {self.unit}/s"
-            where = f" ({self.where})" if self.where else ""
-            say(f"{self.label}: {self.done} of {self.total} {self.unit}, {speed}, {left:.0f} s left{where}")
+            where = self.where or self.look()
+            told = f" ({where})" if where else ""
+            say(f"{self.label}: {self.done} of {self.total} {self.unit}, {speed}, {left:.0f} s left{told}")
 
 
 class _Speed(ProgressColumn):
@@ -96,7 +99,7 @@ class _Bar(Advance):
         self.task.total = self.total  # not by `update`, which would forget the speed so far
         if self.done < self.total:
             self.task.finished_time = None  # it may have seemed to be at its end
-        self.progress.update(self.task.id, completed=self.done, where=self.where)
+        self.progress.update(self.task.id, completed=self.done, where=self.where or self.look())
 
 
 class _Terminal(Console):
@@ -115,8 +118,10 @@ def progress(label: str, unit: str, total: int, done: int = 0) -> Iterator[Advan
     if not console.is_terminal:
         yield Advance(label, unit, total, done)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
-    where = TextColumn("{task.fields[where]}")
+    whole = Column(no_wrap=True)  # where the line is too long for the terminal only what comes last, and the bar, give way
+    numbers = (MofNCompleteColumn(table_column=whole), _Speed(table_column=whole), TimeRemainingColumn(table_column=whole))
+    columns = (TextColumn("{task.description}"), BarColumn(), *numbers)
+    where = TextColumn("{task.fields[where]}", table_column=Column(overflow="fold"))
     with Progress(*columns, where, console=console) as bar:
         yield _Bar(label, unit, total, done, bar)
 

@@ -4,6 +4,7 @@ import io
 import re
 
 import pytest
+from rich.console import Console
 from rich.progress import Progress
 
 from datamodels import progress as shown
@@ -64,3 +65,17 @@ def test_a_bar_keeps_its_speed_when_its_total_changes(monkeypatch):
     advance.there(20)
     assert task.speed == pytest.approx(3)
     assert (task.completed, task.total, task.time_remaining) == (44, 50, 2)
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_on_a_narrow_terminal_the_numbers_stay_whole_and_the_speeds_of_nodes_take_more_lines(width, monkeypatch):
+    terminal, nodes = io.StringIO(), [f"node{k}.of.a.cluster (172.31.12.{k}): 10.{k}/s" for k in range(4)]
+    monkeypatch.setattr(
+        shown, "_Terminal", lambda **_: Console(file=terminal, force_terminal=True, width=width, color_system=None)
+    )
+    with progress("worker", "models", 4000) as advance:
+        advance.look = lambda: ", ".join(nodes)
+        advance.to(1234)
+    last = terminal.getvalue().split("\r")[-1]
+    assert re.search(r"1234/4000 [\d.]+ models/s \S+ node0", last)
+    assert all(re.search(rf"10\.{k}/s", last) for k in range(4))

@@ -100,7 +100,7 @@ class Recipe:
 
     @cached_property
     def groups(self) -> GroupSettings:
-        """How models share the device: as the run's store has it."""
+        """How models share the device: as the run's store has it. Where that lies on another machine this is set."""
         return groups_of(read_meta(stage_folder(self.settings, "store")))
 
     @property

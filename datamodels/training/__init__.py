@@ -8,7 +8,7 @@ models as their `draws` want it; `tuning` measures how large a group is best.
 from datamodels.training.attributed import LIBRARY_METHODS, attribute, require_dattri
 from datamodels.training.devices import device_named, for_each_group
 from datamodels.training.gradients import attribution, first_order
-from datamodels.training.memory import give_back
+from datamodels.training.memory import give_back, keep_to_part
 from datamodels.training.models import Trainer
 from datamodels.training.tuning import choose_groups, describe_groups
 
@@ -23,5 +23,6 @@ __all__ = [
     "first_order",
     "for_each_group",
     "give_back",
+    "keep_to_part",
     "require_dattri",
 ]

@@ -14,6 +14,8 @@ from datamodels.machine import free_host_memory
 from datamodels.training.devices import on_gpu
 
 Result = TypeVar("Result")
+OF_ITS_PART = 0.95
+"""Of its part of a GPU a process takes so much; the rest is for what CUDA needs itself."""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -54,6 +56,12 @@ def free_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     return free_host_memory()
+
+
+def keep_to_part(device: torch.device, share: float) -> None:
+    """Let memory run out for this process where it has its share of a GPU that it has with others, whatever they hold."""
+    if on_gpu(device) and share < 1:
+        torch.cuda.set_per_process_memory_fraction(share * OF_ITS_PART, device)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from datamodels.errors import InputError, run_command
 from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder
-from datamodels.settings import argument_parser, parse
+from datamodels.settings import argument_parser, engine_arguments, gpu_of, parse
 from datamodels.verify import WORDS, recheck, targets_named, verify_targets
 from datamodels.verify.known import Examples
 from datamodels.worker import engine_of
@@ -19,13 +19,14 @@ def main() -> None:
     parser.add_argument(
         "--recheck", type=Path, metavar="verify.json", help="retrain what it calls flipped, with models that no search has seen"
     )
-    parser.add_argument("--gpu", help="number of the GPU, cpu, several with commas between, or all (default: what is there)")
+    engine_arguments(parser, "number of the GPU, cpu, several with commas between, or all (default: what is there)")
     settings, args = parse(sys.argv[1:], parser)
+    gpu = gpu_of(args)
     if (args.targets is None) == (args.recheck is None):
         raise InputError(f"give one: --targets WHICH ({WORDS}), or --recheck FILE")
     models = Datamodels.load(stage_folder(settings, "regress"))
     read_store(settings)
-    with engine_of(settings, args.gpu) as engine:
+    with engine_of(settings, gpu, engine=args.engine) as engine:
         if args.targets is None:
             print(recheck(settings, engine, args.recheck))
         else:

@@ -38,6 +38,7 @@ def recheck(settings: Settings, engine: Engine, file: Path) -> str:
     with alone(settings), progress("recheck", "models", 0) as bar:
         folder = verdicts_folder(settings)
         folder.mkdir(exist_ok=True)
+        bar.look = lambda: engine.where
         ask(questions, retraining(settings, engine), bar)
         verdicts = tuple(question.record() for question in questions)
         holds = sum(verdict.holds for verdict in verdicts)

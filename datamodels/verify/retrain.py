@@ -8,9 +8,10 @@ a verification that is cut off goes on with the same blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ from datamodels.progress import say
 from datamodels.provenance import refuse_difference
 from datamodels.runs import stage_folder, stage_seconds
 from datamodels.settings import Settings
-from datamodels.store import ArraySpec, Meta, Store, Writer, create, enlist, read_meta
+from datamodels.store import ArraySpec, Meta, Store, Writer, create_once, enlist, read_meta
 from datamodels.store.check import refuse_damaged
 from datamodels.store.layout import DONE
 from datamodels.subsets import Array, BoolArray, pack, unpack
@@ -96,37 +97,101 @@ def alone(settings: Settings) -> Iterator[Path]:
         if not mine:
             raise InputError(f"another verification is at work on {folder}; wait for it, or use another run.dir")
         folder.mkdir(exist_ok=True)
-        for each in (folder, *folder.glob("store*"), *folder.glob("store*/inbox")):
-            sweep(each)
+        sweep(folder)
         yield folder
 
 
-def retrain(folder: Path, settings: Settings, engine: Engine, requests: Sequence[Request], show: Shown = no_show) -> Retrained:
-    """The models asked for; those that the folder's store lacks are trained first.
+class Retraining:
+    """The models that questions want, in the store in a folder: what it lacks is trained, while the engine has room for more.
 
-    `show` is told how many of those asked for are there, first before any is trained. A model that cannot be trained has NaN
-    for margins. To be called within `alone`. Raises InputError when the store was made under other settings.
+    Wanted models are pooled. What is handed out of them are blocks of as many as the learner takes at once, and one that is not
+    full only where something would be idle else. Models that were listed before go on in their own blocks. To be used within
+    `alone`. Raises InputError when the store was made under other settings.
     """
-    store = _opened(folder, settings, engine.learner)
-    rows = _rows(store)
-    new = [request for request in dict.fromkeys(requests) if request not in rows]
-    if new:
-        _list(folder, new, engine.learner.models_at_once)
-        store = Store(folder)
-        rows = _rows(store)
-    job = ListedModels(folder, settings.verify.seed, tuple(sorted({rows[request] for request in requests})))
-    missing = len(job.missing(store))
-    show(len(job.ids) - missing)
-    if missing:
-        before = set(store.failures)
-        with stage_seconds(settings, "verify"):
-            engine.train(job, show)
-        store = Store(folder)
-        _say_which_failed(store, before)
-    return Retrained(store, rows)
+
+    def __init__(self, folder: Path, settings: Settings, engine: Engine) -> None:
+        self.folder, self.settings, self.engine = folder, settings, engine
+        self.store = _opened(folder, settings, engine)
+        self.rows = _rows(self.store)
+        self.missing = set(self.store.missing.tolist())
+        self.pool: dict[Request, None] = {}
+        self.started: set[int] = set()
+        self.back = 0
+
+    @property
+    def found(self) -> Retrained:
+        """The models, of which those that nothing is `lacking` of may be asked for."""
+        return Retrained(self.store, self.rows)
+
+    @property
+    def room(self) -> bool:
+        """Whether more could be handed out than was."""
+        return self.engine.room > 0
+
+    def lacking(self, requests: Iterable[Request]) -> list[Request]:
+        """Those of the models that are neither there nor given up. One that was given up has NaN for margins."""
+        return [request for request in requests if request not in self.rows or self.rows[request] in self.missing]
+
+    def want(self, requests: Iterable[Request]) -> None:
+        """Let models be trained as well, unless they are there or under way."""
+        self.pool.update((request, None) for request in self.lacking(requests) if self.rows.get(request) not in self.started)
+
+    def hand_out(self) -> None:
+        """Start as many blocks as there is room for."""
+        room, idle = self.engine.room, self.engine.idle
+        self.pool = dict.fromkeys(self.lacking(self.pool))
+        listed = self._listed()[:room]
+        new = self._new(room - len(listed), idle - len(listed))
+        rows = [row for block in listed for row in block] + (self._list(new) if new else [])
+        if rows:
+            self.started.update(rows)
+            self.pool = {request: None for request in self.pool if self.rows.get(request) not in self.started}
+            self.engine.start(ListedModels(self.folder, self.settings.verify.seed, tuple(sorted(rows))))
+
+    def wait(self, show: Shown = no_show) -> None:
+        """Until some more models are there, of those handed out; `show` is told how many more, while they come."""
+        before = set(self.store.failures)
+        with stage_seconds(self.settings, "verify"):
+            self.engine.wait(lambda there: show(there - self.back))
+        self.store = Store(self.folder)
+        self.missing.intersection_update(self.store.missing.tolist())
+        self.back += len(self.started - self.missing)
+        self.started &= self.missing
+        if not self.started:
+            self.back = 0
+        _say_which_failed(self.store, before)
+
+    def _listed(self) -> list[list[int]]:
+        """The rows in the pool that were listed before, block by block."""
+        rows = sorted(self.rows[request] for request in self.pool if request in self.rows)
+        return [list(block) for _, block in groupby(rows, lambda row: int(self.store.arrays[BLOCK][row]))]
+
+    def _new(self, room: int, idle: int) -> list[Request]:
+        """What new blocks are made of: subsets of about one size together, for a group takes as long as its largest."""
+        new = [request for request in self.pool if request not in self.rows]
+        ordered = sorted(new, key=lambda request: -int.from_bytes(request.packed, "little").bit_count())
+        size = self.engine.learner.models_at_once
+        full = min(len(ordered) // size, room)
+        return ordered if full < min(room, idle) else ordered[: full * size]
+
+    def _list(self, requests: Sequence[Request]) -> list[int]:
+        """List models in blocks, in this order; their rows."""
+        meta, at_once = read_meta(self.folder), self.engine.learner.models_at_once
+        masks = unpack(np.stack([np.frombuffer(request.packed, np.uint8) for request in requests]), meta.num_train)
+        first = meta.num_models + np.arange(len(requests)) // at_once * at_once
+        known = {
+            REPETITION: np.array([request.repetition for request in requests], np.int32),
+            RELABELLED: np.array([request.relabelled for request in requests], np.int32),
+            BLOCK: first.astype(np.int32),
+        }
+        rows: list[int] = self.engine.write(enlist, self.folder, masks, known, meta.num_models).tolist()
+        self.rows.update(zip(requests, rows, strict=True))
+        self.missing.update(rows)
+        return rows
 
 
-def _opened(folder: Path, settings: Settings, learner: Learner) -> Store:
+def _opened(folder: Path, settings: Settings, engine: Engine) -> Store:
+    learner = engine.learner
     n, targets = len(learner.train_labels), len(learner.test_labels)
     base = stage_folder(settings, "store")
     # By what trained the run's own store, or knowingly by other code.
@@ -135,20 +200,32 @@ def _opened(folder: Path, settings: Settings, learner: Learner) -> Store:
     refuse_difference(base, {key: own.get(key, {}) for key in decided}, decided)
     refuse_other_sizes(base, read_meta(base), learner)
     wanted = {**decided, "seed": settings.verify.seed, "format": FORMAT}
-    tidy(folder)
+    engine.write(_tidied, folder)
     if not is_there(folder):
         arrays = {"margins": ArraySpec("float32", (targets,)), "confidence": ArraySpec("float16", (targets,))}
-        create(folder, Meta(0, n, targets, {**arrays, **LISTED}, wanted))
+        engine.write(create_once, folder, Meta(0, n, targets, {**arrays, **LISTED}, wanted))
     made = read_meta(folder).provenance
     if made.get("format") != FORMAT:
         told = f"{folder} was made by another version of this program (format {made.get('format')}, not {FORMAT})"
         raise InputError(f"{told}; delete it, and its networks are trained again, or use another run.dir")
     refuse_difference(folder, made, with_sources_of(folder, made, wanted, settings))
-    with Writer(folder) as writer:
-        writer.merge()
+    engine.write(_merged, folder)
     store = Store(folder)
     refuse_damaged(store)
     return store
+
+
+def _tidied(folder: Path) -> None:
+    """Remove what dead processes have left beside a store and in it."""
+    tidy(folder)
+    for each in (folder, folder / "inbox"):
+        sweep(each)
+
+
+def _merged(folder: Path) -> None:
+    """Take in what lies in a store's inbox."""
+    with Writer(folder) as writer:
+        writer.merge()
 
 
 def _rows(store: Store) -> dict[Request, int]:
@@ -157,20 +234,6 @@ def _rows(store: Store) -> dict[Request, int]:
     numbers = (store.array(name, ids).tolist() for name in (REPETITION, RELABELLED))
     found = zip(store.packed(ids), *numbers, ids.tolist(), strict=True)
     return {Request(mask.tobytes(), repetition, relabelled): row for mask, repetition, relabelled, row in found}
-
-
-def _list(folder: Path, requests: Sequence[Request], at_once: int) -> None:
-    """List models in blocks of so many: of subsets of about one size, for a group takes as long as its largest."""
-    ordered = sorted(requests, key=lambda request: -int.from_bytes(request.packed, "little").bit_count())
-    meta = read_meta(folder)
-    masks = unpack(np.stack([np.frombuffer(request.packed, np.uint8) for request in ordered]), meta.num_train)
-    first = meta.num_models + np.arange(len(ordered)) // at_once * at_once
-    known = {
-        REPETITION: np.array([request.repetition for request in ordered], np.int32),
-        RELABELLED: np.array([request.relabelled for request in ordered], np.int32),
-        BLOCK: first.astype(np.int32),
-    }
-    enlist(folder, masks, known)
 
 
 def _say_which_failed(store: Store, before: set[int]) -> None:

@@ -13,7 +13,7 @@ with other weights, another name is wanted. The retrained models are shared by a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +28,14 @@ from datamodels.reading import Unreadable
 from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder, verdicts_folder
 from datamodels.settings import FLIP, Settings, VerifySettings
-from datamodels.verify.asking import Train, ask
+from datamodels.verify.asking import ask
 from datamodels.verify.kept import OfBaseModels, base_requests
 from datamodels.verify.known import Examples, Targets
 from datamodels.verify.plan import Plan, Questions
 from datamodels.verify.questions import Question
 from datamodels.verify.questions.random_subsets import RandomSubsets, read_margins
 from datamodels.verify.record import VERDICTS, Verified, read_verified, write_verified
-from datamodels.verify.retrain import Request, Retrained, alone, retrain
+from datamodels.verify.retrain import Retraining, alone
 from datamodels.verify.summary import table, told
 from datamodels.verify.targets import Asked, Mistaken, numbered
 from datamodels.verify.used import digests, read_used, write_used
@@ -113,18 +113,15 @@ def _with_new(
 
 def _ask(questions: Sequence[Question], settings: Settings, engine: Engine) -> list[Question]:
     with progress("verify", "models", 0) as bar:
+        bar.look = lambda: engine.where
         return ask(questions, retraining(settings, engine), bar)
 
 
-def retraining(settings: Settings, engine: Engine) -> Train:
-    """How models are trained that questions want: kept in the run's store of such models of that seed, for every name."""
+def retraining(settings: Settings, engine: Engine) -> Retraining:
+    """The models that questions want: kept in the run's store of such models of that seed, for every name."""
     seed = settings.verify.seed
     folder = stage_folder(settings, "verify") / ("store" if seed == VerifySettings.seed else f"store-{seed}")
-
-    def train(requests: Sequence[Request], show: Callable[[int], None]) -> Retrained:
-        return retrain(folder, settings, engine, requests, show)
-
-    return train
+    return Retraining(folder, settings, engine)
 
 
 def _random_subsets(

@@ -10,23 +10,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from datamodels.durable import sweep
 from datamodels.errors import InputError
 from datamodels.learners import Learner, Model
-from datamodels.learners.given import side_by_side, trained_by
+from datamodels.learners.given import side_by_side
 from datamodels.progress import say
 from datamodels.signals import noted
 from datamodels.store import Store, Writer, claim, deliver, delivered, forget_claims, merge_if_free
 from datamodels.store.layout import DONE, MISSING
-from datamodels.subsets import Array, BoolArray
 from datamodels.worker.coarseness import Look
-from datamodels.worker.jobs import Job, fitted, refuse_misfits
+from datamodels.worker.jobs import Job
+from datamodels.worker.outcomes import Outcome, outcome_of
 
 POLL_S = 1.0
 WORD_AFTER_S = 10.0
@@ -148,57 +147,62 @@ def _train_block(job: Job, store: Store, block: int, ids: range, learner: Learne
         lock.release(remove=True)
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Rows as the store keeps them: masks bool (K, N), arrays (K, …) by name, and why models are given up, by id."""
-
-    masks: BoolArray
-    arrays: Mapping[str, Array]
-    failures: Mapping[int, str]
+def _trained(job: Job, store: Store, ids: range, learner: Learner, look: Look) -> Outcome:
+    trained = outcome_of(job, store, ids, learner, lambda: any_done(store), look.see)
+    refuse_hopeless(job, store, ids, trained.failures)
+    return trained
 
 
-def _trained(job: Job, store: Store, ids: range, learner: Learner, look: Look) -> _Block:
-    models = job.models(store, ids, learner)
-    numbers, masks = [model.number for model in models], job.masks(store, ids, models)
-    trained = trained_by(learner, models)
-    if "margins" not in trained.arrays:
-        raise InputError(f"{learner.name} gave {sorted(trained.arrays)} for model {numbers[0]}, and no margins")
-    rows = job.rows(store, ids, trained, learner)
-    refuse_misfits(rows, store.meta.arrays, numbers, learner.name)
-    arrays, by_place = fitted(rows, store.meta.arrays, numbers, trained.failures, _any_done(store))
-    look.see(rows["margins"][[k for k in range(len(ids)) if k not in by_place]])
-    failures = {ids[k]: why for k, why in by_place.items()}
+def refuse_hopeless(job: Job, store: Store, ids: range, failures: Mapping[int, str]) -> None:
+    """Raise InputError where it follows from the failures of some rows, by id, that nothing will come of the job."""
     why = job.hopeless(store, ids, failures)
     if why is not None:
         raise InputError(f"{why}; none was given up, so mend what trains them and run the same command again")
-    return _Block(masks, arrays, failures)
 
 
-def _any_done(store: Store) -> bool:
+def any_done(store: Store) -> bool:
+    """Whether any model of a store is there."""
     return bool((store.array("done", range(store.meta.num_models)) == DONE).any())
 
 
 class Watch(NamedTuple):
     """What a process has its eye on while it trains."""
 
-    hope: Hope
+    hope: Hope[Outcome]
     look: Look
 
 
-class Hope:
+class Failing(Protocol):
+    """What is known of a block that was trained."""
+
+    @property
+    def failures(self) -> Mapping[int, str]:
+        """Why models of it are given up, by id."""
+        ...
+
+
+F = TypeVar("F", bound=Failing)
+
+
+class Hope(Generic[F]):
     """Models of which none could be trained are not given up until one of the store, or of this process, could be.
 
     Such blocks are held back. When the first ENOUGH models have failed, or a block where that is more, or all that are missing,
     it is not their subsets: then none is given up.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, missing: int | None = None) -> None:
+        """So many models are missing, if that is not all of the job's: see `want`."""
         self.store = Store(job.folder)
-        self.wanted = min(ENOUGH, len(job.missing(self.store)))
-        self.held: dict[int, _Block] = {}
+        self.wanted = min(ENOUGH, len(job.missing(self.store)) if missing is None else missing)
+        self.held: dict[int, F] = {}
         self.hopeful, self.lock = False, threading.Lock()
 
-    def of(self, ids: range, train: Callable[[], _Block]) -> _Block | None:
+    def want(self, missing: int) -> None:
+        """So many models are missing now, if those are more than before."""
+        self.wanted = min(ENOUGH, max(self.wanted, missing))
+
+    def of(self, ids: range, train: Callable[[], F]) -> F | None:
         """What the training of a block gave, now or before; None where it is held back.
 
         Raises InputError where there is no hope.
@@ -207,7 +211,7 @@ class Hope:
             held = self.held.pop(ids.start, None)
         block = held or train()
         with self.lock:
-            self.hopeful = self.hopeful or len(block.failures) < len(ids) or _any_done(self.store)
+            self.hopeful = self.hopeful or len(block.failures) < len(ids) or any_done(self.store)
             if self.hopeful:
                 return block
             self.held[ids.start] = block
@@ -217,6 +221,15 @@ class Hope:
                 told = f"{len(failures)} models were tried, and not one could be trained; model {first}: {failures[first]}"
                 raise InputError(f"{told}; none was given up, so mend what trains them and run the same command again")
             return None
+
+    def let_go(self) -> list[F]:
+        """The blocks that were held back, once there is hope."""
+        with self.lock:
+            if not self.held or not (self.hopeful or any_done(self.store)):
+                return []
+            held = list(self.held.values())
+            self.held.clear()
+            return held
 
 
 def _stopping() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from datamodels.errors import InputError
 from datamodels.learners import Learner
@@ -20,6 +21,9 @@ from datamodels.worker.blocks import Shown, no_show, train_blocks, train_pass, u
 from datamodels.worker.coarseness import Look
 from datamodels.worker.jobs import Job
 
+if TYPE_CHECKING:
+    from datamodels.cluster import Cluster
+
 R = TypeVar("R")
 MakeLearner = Callable[[str | None], Learner]
 """The learner on a device, 'cpu' or the number of a GPU, or None for what is there."""
@@ -28,11 +32,50 @@ MOST_DEATHS = 3
 
 
 class Engine(Protocol):
-    """Who trains."""
+    """Who trains.
+
+    Jobs are started, and waited for: who has more work to give gives it while there is `room`, and what fills no block while
+    something would be `idle` else.
+    """
 
     @property
     def learner(self) -> Learner:
         """What is trained, for what is to be known of it; it trains elsewhere."""
+        ...
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """The cluster that it has, for whoever else wants one: a regression, say."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """Where models are trained by now, in a few words for a bar of progress; '' where there is nothing to tell."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """How many more blocks may be started now; one at least where none is under way."""
+        ...
+
+    @property
+    def idle(self) -> int:
+        """How many more blocks would be begun at once; one at least where none is under way."""
+        ...
+
+    def start(self, job: Job) -> None:
+        """Take on the job's models that are missing, beside those of jobs started before.
+
+        A block that is under way already is not taken on twice.
+        """
+        ...
+
+    def wait(self, show: Shown = no_show) -> None:
+        """Train, until some block that was started is in its store; where nothing is left this returns at once.
+
+        `show` is told how many models of the started jobs are there, of those jobs that were started since nothing was under
+        way. Raises KeyboardInterrupt after SIGINT or SIGTERM.
+        """
         ...
 
     def train(self, job: Job, show: Shown = no_show) -> None:
@@ -41,6 +84,10 @@ class Engine(Protocol):
 
     def ask(self, question: Callable[[Learner], R]) -> R:
         """What a function gives of the learner, where it trains."""
+        ...
+
+    def write(self, work: Callable[..., R], *args: Any) -> R:
+        """What a function gives that writes into a store, called where stores are written."""
         ...
 
     def give_back(self) -> None:
@@ -55,11 +102,14 @@ class Local:
     `more` gives what it is called with there beside the device.
     """
 
+    cluster, where = None, ""
+
     def __init__(
         self, make: MakeLearner, devices: Sequence[str] = (), more: Callable[[Learner], Mapping[str, Any]] = lambda _: {}
     ) -> None:
         self.make, self.devices, self.more = make, list(devices), more
         self.team: Team[Learner] | None = None
+        self.started: list[Job] = []
 
     @functools.cached_property
     def learner(self) -> Learner:
@@ -76,8 +126,35 @@ class Local:
             self.team.__exit__(kind, error, trace)
             self.team = None
 
+    @property
+    def room(self) -> int:
+        """See `Engine`. What is started is trained together, all of it: so there is room until something is."""
+        return 0 if self.started else sys.maxsize
+
+    @property
+    def idle(self) -> int:
+        """See `room`."""
+        return self.room
+
+    def start(self, job: Job) -> None:
+        """See `Engine`. It is trained where it is waited for."""
+        self.started.append(job)
+
+    def wait(self, show: Shown = no_show) -> None:
+        """See `Engine`. Brings all of the started jobs' models."""
+        jobs, self.started = self.started, []
+        there = 0
+        for job in jobs:
+            self._train(job, functools.partial(_show_more, show, there))
+            there += len(job.wanted(Store(job.folder)))
+
     def train(self, job: Job, show: Shown = no_show) -> None:
-        """See `Engine`. A process that dies is started again, and what it was at is trained by whoever comes first."""
+        """See `Engine`."""
+        self.start(job)
+        self.wait(show)
+
+    def _train(self, job: Job, show: Shown) -> None:
+        """Train a job; a process that dies is started again, and what it was at is trained by whoever comes first."""
         if len(self.devices) <= 1:
             train_blocks(job, self.learner, show)
             return
@@ -98,6 +175,10 @@ class Local:
                 return found  # type: ignore[return-value]
         raise InputError(f"the process on {self.devices[0]} died {MOST_DEATHS} times")
 
+    def write(self, work: Callable[..., R], *args: Any) -> R:
+        """See `Engine`. It is called here."""
+        return work(*args)
+
     def give_back(self) -> None:
         """See `Engine`."""
         if self.team is not None:
@@ -111,6 +192,10 @@ class Local:
             make = functools.partial(self.make, **self.more(self.learner))
             self.team = Team(self.devices, make).__enter__()
         return self.team
+
+
+def _show_more(show: Shown, before: int, there: int) -> None:
+    show(before + there)
 
 
 def _together(team: Team[Learner], job: Job, deaths: _Deaths, stop: threading.Event) -> None:

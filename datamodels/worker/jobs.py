@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.special import softmax
 
 from datamodels.errors import InputError
 from datamodels.learners import Key, Learner, Model, Relabels, Trained, offered
@@ -22,6 +21,7 @@ from datamodels.store import ArraySpec, Store
 from datamodels.store.layout import DONE, MISSING
 from datamodels.store.precision import BeyondError, rounded
 from datamodels.subsets import Array, BoolArray, IndexArray, draw_mask, pack
+from datamodels.worker.excerpts import Known
 
 NOT_FINITE = "its training gave margins that are not finite"
 
@@ -42,6 +42,11 @@ class Job(ABC):
         """Whether a person has chosen the number format of the margins, and is to be told where it is too coarse."""
         return False
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The store's arrays that say of rows what they are before they are trained."""
+        return ()
+
     @abstractmethod
     def wanted(self, store: Store) -> IndexArray:
         """The rows that are to be there, ids ascending."""
@@ -51,11 +56,11 @@ class Job(ABC):
         """The blocks in which some rows lie: their rows by the number under which they are claimed."""
 
     @abstractmethod
-    def models(self, store: Store, ids: range, learner: Learner) -> list[Model]:
+    def models(self, store: Known, ids: range, learner: Learner) -> list[Model]:
         """What the models of some rows are."""
 
     @abstractmethod
-    def rows(self, store: Store, ids: range, trained: Trained, learner: Learner) -> Mapping[str, Array]:
+    def rows(self, store: Known, ids: range, trained: Trained, learner: Learner) -> Mapping[str, Array]:
         """The store's arrays of these rows, of what their training gave."""
 
     def hopeless(self, store: Store, ids: range, failures: Mapping[int, str]) -> str | None:
@@ -63,7 +68,7 @@ class Job(ABC):
         del store, ids, failures
         return None
 
-    def masks(self, store: Store, ids: range, models: Sequence[Model]) -> BoolArray:
+    def masks(self, store: Known, ids: range, models: Sequence[Model]) -> BoolArray:
         """The masks of these rows, bool (len(ids), N)."""
         del store, ids
         return np.stack([model.mask for model in models])
@@ -107,12 +112,12 @@ class RandomSubsets(Job):
             for block in np.unique(ids // self.size).tolist()
         }
 
-    def models(self, store: Store, ids: range, learner: Learner) -> list[Model]:
+    def models(self, store: Known, ids: range, learner: Learner) -> list[Model]:
         """See `Job`."""
         del learner
         return [Model((self.seed, i), draw_mask(self.seed, i, store.meta.num_train, self.alpha)) for i in ids]
 
-    def rows(self, store: Store, ids: range, trained: Trained, learner: Learner) -> Mapping[str, Array]:
+    def rows(self, store: Known, ids: range, trained: Trained, learner: Learner) -> Mapping[str, Array]:
         """See `Job`."""
         del ids
         lacking = [name for name in store.meta.arrays if name not in trained.arrays]
@@ -144,6 +149,11 @@ class ListedModels(Job):
         """See `Job`."""
         return "verify"
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """See `Job`."""
+        return ("masks", *LISTED)
+
     def wanted(self, store: Store) -> IndexArray:
         """See `Job`."""
         del store
@@ -158,7 +168,7 @@ class ListedModels(Job):
             found[block] = range(int(rows[0]), int(rows[-1]) + 1)
         return found
 
-    def models(self, store: Store, ids: range, learner: Learner) -> list[Model]:
+    def models(self, store: Known, ids: range, learner: Learner) -> list[Model]:
         """See `Job`."""
         repetitions, relabelled = (store.array(name, ids).tolist() for name in (REPETITION, RELABELLED))
         return [
@@ -166,7 +176,7 @@ class ListedModels(Job):
             for mask, repetition, to in zip(store.masks(ids), repetitions, relabelled, strict=True)
         ]
 
-    def masks(self, store: Store, ids: range, models: Sequence[Model]) -> BoolArray:
+    def masks(self, store: Known, ids: range, models: Sequence[Model]) -> BoolArray:
         """See `Job`. Where images are relabelled, the model sees more than these."""
         del models
         return store.masks(ids)
@@ -181,7 +191,7 @@ class ListedModels(Job):
             return None
         return f"a model on all of S could not be trained: {failures[whole[0]]}"
 
-    def rows(self, store: Store, ids: range, trained: Trained, learner: Learner) -> Mapping[str, Array]:
+    def rows(self, store: Known, ids: range, trained: Trained, learner: Learner) -> Mapping[str, Array]:
         """See `Job`."""
         known = {name: store.array(name, ids) for name in LISTED}
         return {"margins": trained.arrays["margins"], "confidence": _confidence(trained, learner), **known}
@@ -204,6 +214,8 @@ def listed_model(seed: int, mask: BoolArray, repetition: int, relabelled: int, l
 
 def _confidence(trained: Trained, learner: Learner) -> Array:
     """The softmax of the right class, float16 (K, T); NaN where the learner gives no logits or the labels are not known."""
+    from scipy.special import softmax  # 10 MB in each of a cluster's processes, most of which need none
+
     logits, labels = logits_of(trained, learner), learner.test_labels
     if logits is None or (labels < 0).any():
         return np.full(trained.arrays["margins"].shape, np.nan, np.float16)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from datamodels.data import Dataset, load, prepare
 from datamodels.durable import is_there, only_maker, tidy
@@ -20,8 +21,8 @@ from datamodels.processes import devices_named
 from datamodels.progress import progress
 from datamodels.provenance import refuse_difference
 from datamodels.runs import deciding_settings, groups_of, stage_folder, stage_seconds
-from datamodels.settings import BUILT_IN, MEASURED, PLAIN, GroupSettings, Settings
-from datamodels.store import ArraySpec, Meta, Store, create, grow, read_meta
+from datamodels.settings import BUILT_IN, LOCAL, MEASURED, PLAIN, GroupSettings, Settings
+from datamodels.store import ArraySpec, Meta, Store, create_once, grow, read_meta
 from datamodels.store.layout import FAILURES
 from datamodels.training.devices import number_of_gpus
 from datamodels.worker.blocks import there
@@ -30,17 +31,37 @@ from datamodels.worker.engine import Engine, Local
 from datamodels.worker.jobs import RandomSubsets
 from datamodels.worker.prior import make_prior
 
+if TYPE_CHECKING:
+    from datamodels.cluster import Cluster
+    from datamodels.worker.on_ray import OnRay
 
-def engine_of(settings: Settings, gpu: str | None, data: Dataset | None = None) -> Local:
-    """Who trains a run's models: its learner on the devices that `--gpu` names.
 
-    `data` is the built-in recipe's, read where it is not given. Raises InputError where there is no such device, or no such
-    data or learner.
+@overload
+def engine_of(settings: Settings, gpu: str | None, data: Dataset | None = None) -> Local: ...
+
+
+@overload
+def engine_of(settings: Settings, gpu: str | None, data: Dataset | None = None, engine: str = ...) -> Local | OnRay: ...
+
+
+def engine_of(settings: Settings, gpu: str | None, data: Dataset | None = None, engine: str = LOCAL) -> Local | OnRay:
+    """Who trains a run's models: its learner on the devices that `--gpu` names, or with engine `ray` on a cluster.
+
+    `data` is the built-in recipe's, read where it is not given. A context. Raises InputError where there is no such device, or
+    no such data or learner.
     """
     devices = [] if gpu is None else devices_named(gpu, number_of_gpus)
-    if settings.worker.main != BUILT_IN:
-        return Local(functools.partial(learner_named, settings), devices, functools.partial(_sources, settings))
-    return Local(functools.partial(Recipe, settings, data or load(settings)), devices, functools.partial(_sources, settings))
+    own = settings.worker.main != BUILT_IN
+    found = None if own else data or load(settings)
+    make = functools.partial(learner_named, settings) if found is None else functools.partial(Recipe, settings, found)
+    if engine == LOCAL:
+        return Local(make, devices, functools.partial(_sources, settings))
+    from datamodels.worker.on_ray import OnRay, recipe_there  # Ray's part is for those who want it
+
+    def there(cluster: Cluster) -> Callable[..., Learner]:
+        return make if found is None else recipe_there(cluster, settings, found)
+
+    return OnRay(settings, make, there, functools.partial(own_sources, settings))
 
 
 def _sources(settings: Settings, learner: Learner) -> dict[str, Any]:
@@ -79,6 +100,7 @@ def _train_all(settings: Settings, engine: Engine, folder: Path) -> None:
     size = groups_of(read_meta(folder)).models_at_once
     job = RandomSubsets(folder, total, size, settings.store.seed, settings.store.alpha)
     with progress("worker", "models", total, there(job, Store(folder))) as advance:
+        advance.look = lambda: engine.where
         engine.train(job, advance.to)
 
 
@@ -98,11 +120,11 @@ def open_store(settings: Settings, engine: Engine) -> Path:
         return Meta(settings.store.num_models, n, t, {"margins": margins, **declared_arrays(settings.store.arrays)}, provenance)
 
     if is_there(folder):
-        tidy(folder)
+        engine.write(tidy, folder)
     else:
         with only_maker(folder, f"worker: waiting for another worker that is making {folder}"):
             if not is_there(folder):
-                create(folder, meta(_groups(settings, engine)))
+                engine.write(create_once, folder, meta(_groups(settings, engine)))
     found = read_meta(folder)
     groups = groups_of(found)
     wanted = meta(_given_groups(settings.groups, groups))
@@ -111,7 +133,7 @@ def open_store(settings: Settings, engine: Engine) -> Path:
     refuse_other_sizes(folder, found, learner)
     if wanted.num_models > found.num_models:
         try:
-            grow(folder, wanted.num_models)
+            engine.write(grow, folder, wanted.num_models)
         except InputError:
             if read_meta(folder).num_models < wanted.num_models:  # else another worker has let it grow further meanwhile
                 raise

@@ -21,11 +21,12 @@ from datamodels.runs import stage_folder
 from datamodels.settings import GroupSettings, parse
 from datamodels.store import Store
 from datamodels.vectors import of_length_1
-from datamodels.verify.retrain import Request, alone, retrain
+from datamodels.verify.retrain import Request, Retraining, alone
 from datamodels.worker import Local, make_prior, open_store, train_missing
 from datamodels.worker.decided import provenance_of
 from datamodels.worker.jobs import listed_model
 from datamodels.worker.prior import _InOrder, _of_models, _scaled
+from tests.verify.engines import retrained
 
 N, T, CLASSES, D = 12, 4, 3, 5
 
@@ -565,7 +566,7 @@ def test_a_block_of_relabelled_and_other_models_is_one_call(tmp_path):
     mask = np.arange(N) > 3
     requests = [Request.of(mask, 0), Request.of(mask, 0, 1), Request.of(~mask, 1)]
     with alone(chosen) as folder:
-        found = retrain(folder / "store", chosen, Local(lambda _: good), requests)
+        found = retrained(Retraining(folder / "store", chosen, Local(lambda _: good)), requests)
     assert [labels is None for labels in good.told] == [request.relabelled < 0 for request in sorted(requests, key=order_of)]
     assert np.isfinite(found.margins(requests)).all()
     assert len(Store(folder / "store").done) == 3

@@ -1,8 +1,11 @@
 """The loop of questions, with questions and models of the tests' own."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datamodels.progress import Advance
 from datamodels.verify.asking import ask
@@ -41,21 +44,46 @@ class Steps(Question):
 
 
 class Trainer:
-    """Keeps what it has trained; what is there is not trained again."""
+    """Keeps what it has trained, and trains nothing that is there: all together, in rounds, or a few in an order of one's own.
 
-    def __init__(self, there=()):
-        self.there = set(there)
+    `room` is for how many models, `back` gives those of them that are given back next.
+    """
+
+    def __init__(self, there=(), room=None, back=list):
+        self.found: Any = set(there)
+        self.pool: list[Request] = []
+        self.out: list[Request] = []
+        self.size, self.back = room, back
         self.rounds: list[list[Request]] = []
         self.trained: Counter[Request] = Counter()
 
-    def __call__(self, requests, show):
-        missing = [request for request in requests if request not in self.there]
-        self.rounds.append(list(requests))
-        self.trained.update(missing)
-        self.there |= set(missing)
-        for left in range(len(missing), -1, -1):
-            show(len(requests) - left)
-        return self.there
+    @property
+    def room(self):
+        """All of a round is handed out at once, and nothing beside it."""
+        return not self.out if self.size is None else len(self.out) < self.size
+
+    def lacking(self, requests):
+        """Those that are not there."""
+        return [request for request in requests if request not in self.found]
+
+    def want(self, requests):
+        """Remember them."""
+        self.pool = list(dict.fromkeys(r for r in self.lacking([*self.pool, *requests]) if r not in self.out))
+
+    def hand_out(self):
+        """As many as there is room for."""
+        number = len(self.pool) if self.size is None else self.size - len(self.out)
+        self.out, self.pool = self.out + self.pool[:number], self.pool[number:]
+
+    def wait(self, show):
+        """Some of them are there."""
+        came = self.back(self.out)
+        self.rounds.append(came)
+        self.trained.update(came)
+        for k in range(len(came) + 1):
+            show(k)
+        self.found |= set(came)
+        self.out = [request for request in self.out if request not in came]
 
 
 class Bar(Advance):
@@ -91,7 +119,7 @@ def test_what_all_want_is_trained_together_and_nothing_twice():
     train = Trainer(there=models("z", 0))
     ask([Steps(*looks), Steps(*looks), Steps(models("a", 0), models("z", 0))], train, bar())
     assert set(train.trained.values()) == {1}
-    assert [len(requests) for requests in train.rounds] == [len(set(requests)) for requests in train.rounds] == [2, 5, 8]
+    assert [len(requests) for requests in train.rounds] == [2, 2, 4]
 
 
 def test_questions_that_follow_join_in_at_once():
@@ -130,3 +158,40 @@ def test_a_bar_whose_work_is_there_already_says_nothing(capsys):
     wanted = models("a", 0, 1, 2)
     ask([Steps(wanted)], Trainer(wanted), bar())
     assert capsys.readouterr().err == ""
+
+
+STEPS = st.lists(st.lists(st.sampled_from(models("any", *range(12))), min_size=1, max_size=4, unique=True), max_size=3)
+QUESTIONS = st.recursive(
+    st.builds(lambda steps: Steps(*steps), STEPS),
+    lambda others: st.builds(lambda steps, then: Steps(*steps, then=then), STEPS, st.lists(others, max_size=2)),
+    max_leaves=5,
+)
+
+
+def all_of(questions):
+    return [each for question in questions for each in [question, *all_of(question.following)]]
+
+
+def under_way(questions):
+    """Those that are asked by now, and not answered."""
+    return [each for question in questions for each in ([question] if question.wants() else under_way(question.following))]
+
+
+@given(st.lists(QUESTIONS, max_size=4), st.integers(1, 6), st.randoms(use_true_random=False))
+def test_whatever_comes_back_first_each_learns_what_it_wanted_and_none_that_could_go_on_waits(questions, room, rng):
+    waiting = set[tuple[int, int]]()
+
+    def back(out):
+        ready = {(id(question), question.asked) for question in under_way(questions) if not train.lacking(question.wants())}
+        assert not ready & waiting
+        assert not (ready and train.room)
+        waiting.update((id(question), question.asked) for question in under_way(questions))
+        return rng.sample(out, rng.randint(1, len(out)))
+
+    train, shown = Trainer(there=models("any", 0, 1), room=room, back=back), bar()
+    assert {id(each) for each in ask(questions, train, shown)} == {id(each) for each in all_of(questions)}
+    assert all(each.learnt == [request for step in each.steps for request in step] for each in all_of(questions))
+    assert set(train.trained.values()) <= {1}
+    wanted = {request for each in all_of(questions) for request in each.learnt}
+    assert shown.done == shown.total == len(wanted)
+    assert shown.done - shown.first == len(train.trained)

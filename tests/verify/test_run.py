@@ -17,9 +17,10 @@ from datamodels.runs import read_store, stage_folder
 from datamodels.store import Store
 from datamodels.training import Trainer
 from datamodels.verify import recheck, verify, verify_targets
-from datamodels.verify.retrain import Request, retrain
+from datamodels.verify.retrain import Request, Retraining
 from datamodels.verify.typed import to_json
 from tests.conftest import SMALL, built_in
+from tests.verify.engines import retrained
 from tests.verify.rule import Seen, T, by_the_rule, changed, planted, result_of
 
 CPU = torch.device("cpu")
@@ -204,7 +205,7 @@ def test_a_retrained_model_follows_from_seed_mask_repetition_and_label(run):
     settings, data, _ = run
     masks = np.random.default_rng(0).random((3, 60)) < 0.7
     requests = [Request.of(mask, r, to) for mask, to in zip(masks, (-1, -1, 4), strict=True) for r in range(2)]
-    found = retrain(stage_folder(settings, "other"), settings, built_in(settings, data), requests)
+    found = retrained(Retraining(stage_folder(settings, "other"), settings, built_in(settings, data)), requests)
     margins = found.store.margins([found.rows[request] for request in requests])
     trainer = Trainer(data, settings.training, CPU, dtype=torch.float64)
     own = data.train.labels.numpy()

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 
 from datamodels.errors import InputError
 from datamodels.learners.function import learner_named
-from datamodels.store import Store
+from datamodels.store import ArraySpec, Meta, Store, create
 from datamodels.store.check import check
 from datamodels.training import devices
 from datamodels.worker import Local, engine_of, train_missing
 from datamodels.worker.engine import MOST_DEATHS
+from datamodels.worker.jobs import RandomSubsets
 from tests.worker.slow import N, Slow
 
 OWN = {"worker__main": "tests.worker.slow:Slow", "groups__models_at_once": 0, "store__num_models": 60}
@@ -45,6 +47,55 @@ def test_the_work_is_shared(settings, monkeypatch):
         seconds = time.monotonic() - start
     # 15 blocks of 0.2 s: 3 s by one.
     assert seconds < 2.7
+
+
+def random_subsets(folder, ids):
+    """A job of the models of some blocks of four, and a store for it."""
+    create(folder, Meta(ids, N, 6, {"margins": ArraySpec("float32", (6,))}, {}))
+    return RandomSubsets(folder, ids, 4, 3, 0.5)
+
+
+@pytest.mark.parametrize("devices", [(), ("cpu", "cpu")])
+def test_jobs_that_are_started_are_trained_together_where_they_are_waited_for(settings, tmp_path, devices):
+    shown: list[int] = []
+    with several(settings(**OWN), devices) as engine:
+        jobs = [random_subsets(tmp_path / name, ids) for name, ids in (("one", 10), ("two", 7))]
+        assert engine.room == engine.idle == sys.maxsize
+        engine.wait(shown.append)
+        for job in jobs:
+            engine.start(job)
+        assert [len(Store(job.folder).done) for job in jobs] == [0, 0]
+        assert shown == []
+        assert engine.room == engine.idle == 0
+        engine.wait(shown.append)
+    assert [len(Store(job.folder).done) for job in jobs] == [10, 7]
+    assert engine.room == engine.idle == sys.maxsize
+    assert shown == sorted(shown)
+    assert shown[-1] == 17
+    assert [np.load(job.folder / "margins.npy").any() for job in jobs] == [True, True]
+
+
+def test_a_write_into_a_store_is_called_with_what_it_is_given(settings):
+    assert several(settings(**OWN)).write(divmod, 7, 2) == (3, 1)
+
+
+class Told(Local):
+    """Remembers who wrote into a store."""
+
+    written: tuple[str, ...] = ()
+
+    def write(self, work, *args):
+        """See `Engine`."""
+        self.written += (work.__name__,)
+        return super().write(work, *args)
+
+
+def test_a_runs_store_is_made_and_grown_where_stores_are_written(settings):
+    for models, written in ((4, ["create_once"]), (8, ["tidy", "grow"]), (8, ["tidy"])):
+        chosen = settings(**OWN | {"store__num_models": models})
+        engine = Told(functools.partial(learner_named, chosen))
+        train_missing(chosen, engine)
+        assert list(engine.written) == written
 
 
 def who(learner):

@@ -1,6 +1,7 @@
 """The folder that a prior is made of: what is in it, made once, made anew under other settings, left to who is at it."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -54,6 +55,12 @@ def test_it_holds_the_means_over_networks_that_no_store_has(settings, data):
     near = covariates.parts(slice(4, 9))[1]
     by_hand = [[np.mean([a[j] @ b[t] for a, b in zip(*pair, strict=True)]) for t in range(4, 9)] for j in range(60)]
     np.testing.assert_allclose(near, by_hand, atol=2e-3)
+    for name in ("similarity", "gradients"):
+        here = covariates_named(name, folder, 60, 20)
+        assert here is not None
+        elsewhere = pickle.loads(pickle.dumps(here))
+        assert np.array_equal(elsewhere.parts(slice(4, 9)), here.parts(slice(4, 9)))
+        assert len(here.parts(slice(4, 9))) == len(here.names) == (3 if name == "similarity" else 3 + len(found["gradients"]))
     np.testing.assert_allclose((found["gradients"].astype(float) ** 2).mean((1, 2)), 1, rtol=1e-2)
     for mine, its in zip(found["gradients"], oracle["gradients"], strict=True):
         assert np.corrcoef(mine.ravel(), its.ravel())[0, 1] > 0.95

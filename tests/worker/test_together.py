@@ -1,8 +1,5 @@
 """Workers that start together on a fresh run, and what they train: every model once."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -12,17 +9,16 @@ from datamodels.runs import stage_folder
 from datamodels.settings import parse
 from datamodels.store import Store
 from datamodels.verify.retrain import alone
+from tests import started
 from tests.conftest import flags
 
 
 @pytest.mark.parametrize("prior", ["none", "gradients"])
 def test_workers_started_together_on_a_fresh_run_all_end_well(tmp_path, prior):
     line = flags(tmp_path / "run", store__num_models=24, regress__prior=prior, prior__models=2)
-    command = [sys.executable, "-m", "datamodels.worker", *line, "--gpu", "cpu"]
-    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    said = [worker.communicate(timeout=200) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0, 0], said
-    assert all("24 of 24 models are done" in out for out, _ in said)
+    workers = started.run_together([("datamodels.worker", *line, "--gpu", "cpu")] * 3)
+    assert [worker.returncode for worker in workers] == [0, 0, 0], workers
+    assert all("24 of 24 models are done" in worker.stdout for worker in workers)
     store = Store(tmp_path / "run" / "store")
     assert np.array_equal(store.done, np.arange(24))
     assert store.damaged(store.done) == []
