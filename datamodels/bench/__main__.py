@@ -1,10 +1,12 @@
 """Command: measure, as `python -m datamodels.bench train -C configs/digits.yaml --gpu cpu`."""
 
 import sys
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from datamodels.bench.accuracy import bench_accuracy
+from datamodels.bench.cluster import BLOCK_SECONDS, PARTS, WORKERS, bench_cluster
 from datamodels.bench.devices import bench_devices
 from datamodels.bench.fit import DEFAULT, bench_fit, size_named
 from datamodels.bench.gpu_check import GPU, PLACES
@@ -21,7 +23,7 @@ from datamodels.bench.workers import bench_workers
 from datamodels.data import load, prepare
 from datamodels.durable import write_file, write_json
 from datamodels.errors import InputError, run_command
-from datamodels.settings import argument_parser, parse
+from datamodels.settings import Settings, argument_parser, parse
 from datamodels.training import device_named
 
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy, "prior": bench_prior}
@@ -29,7 +31,7 @@ SYNTHETIC = {"store": bench_store, "workers": bench_workers, "lasso": bench_lass
 OF_A_RUN = {"devices": bench_devices}
 OF_WEIGHTS: dict[str, Callable[..., tuple[Record, str]]] = {"regress": bench_regress, "samples": bench_samples}
 GPU_CHECK = "gpu-check"
-FIT, REPAIR = "fit", "repair"
+FIT, REPAIR, CLUSTER = "fit", "repair", "cluster"
 
 
 def main() -> None:
@@ -43,48 +45,68 @@ def main() -> None:
         "lasso: of few models or many, against scikit-learn. "
         "samples: LDS against the number of models of a run, with a prior and without. "
         "repair: how often the sets that repair wrong predictions name wrongly labelled images. "
+        "cluster: the engine on a Ray cluster against the local one, its writer's rows per second, and how it scales. "
         "gpu-check: whether a GPU, and this package on it, does what it should."
     )
-    benches = [*OF_MODELS, *SYNTHETIC, *OF_A_RUN, *OF_WEIGHTS, FIT, REPAIR, GPU_CHECK]
+    benches = [*OF_MODELS, *SYNTHETIC, *OF_A_RUN, *OF_WEIGHTS, FIT, REPAIR, CLUSTER, GPU_CHECK]
     parser = argument_parser("python -m datamodels.bench", about)
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
     parser.add_argument("--gpu", help="number of the GPU, or cpu (default: what is there)")
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
     counts += "; samples: draws of models (3); prior: networks (4); workers: models (2000); devices: rounds (1)"
     counts += "; lasso: rounds (3); repair: targets (60)"
+    counts += "; cluster: overhead's rounds (3), ingest's rows (10240), scaling's blocks a worker (4)"
     parser.add_argument("--n", type=int, help=counts)
     parser.add_argument("--size", default=DEFAULT, help=f"fit: images, models, targets, values of λ ({DEFAULT})")
     parser.add_argument("--share", type=float, default=SHARE, help=f"repair: of the labels of S that are wrong ({SHARE})")
     parser.add_argument("--seed", type=int, default=0, help="repair: which labels are wrong, and how (0)")
     parser.add_argument("--on", choices=PLACES, default=GPU, help="gpu-check: processor tries the check itself, tiny")
+    parser.add_argument("--part", choices=PARTS, help="cluster: one of its parts (default: all of them)")
+    parser.add_argument("--workers", default=WORKERS, help=f"cluster: numbers of workers that scaling tries ({WORKERS})")
+    told = f"cluster: how long a block of scaling takes ({BLOCK_SECONDS:g})"
+    parser.add_argument("--block-seconds", type=float, default=BLOCK_SECONDS, help=told)
     parser.add_argument("--out", type=Path, help="folder to write the result into, as JSON")
     settings, args = parse(sys.argv[1:], parser)
     if args.bench is None:
         raise InputError(f"which bench? There are {', '.join(benches)}")
+    passed = True
+    for result, table in _measured(settings, args):
+        print(table, flush=True)
+        if args.out:
+            _write(args.out, result, settings)
+        passed = passed and result.get("passed", True)
+    if not passed:
+        sys.exit(1)
+
+
+def _measured(settings: Settings, args: Namespace) -> Iterator[tuple[Record, str]]:
+    """The results of a bench, each as a record and as a table: most have one."""
     n = [] if args.n is None else [args.n]
     if args.bench == FIT:
-        result, table = bench_fit(settings, size_named(args.size), args.gpu)
+        yield bench_fit(settings, size_named(args.size), args.gpu)
     elif args.bench == REPAIR:
-        result, table = bench_repair(settings, args.share, args.seed, args.gpu, *n)
+        yield bench_repair(settings, args.share, args.seed, args.gpu, *n)
     elif args.bench == GPU_CHECK:
-        result, table = gpu_check(settings, args.on, args.gpu)
+        yield gpu_check(settings, args.on, args.gpu)
+    elif args.bench == CLUSTER:
+        for part in PARTS if args.part is None else [args.part]:
+            yield bench_cluster(settings, part, args.workers, args.block_seconds, args.gpu, *n)
     elif args.bench in {**SYNTHETIC, **OF_A_RUN}:
-        result, table = {**SYNTHETIC, **OF_A_RUN}[args.bench](settings, *n)
+        yield {**SYNTHETIC, **OF_A_RUN}[args.bench](settings, *n)
     elif args.bench in OF_WEIGHTS:
-        result, table = OF_WEIGHTS[args.bench](settings, *n, gpu=args.gpu)
+        yield OF_WEIGHTS[args.bench](settings, *n, gpu=args.gpu)
     else:
         device = device_named(args.gpu)
         print(prepare(settings), flush=True)
-        result, table = OF_MODELS[args.bench](settings, load(settings), device, *n)
-    print(table)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        file = args.out / file_name(result, settings)
-        write_json(file, result)
-        if args.bench == "samples":
-            write_file(file.with_suffix(".png"), samples_figure(result))
-    if not result.get("passed", True):
-        sys.exit(1)
+        yield OF_MODELS[args.bench](settings, load(settings), device, *n)
+
+
+def _write(out: Path, result: Record, settings: Settings) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / file_name(result, settings)
+    write_json(file, result)
+    if result["bench"] == "samples":
+        write_file(file.with_suffix(".png"), samples_figure(result))
 
 
 run_command(main)

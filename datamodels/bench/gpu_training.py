@@ -220,7 +220,8 @@ def little_memory(sizes: Sizes) -> list[Line]:
     """With room for some models and not for all, groups are halved until they fit, and every model is trained."""
     device, models = device_named(sizes.gpu), 8
     data, recipe = tiny(sizes)
-    recipe = dataclasses.replace(recipe, width=64, batch_size=100, epochs=4, precision="float32")
+    width = 64 if on_gpu(device) else 8  # of a GPU's memory smaller ones would take too little to tell
+    recipe = dataclasses.replace(recipe, width=width, batch_size=100, epochs=4, precision="float32")
     masks, keys = draw_masks(0, range(models), len(data.train.labels), 0.9), [(0, i) for i in range(models)]
     one = Trainer(data, recipe, device, 1).margins(masks[:1], keys[:1])
     trainer = Trainer(data, recipe, device)
