@@ -10,7 +10,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any
 
-from datamodels.errors import tell_in_a_sentence_before_a_command
+from datamodels.errors import refuse_too_little_for_libraries, tell_in_a_sentence_before_a_command
 
 if TYPE_CHECKING:
     from datamodels.brittleness import support
@@ -33,6 +33,8 @@ _LIES_IN = {
 # Python has not set the name yet while it looks for what `python -m` is to run: only commands of ours come here so.
 if sys.argv[:1] == ["-m"] and any(name.partition(".")[0] == __name__ for name in sys.orig_argv):
     tell_in_a_sentence_before_a_command()
+    if f"{__name__}.store" not in sys.orig_argv:  # whose libraries are fewer
+        refuse_too_little_for_libraries()
 
 
 def __getattr__(name: str) -> Any:

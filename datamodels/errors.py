@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import sys
 import threading
@@ -15,6 +16,8 @@ from typing import Any
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 GO_ON = "run the same command again to go on"
 STOPPING = "stopping after what is at work; once more ends it at once"
+LIBRARIES_BYTES = 2**28
+"""Of addresses; with 240 MB OpenBLAS was still seen to look for memory without an end."""
 WHAT_IS_WRONG = {
     errno.ENOENT: "{path} is not there",
     errno.EACCES: "there is no permission for {path}",
@@ -101,6 +104,16 @@ def tell_in_a_sentence_before_a_command() -> None:
         raise SystemExit(2)
 
     sys.excepthook = hook
+
+
+def refuse_too_little_for_libraries() -> None:
+    """Raise MemoryError where a limit of the process leaves less memory than its libraries take.
+
+    On processors with AVX-512 an OpenBLAS that is being loaded then asks for it again and again, without an end.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit != resource.RLIM_INFINITY and limit < LIBRARIES_BYTES:
+        raise MemoryError(f"ulimit -v leaves {limit / 1e6:.0f} MB, and the libraries take {LIBRARIES_BYTES / 1e6:.0f}")
 
 
 def in_a_sentence(e: BaseException) -> str | None:

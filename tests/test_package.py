@@ -72,18 +72,21 @@ def test_every_command_explains_itself(module, monkeypatch, capsys):
 
 def test_names_of_the_package_are_imported_when_they_are_asked_for():
     script = """
-import sys, datamodels
+import sys, datamodels, datamodels.worker
 assert not {"scipy", "torch", "datamodels.store"} & sys.modules.keys()
 from datamodels import Store, support, Datamodels, from_dataset
 assert (Store.__module__, support.__module__) == ("datamodels.store.reader", "datamodels.brittleness.supports")
 assert set(datamodels.__all__) == {"Store", "support", "Datamodels", "from_dataset"}
 from datamodels import verify
 assert type(verify) is type(sys) and callable(verify.verify) and not callable(verify)
-try:
-    datamodels.nothing
-except AttributeError as e:
-    assert "has no attribute 'nothing'" in str(e)
-else:
-    raise AssertionError
+assert datamodels.worker.Local.__module__ == "datamodels.worker.engine"
+for package in datamodels, datamodels.worker:
+    try:
+        package.nothing
+    except AttributeError as e:
+        assert "has no attribute 'nothing'" in str(e)
+    else:
+        raise AssertionError
+    assert all(hasattr(package, name) for name in package.__all__)
 """
     subprocess.run([sys.executable, "-c", script], check=True)
