@@ -1,22 +1,26 @@
 # The two commands of the README are `make demo` and `make test`; both set up everything they need.
 CONFIG ?=
 GPU ?= 0
+ADDRESS ?= auto
 PYTHON ?= python3
 config_flag = $(if $(CONFIG),-C $(CONFIG),)
 py = .venv/bin/python
 # Idle OpenMP threads that spin take the core that another group of models needs.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test test-browser lint setup worker bench gpu-check robustness kills clean
+.PHONY: demo test test-browser test-machines lint setup worker cluster bench gpu-check robustness kills clean
 
 demo: setup  ## digits, end to end: data, models, datamodels, verification by retraining, a page
 	$(py) -m datamodels -C configs/digits.yaml
 
 test: setup  ## the test suite, in two processes
-	$(py) -m pytest -n 2 --dist loadfile
+	$(py) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-browser: setup  ## the page in Chromium; part of `test` where that is found
 	$(py) -m pytest tests/report/test_browser.py -rs
+
+test-machines: setup  ## a cluster of separate machines, in network namespaces; beside `test`, for it takes root and two minutes
+	$(py) -m pytest tests/cluster/separate_machines.py -rs
 
 lint: setup  ## ruff and mypy
 	$(py) -m ruff check .
@@ -28,6 +32,9 @@ setup:  ## .venv with everything in it; quick when nothing has changed
 
 worker: setup  ## train models on one GPU (GPU=0), on several (GPU=0,1 or all), a process each, or on the processor (GPU=cpu)
 	$(py) -m datamodels.worker $(config_flag) --gpu $(GPU)
+
+cluster: setup  ## train models on all nodes of the Ray cluster that this machine is a node of; of several: ADDRESS=IP:port of its head
+	$(py) -m datamodels.worker $(config_flag) --engine ray --ray.address $(ADDRESS)
 
 bench: setup  ## measure training, on digits or CONFIG, the store and the regression; the results go into tests/benchmarks/results/
 	$(py) -m datamodels.bench train -C $(or $(CONFIG),configs/digits.yaml) --out tests/benchmarks/results

@@ -36,9 +36,18 @@ missing_for_ffcv() {
 cuda=$(cuda_major)
 fingerprint() { { cat pyproject.toml .ci/constraints.txt .ci/setup.sh; "$python" --version; echo "cuda=$cuda"; missing_for_ffcv; } | sha256sum; }
 stamp=.venv/datamodels-setup
-if [ -f "$stamp" ] && [ "$(fingerprint)" = "$(head -n 1 "$stamp")" ]; then
+end_if_nothing_has_changed() {
+    [ -f "$stamp" ] && [ "$(fingerprint)" = "$(head -n 1 "$stamp")" ] || return 0
     tail -n +2 "$stamp"
     exit 0
+}
+end_if_nothing_has_changed
+# Several at once, as jobs on machines that share the checkout may be: the first installs, the others wait, and find it done.
+if command -v flock >/dev/null; then
+    mkdir -p .venv
+    exec 9>>.venv/setup-lock
+    flock 9
+    end_if_nothing_has_changed
 fi
 
 "$python" -c 'import ensurepip, venv' 2>/dev/null || { can_apt && say "installing python3-venv" && apt_install python3-venv; } ||

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +16,34 @@ from datamodels.learners.function import Function
 from datamodels.resources import CONFIGS
 from datamodels.settings import DataSettings, Settings, TrainingSettings, parse
 from datamodels.worker import Local, engine_of, train_missing
+from tests import started
 from tests.standins.cuda_cpp import have_compiler
 from tests.standins.strict_cupy import StrictCupy
 
 # The tests' networks are so small that two threads would wait for each other more than they work.
 torch.set_num_threads(1)
+
+LONG = (
+    "worker/test_on_ray.py",
+    "bench/test_gpu_check.py",
+    "verify/test_kills.py",
+    "report/test_road.py",
+    "store/test_kills.py",
+    "robustness/",
+    "data/test_road.py",
+)
+"""What is begun first where several processes test: the last file to be begun is the one that the others wait for."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let long files come first; the others stay in their order."""
+
+    def place(item: pytest.Item) -> int:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((k for k, name in enumerate(LONG) if file.startswith(name)), len(LONG))
+
+    items.sort(key=place)
+
 
 SMALL = {
     "data.train_images": 60,
@@ -60,14 +81,11 @@ def settings(tmp_path: Path) -> Callable[..., Settings]:
 
 
 @pytest.fixture(scope="session")
-def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+def command() -> Callable[..., started.Done]:
     """Runs `python -m datamodels.STAGE` with the given arguments, in `cwd`; `path` has modules of one's own."""
 
-    def run(stage: str, *args: object, cwd: Path | None = None, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", f"datamodels.{stage}".rstrip("."), *map(str, args)]
-        more = {} if path is None else {"PYTHONPATH": os.pathsep.join([str(path), os.environ.get("PYTHONPATH", "")])}
-        environment = {**os.environ, **more}
-        return subprocess.run(line, capture_output=True, text=True, check=False, timeout=300, cwd=cwd, env=environment)
+    def run(stage: str, *args: object, cwd: Path | None = None, path: Path | None = None) -> started.Done:
+        return started.run(f"datamodels.{stage}".rstrip("."), *args, cwd=cwd, path=path)
 
     return run
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import stat
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,39 @@ def test_the_check_for_a_gpu_says_what_is_missing_here(tmp_path):
 def test_no_constraint_holds_cudas_libraries_to_another_release_than_pytorchs():
     lines = (CHECKOUT / ".ci" / "constraints.txt").read_text().splitlines()
     assert not [line for line in lines if line.startswith("nvidia-")]
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        (["cluster"], "datamodels.worker  --engine ray --ray.address auto"),
+        (
+            ["cluster", "ADDRESS=10.0.0.1:6379", "CONFIG=mine.yaml"],
+            "worker -C mine.yaml --engine ray --ray.address 10.0.0.1:6379",
+        ),
+        (["worker", "GPU=0,1"], "datamodels.worker  --gpu 0,1"),
+    ],
+)
+def test_targets_of_make_say_what_they_were_told(line, wanted):
+    if shutil.which("make") is None:
+        pytest.skip("no make here")
+    told = subprocess.run(["make", "-n", *line], cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout.splitlines()[-1].endswith(wanted)
+
+
+def test_one_version_of_ray_is_asked_for_and_was_tested():
+    constraints = (CHECKOUT / ".ci" / "constraints.txt").read_text()
+    assert f"\nray=={version('ray')};" in constraints
+    assert f'ray = ["ray[default]=={version("ray")}"]' in (CHECKOUT / "pyproject.toml").read_text()
+
+
+def test_of_several_at_once_one_installs_and_the_others_find_it_done(setup, tmp_path):
+    setup()
+    shutil.rmtree(tmp_path / ".venv")
+    (tmp_path / "log").unlink()
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "PYTHON": "python3"}
+    how = {"cwd": tmp_path, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    several = [subprocess.Popen(["bash", ".ci/setup.sh"], **how) for _ in range(4)]
+    assert [each.communicate(timeout=60)[1] for each in several] == [""] * 4
+    calls = (tmp_path / "log").read_text().splitlines()
+    assert sum("[dev,kernels-check]" in call for call in installed(calls)) == 1

@@ -20,6 +20,7 @@ from datamodels.settings import parse
 from datamodels.store import Store
 from datamodels.verify import verify_targets
 from datamodels.verify.record import FORMAT_VERSION
+from tests import started
 from tests.conftest import built_in, flags
 
 MORE = {
@@ -37,10 +38,12 @@ SUMMARY_KEYS = {
 }
 
 
-def command(stage: str, run: Path, *extra: str, **changed: object) -> subprocess.CompletedProcess[str]:
-    module = "datamodels" if stage == "all" else f"datamodels.{stage}"
-    line = [sys.executable, "-m", module, *flags(run, **{**MORE, **changed}), *extra]
-    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
+def line_of(stage: str, run: Path, *extra: str, **changed: object) -> list[str]:
+    return ["datamodels" if stage == "all" else f"datamodels.{stage}", *flags(run, **{**MORE, **changed}), *extra]
+
+
+def command(stage: str, run: Path, *extra: str, **changed: object) -> started.Done:
+    return started.run(*line_of(stage, run, *extra, **changed))
 
 
 def contents(run: Path) -> dict[str, str]:
@@ -51,7 +54,7 @@ def contents(run: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run made by the commands of the README, each in a process of its own."""
+    """A run made by the commands of the README, each in a process of its own, from nothing."""
     folder = tmp_path_factory.mktemp("road") / "run"
     targets = folder.parent / "targets.txt"
     targets.write_text("# three of twenty\n3\n7\n11\n")
@@ -64,7 +67,8 @@ def run(tmp_path_factory):
         ("verify", ["--targets", str(targets)]),
         ("report", []),
     ):
-        done = command(stage, folder, *extra)
+        line = [sys.executable, "-m", *line_of(stage, folder, *extra)]
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1].startswith(f"{stage}: ")
     return folder
