@@ -8,19 +8,19 @@ py = .venv/bin/python
 # Idle OpenMP threads that spin take the core that another group of models needs.
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: demo test test-browser test-machines lint setup worker cluster bench gpu-check robustness kills clean
+.PHONY: demo test test-browser test-slow lint setup worker cluster bench gpu-check robustness kills clean
 
 demo: setup  ## digits, end to end: data, models, datamodels, verification by retraining, a page
 	$(py) -m datamodels -C configs/digits.yaml
 
 test: setup  ## the test suite, in two processes
-	$(py) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(py) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-browser: setup  ## the page in Chromium; part of `test` where that is found
 	$(py) -m pytest tests/report/test_browser.py -rs
 
-test-machines: setup  ## a cluster of separate machines, in network namespaces; beside `test`, for it takes root and two minutes
-	$(py) -m pytest tests/cluster/separate_machines.py -rs
+test-slow: setup  ## what `test` leaves out for its time: kills, and real clusters, one of them of network namespaces, which takes root
+	$(py) -m pytest -m slow -rs
 
 lint: setup  ## ruff and mypy
 	$(py) -m ruff check .

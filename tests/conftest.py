@@ -26,9 +26,7 @@ torch.set_num_threads(1)
 LONG = (
     "worker/test_on_ray.py",
     "bench/test_gpu_check.py",
-    "verify/test_kills.py",
     "report/test_road.py",
-    "store/test_kills.py",
     "robustness/",
     "data/test_road.py",
 )

@@ -109,6 +109,7 @@ def test_lots_go_to_the_writer_as_many_at_once_as_dispatch_gives_it(tiny):
     assert list(bench._calls(lots[:0])) == []
 
 
+@pytest.mark.slow
 def test_workers_that_sleep_are_as_busy_as_the_wall_says(tiny, shared, settings):
     record, table = bench.bench_cluster(settings(), "scaling", "2", 0.3, None, 2)
     assert shared == [(0, 2)]
@@ -123,6 +124,7 @@ def test_workers_that_sleep_are_as_busy_as_the_wall_says(tiny, shared, settings)
     json.dumps(record, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_both_engines_train_the_same_rows_and_the_ratio_is_that_of_the_medians(settings, own):
     chosen = settings(store__num_models=8, ray__address=own)
     record, table = bench.bench_cluster(chosen, "overhead", bench.WORKERS, 1.0, "cpu", 1)

@@ -375,7 +375,7 @@ def test_another_gpu_or_crew_is_elsewhere(monkeypatch):
     assert serving._is_elsewhere(trade)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_when_the_head_is_gone_or_stopped_the_command_ends_in_a_sentence(number):
     script = """
 import time

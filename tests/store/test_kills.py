@@ -7,6 +7,7 @@ import signal
 import time
 
 import numpy as np
+import pytest
 
 from datamodels.learners import Trained
 from datamodels.store import ArraySpec, Meta, Store, create
@@ -48,6 +49,7 @@ def start(folder):
     return process
 
 
+@pytest.mark.slow
 def test_two_hundred_kills_over_four_workers_cost_no_row(tmp_path):
     folder, rng, kills, done = tmp_path / "store", random.Random(0), 0, []
     create(folder, META)

@@ -14,7 +14,10 @@ from datamodels.store import Store
 from tests.cluster.namespaces import machines, possible
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.skipif(not possible(), reason="network namespaces take root, and a kernel that has them")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not possible(), reason="network namespaces take root, and a kernel that has them"),
+]
 
 MODELS = 120
 GROUPS = ["--groups.models_at_once", "4", "--groups.models_per_kernel", "4", "--groups.program", "plain"]
