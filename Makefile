@@ -13,8 +13,8 @@ export OMP_WAIT_POLICY = PASSIVE
 demo: setup  ## digits, end to end: data, models, datamodels, verification by retraining, a page
 	$(py) -m datamodels -C configs/digits.yaml
 
-test: setup  ## the test suite, in two processes
-	$(py) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+test: setup  ## the test suite, in three processes: those that train wait little, those that start commands much
+	$(py) -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-browser: setup  ## the page in Chromium; part of `test` where that is found
 	$(py) -m pytest tests/report/test_browser.py -rs

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from datamodels.data import Dataset, Split
 from datamodels.data.sources import read_source
 from datamodels.learners.function import Function
+from datamodels.learners.sources import imported_sources
 from datamodels.resources import CONFIGS
 from datamodels.settings import DataSettings, Settings, TrainingSettings, parse
 from datamodels.worker import Local, engine_of, train_missing
@@ -41,6 +43,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((k for k, name in enumerate(LONG) if file.startswith(name)), len(LONG))
 
     items.sort(key=place)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_modules_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Modules that a file of tests has written and imported are not found by the next one, which may give the same names."""
+    yield
+    for name, module in list(sys.modules.items()):
+        file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+        if file is not None and Path(file).is_relative_to(tmp_path_factory.getbasetemp()):
+            del sys.modules[name]
+    imported_sources.cache_clear()
 
 
 SMALL = {

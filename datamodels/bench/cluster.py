@@ -7,7 +7,8 @@ ingest    rows/s of the writer, of blocks that lie in the object store of anothe
           written, with all that is synced to the disk; as many blocks in a call as `dispatch` gives it when they pile up.
 scaling   tasks that sleep for a given time and then give rows, through the same crew, the same dispatch and the same writer.
           Efficiency is blocks × seconds of a block / (workers × seconds of all), from when all workers are up and have made
-          a block once.
+          a block once. Beside it the processor's seconds of what a cluster has once: the command, the writer, the board.
+          All that the nodes do is done by this machine's cores too, which a cluster has many of.
 
 A cluster that is started here is ended here. Ingest and scaling have one of two nodes: one of no cores for the command and the
 writer, and one for the workers, so that all rows go from an object store to another.
@@ -331,7 +332,7 @@ def _made(crew: Crew[Any], meta: Meta, size: int) -> list[tuple[Lot, int]]:
         for each in crew.back():
             if each.error is not None:
                 raise each.error
-            found[each.key] = (Lot(tuple(each.key), each.payload, {}), each.value)  # type: ignore[arg-type]
+            found[each.key] = (Lot(tuple(each.key), each.payload, {}), each.value)
     return [found[ids] for ids in blocks]
 
 
@@ -369,10 +370,10 @@ def bench_scaling(
         "rows": rows,
     }
     lines = [
-        f"{'workers':>8} {'up after s':>11} {'MB each':>8} {'wall s':>8} {'rows/s':>8} {'efficiency':>11}",
+        f"{'workers':>8} {'up after s':>11} {'MB each':>8} {'wall s':>8} {'rows/s':>8} {'once CPU s':>11} {'efficiency':>11}",
         *(
             f"{row['workers']:>8} {row['start_s']:>11.1f} {row['worker_megabytes']:>8.0f} {row['wall_s']:>8.1f} "
-            f"{row['rows_per_s']:>8.1f} {row['efficiency']:>11.4f}"
+            f"{row['rows_per_s']:>8.1f} {row['once_cpu_s']:>11.1f} {row['efficiency']:>11.4f}"
             for row in rows
         ),
     ]
@@ -392,8 +393,11 @@ def _scaled(ray: RaySettings, folder: Path, workers: int, seconds: float, blocks
         with cluster.crew(make, "bench") as crew, Dispatch(lambda: crew, pen, cluster) as dispatch:
             processes = assemble(crew, workers, folder / "there", functools.partial(rehearse, _first_block(job)))
             up, held = clock() - start, statistics.mean(map(_own_memory, processes))
+            once = [os.getpid(), *cluster.ray.get([each.__ray_call__.remote(_process_of) for each in (pen.actor, crew.board)])]
+            before = _processor_seconds(once)
             with progress("bench", "models", total) as advance:
                 wall = _seconds_of(lambda job: dispatch.train(job, advance.to), job)
+            taken = _processor_seconds(once) - before
     shutil.rmtree(folder)
     return {
         "workers": workers,
@@ -401,6 +405,7 @@ def _scaled(ray: RaySettings, folder: Path, workers: int, seconds: float, blocks
         "worker_megabytes": round(held / 1e6, 1),
         "wall_s": round(wall, 2),
         "rows_per_s": round(total / wall, 1),
+        "once_cpu_s": round(taken, 2),
         "efficiency": round(efficiency(workers * blocks, seconds, workers, wall), 4),
     }
 
@@ -408,6 +413,18 @@ def _scaled(ray: RaySettings, folder: Path, workers: int, seconds: float, blocks
 def efficiency(blocks: int, seconds: float, workers: int, wall: float) -> float:
     """The share of their time in which workers were at blocks of so many seconds."""
     return blocks * seconds / (workers * wall)
+
+
+def _process_of(actor: object) -> int:
+    del actor
+    return os.getpid()
+
+
+def _processor_seconds(processes: Sequence[int]) -> float:
+    """Seconds of the processor that processes of this machine have had, their threads' included."""
+    stats = (Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace") for process in processes)
+    ticks = (stat.rpartition(")")[2].split()[11:13] for stat in stats)
+    return sum(int(user) + int(system) for user, system in ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def _own_memory(process: int) -> int:

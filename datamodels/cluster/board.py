@@ -8,11 +8,18 @@ MOST_LINES = 10_000
 """Lines of stderr that wait to be asked for; of more the first are dropped."""
 
 
-class At(NamedTuple):
-    """Where a task is: the node and the process; `begun` once it trains, and no longer makes what it trains with."""
+class Process(NamedTuple):
+    """A process: its node, its number there, and when it was born, for numbers are given again."""
 
     node: str
     pid: int
+    born: str
+
+
+class At(NamedTuple):
+    """Where a task is; `begun` once it trains, and no longer makes what it trains with."""
+
+    process: Process
     begun: bool
 
 

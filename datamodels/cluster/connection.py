@@ -92,7 +92,7 @@ class Cluster:
             folder = self.open.enter_context(self.code.folder())
             self._connect(folder)
             self.open.callback(self.ray.shutdown)
-            self.here = self._node(self.ray.get_runtime_context().get_node_id())
+            self.here = self.node(self.ray.get_runtime_context().get_node_id())
             self._refuse_other_versions()
             self.gpus()
             self.open.enter_context(_watched(self.ray.get_runtime_context().gcs_address))
@@ -104,7 +104,7 @@ class Cluster:
 
     def nodes(self) -> list[Node]:
         """The living nodes that may take part."""
-        return [self._node(each["NodeID"]) for each in self._allowed()]
+        return [self.node(each["NodeID"]) for each in self._allowed()]
 
     def gpus(self) -> float:
         """GPUs of a task: the same for all, for models trained on a GPU and on a processor are not the same to the last bit."""
@@ -129,17 +129,13 @@ class Cluster:
 
         return functools.partial(tasks_here, self.settings.cpus, self.gpus())
 
-    def node(self, number: str) -> Node:
-        """The node of Ray's number."""
-        return self._node(number)
-
     def share(self, value: T, what: str) -> Shared[T]:
         """Put a value into the object store. Raises InputError where that of some node has no room for it, and names both."""
         size = self.shared_bytes + _bytes_of(value)
         for each in self._allowed():
             room = int(each["Resources"].get("object_store_memory", 0))
             if size > room and (self.slots_of(each) or each["NodeID"] == self.here.id):
-                name = self._node(each["NodeID"]).name
+                name = self.node(each["NodeID"]).name
                 room_there = f"the object store of {name} has {megabytes(room)}"
                 told = f"with {what} {megabytes(size)} are to lie on every node, and {room_there}"
                 raise InputError(f"{told}; start Ray there with a larger --object-store-memory")
@@ -216,7 +212,7 @@ class Cluster:
         from datamodels.cluster.serving import versions_here
 
         ask = self.ray.remote(versions_here)
-        asked = {ask.options(**self.on(each["NodeID"])).remote(): self._node(each["NodeID"]) for each in self._allowed()}
+        asked = {ask.options(**self.on(each["NodeID"])).remote(): self.node(each["NodeID"]) for each in self._allowed()}
         done, silent = self.ray.wait(list(asked), num_returns=len(asked), timeout=VERSIONS_WITHIN_S)
         found = {asked[reference]: self._unfit(reference) for reference in done}
         found |= {asked[reference]: f"has not answered within {VERSIONS_WITHIN_S:.0f} s" for reference in silent}
@@ -237,7 +233,9 @@ class Cluster:
 
     def _refuse_other_versions(self) -> None:
         """Raise InputError, which names a node, where one of them has other versions than this process."""
-        for node, why in self.unfit().items():
+        unfit = self.unfit()
+        if unfit:
+            node, why = next(iter(unfit.items()))
             raise InputError(f"{node.name} {why}; all nodes need the same")
 
     def _living(self) -> list[dict[str, Any]]:
@@ -248,7 +246,8 @@ class Cluster:
     def _allowed(self) -> list[dict[str, Any]]:
         return [each for each in self._living() if each["NodeID"] not in self.refused]
 
-    def _node(self, number: str) -> Node:
+    def node(self, number: str) -> Node:
+        """The node of Ray's number."""
         if number not in self.names:
             known = next((each for each in self.ray.nodes() if each["NodeID"] == number), None)
             host = "a node" if known is None else str(known["NodeManagerHostname"])

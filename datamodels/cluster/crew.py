@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from datamodels.cluster.board import At, Board
+from datamodels.cluster.board import At, Board, Process
 from datamodels.cluster.connection import Cluster
 from datamodels.cluster.nodes import Node, versions
 from datamodels.cluster.serving import Summary, Trade, end, work
@@ -49,7 +49,7 @@ class Back(NamedTuple):
     without the making of what it works with. `error` is an InputError that names the node, or a RuntimeError with the trace.
     """
 
-    key: Hashable
+    key: Any
     node: Node
     seconds: float
     value: Any
@@ -77,7 +77,7 @@ class _Given:
 
 
 class Crew(Generic[Here]):
-    """Tasks on a cluster, as a context; leaving it cancels those under way.
+    """Tasks on a cluster, as a context; leaving it cancels those under way, and frees the GPUs of what was made there.
 
     `make` and the tasks must be picklable: functions of modules, `functools.partial` of these.
     """
@@ -93,6 +93,7 @@ class Crew(Generic[Here]):
         self.arrived: deque[Back] = deque()
         self.times: deque[float] = deque(maxlen=REMEMBERED)
         self.asked: Any = None
+        self.processes: set[Process] = set()
         self.number = self.deaths = 0
         self.waiting_since: float | None = time.monotonic()
 
@@ -103,6 +104,10 @@ class Crew(Generic[Here]):
         for reference in self.given:
             self.ray.cancel(reference, force=True)
         self.given.clear()
+        if self.cluster.gpus():  # an idle process holds its GPU's memory, of which Ray knows nothing
+            self._hear()
+            for process in self.processes:
+                self._kill(process)
         self.ray.kill(self.board)
 
     @property
@@ -238,7 +243,7 @@ class Crew(Generic[Here]):
         """Give a task again whose process has died more often than Ray tries. Raises InputError where nothing comes back."""
         self.deaths += 1
         why = type(error).__name__
-        where = "" if given.at is None else f" on {self.cluster.node(given.at.node).name}"
+        where = "" if given.at is None else f" on {self.cluster.node(given.at.process.node).name}"
         if self.deaths >= MOST_ENDS:
             told = f"the processes of {self.deaths} tasks died{where}, {RETRIES + 1} times each ({why})"
             raise InputError(f"{told}, and nothing came of others' work; Ray's logs on that node say why")
@@ -276,20 +281,25 @@ class Crew(Generic[Here]):
         for each in self.given.values():
             if each.number in news.at:
                 each.at, each.since = news.at[each.number], time.monotonic()
+        self.processes.update(at.process for at in news.at.values())
 
     def _end(self, reference: Any, given: _Given, limit: float) -> None:
         """End a task that hangs, with its process, and have it done elsewhere. Raises InputError where it always hangs."""
         assert given.at is not None
         del self.given[reference]
-        name = self.cluster.node(given.at.node).name
+        name = self.cluster.node(given.at.process.node).name
         self.ray.cancel(reference, force=True)
         # A process that was stopped, say, takes no notice of Ray.
-        self.ray.remote(end).options(**self.cluster.on(given.at.node)).remote(given.at.pid)
-        given.hung.append(given.at.node)
+        self._kill(given.at.process)
+        given.hung.append(given.at.process.node)
         if len(given.hung) >= MOST_ENDS:
             raise InputError(f"a task was ended {MOST_ENDS} times, at last on {name}, for it had no end within {limit:.0f} s")
         say(f"{self.stage}: a task on {name} has no end within {limit:.0f} s; it is ended, and tried elsewhere")
         self._hand_out(given)
+
+    def _kill(self, process: Process) -> None:
+        """End a process, whatever it takes notice of."""
+        self.ray.remote(end).options(**self.cluster.on(process.node)).remote(process)
 
     def _say_why_nothing_comes(self) -> None:
         """Say once, of a beginning without any answer, why that may be."""

@@ -45,17 +45,15 @@ def difference(here: Mapping[str, str], there: Mapping[str, str]) -> str | None:
     for name, mine in here.items():
         other = there.get(name, "no version")
         if other != mine:
-            return (
-                f"has other files of datamodels {there.get('datamodels')}"
-                if name == OWN_FILES
-                else f"has {name} {other}, not {mine}"
-            )
+            of_files = f"has other files of datamodels {here['datamodels']}"
+            return of_files if name == OWN_FILES else f"has {name} {other}, not {mine}"
     return None
 
 
 def _version(package: str) -> str:
+    """The version, without what tells builds for several kinds of GPU, or for none, apart: a cluster may have all of them."""
     try:
-        return version(package)
+        return version(package).partition("+")[0]
     except PackageNotFoundError:
         return "missing"
 

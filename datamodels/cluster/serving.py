@@ -9,16 +9,18 @@ from __future__ import annotations
 import gc
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from datamodels.cluster.board import At
+from datamodels.cluster.board import At, Process
 from datamodels.cluster.code import sentence_on_a_node
 from datamodels.cluster.connection import ray_here
 from datamodels.cluster.nodes import difference, fitting, versions
@@ -93,8 +95,10 @@ def work(trade: Trade, number: int, task: bytes, board: Any) -> tuple[Summary, A
         _leave()
         return Summary(node, moved=True), None
 
+    process = Process(node, os.getpid(), _born(os.getpid()))
+
     def is_at(begun: bool) -> None:
-        board.is_at.remote(number, At(node, os.getpid(), begun))
+        board.is_at.remote(number, At(process, begun))
         _at_work.begun, _at_work.last = begun, time.monotonic()
 
     _at_work.say = is_at
@@ -132,13 +136,19 @@ def versions_here() -> tuple[str, Mapping[str, str]]:
     return ray.get_runtime_context().get_node_id(), versions()
 
 
-def end(pid: int) -> None:
-    """End a process of this node that takes no notice of anything."""
-    import signal
-    from contextlib import suppress
-
+def end(process: Process) -> None:
+    """End a process of this node, whatever it takes notice of, unless another one has its number by now."""
     with suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, signal.SIGKILL)
+        if _born(process.pid) == process.born:
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def _born(pid: int) -> str:
+    """When a process of this machine began, as Linux counts; '' where that cannot be told."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 def _is_elsewhere(trade: Trade) -> bool:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -280,7 +280,7 @@ class _Work:
 
     def _take(self, back: Back, crew: Crew[Seat], heard: Callable[[str, Any], None]) -> None:
         """Keep what a piece gave."""
-        piece = cast("Piece", back.key)
+        piece: Piece = back.key
         if back.error is not None:
             self._again(piece, back, crew)
             return

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from datamodels.cluster import Back, Node
 from datamodels.durable import Lock
 from datamodels.errors import InputError, shown
 from datamodels.progress import say
@@ -34,38 +35,13 @@ from datamodels.worker.blocks import POLL_S, STOPPING, WORD_AFTER_S, Hope, Shown
 from datamodels.worker.coarseness import Look
 from datamodels.worker.excerpts import Excerpt
 from datamodels.worker.jobs import Job
+from datamodels.worker.speeds import Speeds
 from datamodels.worker.tasks import train_block
 from datamodels.worker.writing import Lot, Taken
 
 CLUSTERS_LOCK = "cluster.lock"
 MOMENT_S = 0.05
 """So long tasks are waited for while the writer is at work."""
-REMEMBERED_S, NAMED = 60.0, 4
-"""The speed of nodes is that of so many seconds; of more nodes than these only the range is shown."""
-
-
-class Place(Protocol):
-    """A node."""
-
-    @property
-    def id(self) -> str:
-        """Its number."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """What people call it."""
-        ...
-
-
-class Came(Protocol):
-    """A task that has come back: see `cluster.Back`."""
-
-    key: Any
-    node: Any
-    value: Any
-    payload: Any
-    error: Exception | None
 
 
 class Hands(Protocol):
@@ -86,11 +62,11 @@ class Hands(Protocol):
         """Keys of those given and not back."""
         ...
 
-    def give(self, key: Hashable, task: Callable[..., Any], avoid: Sequence[Any] = ()) -> None:
+    def give(self, key: Hashable, task: Callable[..., Any], avoid: Sequence[Node] = ()) -> None:
         """Let a task be done, elsewhere than on some nodes where that can be."""
         ...
 
-    def back(self, timeout: float = ...) -> Sequence[Any]:
+    def back(self, timeout: float = ...) -> Sequence[Back]:
         """Those that have come back."""
         ...
 
@@ -119,15 +95,15 @@ class Pen(Protocol):
 class Nodes(Protocol):
     """Who there is: see `cluster.Cluster`."""
 
-    def nodes(self) -> Sequence[Any]:
+    def nodes(self) -> Sequence[Node]:
         """Those that may take part."""
         ...
 
-    def slots_of(self, node: Any) -> int:
+    def slots_of(self, node: Node) -> int:
         """How many tasks fit on one."""
         ...
 
-    def refuse(self, node: Any, why: str, stage: str = ...) -> None:
+    def refuse(self, node: Node, why: str, stage: str = ...) -> None:
         """Give nothing to a node any more. Raises InputError where none is left."""
         ...
 
@@ -135,7 +111,7 @@ class Nodes(Protocol):
 class Opinion(NamedTuple):
     """What a node says of a block: why models could not be trained, or why none; a reference to the rows of the others."""
 
-    node: Place
+    node: Node
     failures: Mapping[int, str]
     error: Exception | None
     payload: Any
@@ -366,7 +342,7 @@ class Dispatch:
 
     # Hearing.
 
-    def _hear(self, came: Came, last: bool = False) -> None:
+    def _hear(self, came: Back, last: bool = False) -> None:
         block = self.blocks.get(came.key)
         if block is None:
             return
@@ -405,7 +381,7 @@ class Dispatch:
     def _again(self, block: _Block) -> None:
         self.queue.appendleft((block.job.folder, block.number))
 
-    def _others(self, node: Place) -> bool:
+    def _others(self, node: Node) -> bool:
         return any(each.id != node.id and self.cluster.slots_of(each) for each in self.cluster.nodes())
 
     def _verdict(self, block: _Block) -> _Verdict:
@@ -513,36 +489,3 @@ def _first_lots(finished: Sequence[_Written]) -> tuple[list[_Written], list[_Wri
         else:
             later.append(each)
     return now, later
-
-
-class Speeds:
-    """How many models each node has trained lately."""
-
-    def __init__(self) -> None:
-        self.seen: deque[tuple[float, str, int]] = deque()
-        self.since = time.monotonic()
-
-    def begin(self) -> None:
-        """Work begins; what was done shortly before counts on."""
-        if not self.told():
-            self.since = time.monotonic()
-
-    def add(self, node: str, models: int) -> None:
-        """A node has trained models."""
-        self.seen.append((time.monotonic(), node, models))
-
-    def told(self) -> str:
-        """Models/s of each node, or of many the range."""
-        now = time.monotonic()
-        while self.seen and now - self.seen[0][0] > REMEMBERED_S:
-            self.seen.popleft()
-        if not self.seen:
-            return ""
-        seconds = max(min(now - self.since, REMEMBERED_S), 1.0)
-        counted = Counter[str]()
-        for _, node, models in self.seen:
-            counted[node] += models
-        speeds = {node: models / seconds for node, models in sorted(counted.items())}
-        if len(speeds) <= NAMED:
-            return ", ".join(f"{node}: {speed:.1f}/s" for node, speed in speeds.items())
-        return f"{len(speeds)} nodes, {min(speeds.values()):.1f} to {max(speeds.values()):.1f} models/s each"

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import runpy
 import subprocess
 import sys
@@ -109,6 +110,14 @@ def test_lots_go_to_the_writer_as_many_at_once_as_dispatch_gives_it(tiny):
     assert list(bench._calls(lots[:0])) == []
 
 
+def test_the_processors_seconds_are_those_of_the_process():
+    own = [os.getpid()]
+    before, start = bench._processor_seconds(own), time.process_time()
+    while time.process_time() - start < 0.3:
+        pass
+    assert bench._processor_seconds(own) - before == pytest.approx(time.process_time() - start, abs=0.1)
+
+
 @pytest.mark.slow
 def test_workers_that_sleep_are_as_busy_as_the_wall_says(tiny, shared, settings):
     record, table = bench.bench_cluster(settings(), "scaling", "2", 0.3, None, 2)
@@ -119,6 +128,7 @@ def test_workers_that_sleep_are_as_busy_as_the_wall_says(tiny, shared, settings)
     assert row["efficiency"] == pytest.approx(2 * 0.3 / row["wall_s"], rel=0.02)
     assert row["rows_per_s"] == pytest.approx(row["workers"] * 2 * 4 / row["wall_s"], rel=0.02)
     assert 10 < row["worker_megabytes"] < 300
+    assert row["once_cpu_s"] > 0
     assert f"{row['efficiency']:.4f}" in table
     assert (record["block_seconds"], record["blocks_of_worker"], record["models_of_block"]) == (0.3, 2, 4)
     json.dumps(record, allow_nan=False)

@@ -19,7 +19,7 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
 def run(*command, **how):
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, **how)
+    return subprocess.run(command, check=True, capture_output=True, text=True, **{"timeout": 120, **how})
 
 
 def possible():

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import datamodels
-from datamodels.cluster import Back, Cluster, Code, connection, crew, serving
+from datamodels.cluster import Back, Cluster, Code, connection, crew, nodes, serving
+from datamodels.cluster.board import Process
 from datamodels.cluster.nodes import OWN_FILES, difference, versions
 from datamodels.errors import InputError
 from datamodels.settings import RaySettings
@@ -357,9 +358,31 @@ def test_a_process_keeps_to_the_gpu_that_it_began_with(two_nodes, cluster):
             assert now in ("0", "1")
             seen.add(pid)
     assert seen
+    # Its GPU is given back with the crew: an idle process would hold its memory.
+    until = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in seen):
+        assert time.monotonic() < until
+        time.sleep(0.1)
     # What tasks take does not change in the middle: their rows would.
     assert cluster.gpus() == 0.0
     two_nodes.remove_node(node)
+
+
+def test_a_process_is_ended_and_no_other_one_of_its_number():
+    with subprocess.Popen(["sleep", "60"]) as process:
+        born = serving._born(process.pid)
+        assert born.isdecimal()
+        serving.end(Process("a node", process.pid, str(int(born) - 1)))
+        assert process.poll() is None
+        serving.end(Process("a node", process.pid, born))
+        assert process.wait(10) == -signal.SIGKILL
+    assert serving._born(process.pid) == ""
+    serving.end(Process("a node", process.pid, born))  # which is gone
+
+
+def test_builds_for_other_gpus_are_one_version(monkeypatch):
+    monkeypatch.setattr(nodes, "version", lambda name: "2.13.0+cu126")
+    assert nodes._version("torch") == "2.13.0"
 
 
 def test_another_gpu_or_crew_is_elsewhere(monkeypatch):

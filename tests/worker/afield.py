@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from datamodels.cluster import Back, Node
 from datamodels.errors import InputError
 from datamodels.learners import Trained
 from datamodels.worker.tasks import Here
 from datamodels.worker.writing import take
 from tests.worker.slow import Slow
-
-
-class Place(NamedTuple):
-    """A node."""
-
-    id: str
-    name: str
-
-
-class Came(NamedTuple):
-    """See `cluster.Back`."""
-
-    key: Any
-    node: Place
-    value: Any
-    payload: Any
-    error: Exception | None
 
 
 class Afield:
@@ -47,7 +31,7 @@ class Afield:
     # The cluster.
 
     def nodes(self):
-        return [Place(name, f"node {name}") for name in self.learners if name not in self.refused]
+        return [Node(name, f"node {name}") for name in self.learners if name not in self.refused]
 
     def slots_of(self, node):
         return 1
@@ -85,10 +69,10 @@ class Afield:
         try:
             value, payload = task(learner if isinstance(learner, Here) else Here(learner))
         except Exception as e:
-            return [Came(key, node, None, None, InputError(f"on {node.name}: {e}"))]
+            return [Back(key, node, 0.0, None, None, InputError(f"on {node.name}: {e}"))]
         self.unwritten += 1
         self.most = max(self.most, self.unwritten)
-        return [Came(key, node, value, self.spoil.pop(node.id, lambda rows: rows)(payload), None)]
+        return [Back(key, node, 0.1, value, self.spoil.pop(node.id, lambda rows: rows)(payload), None)]
 
     def drop_waiting(self):
         dropped = [key for key, _, _ in self.given]

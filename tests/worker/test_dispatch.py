@@ -16,8 +16,9 @@ from datamodels.settings import parse
 from datamodels.store import ArraySpec, Meta, Store, claim, create, enlist, hand_over
 from datamodels.store.check import check
 from datamodels.worker import Local, open_store, train_missing
-from datamodels.worker.dispatch import CLUSTERS_LOCK, NAMED, Dispatch, Speeds
+from datamodels.worker.dispatch import CLUSTERS_LOCK, Dispatch
 from datamodels.worker.jobs import BLOCK, LISTED, RELABELLED, REPETITION, ListedModels, RandomSubsets
+from datamodels.worker.speeds import NAMED, Speeds
 from datamodels.worker.tasks import Here
 from datamodels.worker.writing import Taken
 from tests.conftest import flags

@@ -1,0 +1,42 @@
+"""How fast the nodes of a cluster train, for the bar of progress."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+
+REMEMBERED_S, NAMED = 60.0, 4
+"""The speed of nodes is that of so many seconds; of more nodes than these only the range is shown."""
+
+
+class Speeds:
+    """How many models each node has trained lately."""
+
+    def __init__(self) -> None:
+        self.seen: deque[tuple[float, str, int]] = deque()
+        self.since = time.monotonic()
+
+    def begin(self) -> None:
+        """Work begins; what was done shortly before counts on."""
+        if not self.told():
+            self.since = time.monotonic()
+
+    def add(self, node: str, models: int) -> None:
+        """A node has trained models."""
+        self.seen.append((time.monotonic(), node, models))
+
+    def told(self) -> str:
+        """Models/s of each node, or of many the range."""
+        now = time.monotonic()
+        while self.seen and now - self.seen[0][0] > REMEMBERED_S:
+            self.seen.popleft()
+        if not self.seen:
+            return ""
+        seconds = max(min(now - self.since, REMEMBERED_S), 1.0)
+        counted = Counter[str]()
+        for _, node, models in self.seen:
+            counted[node] += models
+        speeds = {node: models / seconds for node, models in sorted(counted.items())}
+        if len(speeds) <= NAMED:
+            return ", ".join(f"{node}: {speed:.1f}/s" for node, speed in speeds.items())
+        return f"{len(speeds)} nodes, {min(speeds.values()):.1f} to {max(speeds.values()):.1f} models/s each"
