@@ -228,16 +228,25 @@ class VerifySettings:
         "how to order the images of which the smallest set that flips is searched: some of datamodel, relabel, random, "
         "similarity, gradients, tracin, influence, trak, embedding; or none",
     )
-    sizes: str = setting(Text(), "none", "beside the search: remove so many images, as 20,50, judged by 2 × models; or none")
+    sizes: str = setting(Text(), "none", "beside the search: remove so many images, as 20,50; or none")
     counterfactuals: str = setting(
         Text(),
         "none",
         "sizes, as 5,20,80: remove the largest weights, the smallest, and random images, for predicted against measured drops",
     )
     models: int = count(
-        8, "models of a first look at a removal; the next looks have twice as many, until one decides", low=2, high=MOST_MODELS
+        3,
+        "models that a search trains for a set at a time, until it knows which set to have confirmed",
+        low=2,
+        high=MOST_MODELS,
     )
-    most_models: int = count(32, "models of the last look", low=2, high=MOST_MODELS)
+    most_models: int = count(
+        16,
+        "models of the last of three looks at a set that is to be confirmed, of a removal of a fixed size, and of a recheck; "
+        "half as many for a counterfactual",
+        low=2,
+        high=MOST_MODELS,
+    )
     base_models: int = count(32, "models trained on all of S, for the margin before", low=2, high=MOST_MODELS)
     ratio: float = real(1.25, "the search ends when a set that flips is so many times one that does not", low=1.0)
     max_size: int = count(100, "R is never larger than this", high=2**29)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datamodels.bench.accuracy import bench_accuracy
 from datamodels.bench.cluster import BLOCK_SECONDS, PARTS, WORKERS, bench_cluster
+from datamodels.bench.court import bench_court
 from datamodels.bench.devices import bench_devices
 from datamodels.bench.fit import DEFAULT, bench_fit, size_named
 from datamodels.bench.gpu_check import GPU, PLACES
@@ -29,7 +30,11 @@ from datamodels.training import device_named
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy, "prior": bench_prior}
 SYNTHETIC = {"store": bench_store, "workers": bench_workers, "lasso": bench_lasso}
 OF_A_RUN = {"devices": bench_devices}
-OF_WEIGHTS: dict[str, Callable[..., tuple[Record, str]]] = {"regress": bench_regress, "samples": bench_samples}
+OF_WEIGHTS: dict[str, Callable[..., tuple[Record, str]]] = {
+    "regress": bench_regress,
+    "samples": bench_samples,
+    "court": bench_court,
+}
 GPU_CHECK = "gpu-check"
 FIT, REPAIR, CLUSTER = "fit", "repair", "cluster"
 
@@ -45,6 +50,7 @@ def main() -> None:
         "lasso: of few models or many, against scikit-learn. "
         "samples: LDS against the number of models of a run, with a prior and without. "
         "repair: how often the sets that repair wrong predictions name wrongly labelled images. "
+        "court: how often searches claim what is not so, on targets whose truth is known. "
         "cluster: the engine on a Ray cluster against the local one, its writer's rows per second, and how it scales. "
         "gpu-check: whether a GPU, and this package on it, does what it should."
     )
@@ -55,6 +61,7 @@ def main() -> None:
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
     counts += "; samples: draws of models (3); prior: networks (4); workers: models (2000); devices: rounds (1)"
     counts += "; lasso: rounds (3); repair: targets (60)"
+    counts += "; court: searches (1000)"
     counts += "; cluster: overhead's rounds (3), ingest's rows (10240), scaling's blocks a worker (4)"
     parser.add_argument("--n", type=int, help=counts)
     parser.add_argument("--size", default=DEFAULT, help=f"fit: images, models, targets, values of λ ({DEFAULT})")

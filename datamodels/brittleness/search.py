@@ -1,91 +1,252 @@
-"""The smallest set that flips one target's prediction: a search along an order of the training images, verified at each step.
+"""The smallest set that flips one target's prediction: a search along an order of the training images, proved by retraining.
 
-min |R| s.t. the mean margin of networks trained on S∖R is at most 0, over the sets R that are the first images of an order. The
-first size to be tried follows from the drop that a datamodel predicts, where there is one: with the base margin measured on all
-of S, the smallest R for which base − Σ_{i∈R} w_i ≤ C, C = 0. Extrapolating from α to 1 is off in the level, not in the drop.
-While R does not flip the prediction, C is lowered, to −½, −1, −2, … of the base margin; without weights the size is doubled.
-Once it does, the size is bisected between the largest that did not and the smallest that did, by geometric means.
+min |R| s.t. the mean margin of networks trained on S∖R is at most 0, over the sets R that are the first images of an order. It
+goes in two parts, again and again until the second succeeds.
 
-What comes out is an upper bound on the true minimum. Larger sets of an order are taken to flip what smaller ones do.
+*Search.* A few networks are trained for one size at a time. All sizes tried so far, and what the weights predict, make a curve
+of margin against size (see `curve`). The next size is where it is even whether a set is small enough, until the sets that would
+be confirmed begin within `ratio` of those that would not.
+
+*Confirmation.* That set is trained again, by networks that nothing has seen, and they alone decide. They are looked at at most
+three times. The a-th attempt of a search has the level 0.025 · 0.8 · 0.2^(a−1), and of this each look a share (see `Effort`),
+so that over all attempts and looks together a search ends with a set whose true mean margin is above 0 at most 2.5 % of the
+time (Bonferroni), whatever the curve was: Student's t, with what is known of the spread (see `spread`). An attempt that fails
+belongs to the search then, and a larger set is wanted.
+
+What comes out is an upper bound on the true minimum.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+from scipy.special import ndtr, stdtrit
 
-from datamodels.subsets import Array, IndexArray
+from datamodels.brittleness.curve import Curve, Measured
+from datamodels.brittleness.judging import Outcome, judge
+from datamodels.brittleness.modes import HighMode, below, high_mode
+from datamodels.brittleness.spread import Spread
+from datamodels.subsets import Array
 
-UNINFORMED_START = 8
-LEAST_GROWTH, UNPREDICTED_GROWTH, MOST_GROWTH = 1.25, 1.5, 3.0
+WRONG = 0.025
+"""How often a search may end with a set whose mean margin is above 0."""
+FIRST_ATTEMPT = 0.8
+"""Of that, the share of the first attempt at a confirmation; of what is left the next one has as much again."""
+MOST_ATTEMPTS = 4
+LIKELY, UNLIKELY = 0.65, 0.4
+"""The chance to be confirmed from which a set is tried, and up to which it is thought too small."""
+HOPELESS = 0.1
+"""The chance below which nothing more is spent on a set."""
+MOST_PROBES = 20
+CERTAIN = Spread(0.0, 1e9)
+"""Of a learner without chance."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many networks a search spends: `first` on a size at a time, `looks` in all when a confirmation is looked at."""
+
+    first: int
+    looks: tuple[int, ...]
+    ratio: float
+
+    @classmethod
+    def of(cls, first: int, most: int, ratio: float) -> Effort:
+        """Confirmations of up to `most` networks, looked at at a quarter, at half, and at the end."""
+        return cls(first, tuple(sorted({max(2, -(-most // 4)), max(2, -(-most // 2)), most})), ratio)
+
+    @classmethod
+    def without_chance(cls, ratio: float) -> Effort:
+        """Of a learner whose networks all say the same: one decides."""
+        return cls(1, (1,), ratio)
+
+    def tail(self, attempt: int, look: int) -> float:
+        """How often one look of an attempt may take a margin of 0 for less: more networks have more of it, as their square."""
+        of_attempt = WRONG * FIRST_ATTEMPT * (1 - FIRST_ATTEMPT) ** attempt
+        squares = [number**2 for number in self.looks]
+        return of_attempt * squares[look] / sum(squares)
+
+
+class Step(NamedTuple):
+    """What a search wants next: of the first `size` images so many networks in all, of those that search or of fresh ones."""
+
+    size: int
+    networks: int
+    fresh: bool
 
 
 @dataclass
 class Search:
     """The search for one target along one order.
 
-    `order` are the images to try, most important first, no more than R may hold; `drops` the predicted drop of the margin for
-    1, 2, … of them, or None where nothing predicts it. `base` is the mean margin on all of S, > 0. The search ends when a set
-    that flips is at most `ratio` times one that does not, or one image more, or when the whole order does not flip.
+    `drops` (K,) are the drops of the margin that the weights predict for the removal of the first 1, 2, …, K images of the
+    order, `base` the mean margin on all of S, > 0, `spread` what is known of a margin's variance, `factor` by how much the
+    drops are thought to be off; where `strict`, a margin of just 0 is not enough. `confirmed` is the outcome of fresh networks
+    for the smallest set that flips, `high`; None where there is none. `attempt` counts the confirmations that failed.
     """
 
-    order: IndexArray
-    drops: Array | None
-    base: float
-    ratio: float
-    low: int = 0
-    high: int | None = None
-    level: float = field(default=0.0, init=False)
-    lowered: int = field(default=0, init=False)
-    size: int = field(default=0, init=False)
+    drops: Array
+    base: Measured
+    spread: Spread
+    effort: Effort
+    factor: float = 1.0
+    strict: bool = False
+    seen: dict[int, Array] = field(default_factory=dict, init=False)
+    high: int | None = field(default=None, init=False)
+    confirmed: Outcome | None = field(default=None, init=False)
+    attempt: int = field(default=0, init=False)
+    step: Step | None = field(default=None, init=False)
+    """What is wanted next; None where the search is done."""
+    expected: float = field(default=0.0, init=False)
+    """The margin that the curve expects of that set."""
 
     def __post_init__(self) -> None:
-        self.size = min(self._predicted() or UNINFORMED_START, len(self.order))
+        self.curve = Curve(self.drops, self.base, self.factor)
+        self.asked: dict[int, int] = {}
+        self.failed: dict[int, Array] = {}
+        self._choose()
 
     @property
     def done(self) -> bool:
         """Whether there is nothing more to try."""
-        if self.high is None:
-            return self.low >= len(self.order)
-        return self._close(self.low, self.high)
+        return self.step is None
 
     @property
-    def probes_left(self) -> int:
-        """About how many more sets are to be tried after the present one: this one taken to flip, the others not."""
-        low, high, probes = self.low, self.size, 0
-        while not self._close(low, high):
-            low, probes = self._between(low, high), probes + 1
-        return probes
+    def networks_left(self) -> int:
+        """About how many networks more than those of the present step."""
+        if self.step is None:
+            return 0
+        return 0 if self.step.fresh else max(0, 3 - len(self.asked)) * self.effort.first + self.effort.looks[0]
 
-    def learn(self, flipped: bool) -> None:
-        """Take in the verdict on the first `size` images; `size` is the next to try then, unless the search is done."""
-        if flipped:
-            self.high = self.size
+    @property
+    def level(self) -> float:
+        """Of the interval by which the present step is judged, where it is a look at a confirmation."""
+        assert self.step is not None
+        return self._level(self.effort.looks.index(self.step.networks))
+
+    @property
+    def mode(self) -> HighMode | None:
+        """Networks far above the others, of all that the search has seen."""
+        return high_mode(list(self.seen.values()))
+
+    def learn(self, margins: Array) -> None:
+        """Take in the margins of all networks of the step; those that diverged, with NaN, do not count."""
+        assert self.step is not None
+        finite = margins[np.isfinite(margins)].astype(np.float64)
+        if self.step.fresh:
+            self._confirm(finite)
+            return
+        size = self.step.size
+        self.seen[size] = finite
+        self.asked[size] = self.step.networks
+        self._choose()
+
+    def _confirm(self, fresh: Array) -> None:
+        assert self.step is not None
+        size, asked, _ = self.step
+        look = self.effort.looks.index(asked)
+        together = {**self.seen, size: np.concatenate([self.seen.get(size, fresh[:0]), fresh])}
+        mode = high_mode(list(together.values()))
+        outcome = self._judged(fresh, look)
+        last = look + 1 == len(self.effort.looks)
+        if outcome is not None and self._is_enough(outcome.high) and self._in_spite_of(mode, fresh, look):
+            self.seen, self.high, self.confirmed, self.step = together, size, outcome, None
+        elif not last and self._may_still_pass(fresh, size):
+            self.step = Step(size, self.effort.looks[look + 1], True)
         else:
-            self.low = self.size
-        if not self.done:
-            self.size = self._larger() if self.high is None else self._between(self.low, self.high)
+            self.seen, self.failed[size] = together, fresh
+            self.attempt += 1
+            self._choose()
 
-    def _larger(self) -> int:
-        self.lowered += 1
-        self.level = -self.base * 2.0 ** (self.lowered - 2)
-        least, most = int(np.ceil(self.low * LEAST_GROWTH)), int(self.low * MOST_GROWTH)
-        wanted = 2 * self.low if self.drops is None else self._predicted() or int(self.low * UNPREDICTED_GROWTH)
-        return min(max(wanted, least, self.low + 1), max(most, self.low + 1), len(self.order))
+    def _is_enough(self, margin: float) -> bool:
+        return margin < 0 if self.strict else margin <= 0
 
-    def _close(self, low: int, high: int) -> bool:
-        return high <= low + 1 or high <= self.ratio * low
-
-    def _between(self, low: int, high: int) -> int:
-        middle = round(np.sqrt(max(low, high / 4) * high))
-        return int(min(max(middle, low + 1), high - 1))
-
-    def _predicted(self) -> int | None:
-        """The fewest images whose predicted drop brings the base margin to the level C; None where it is not known, but all of
-        them at the first probe: whether the whole order flips the prediction decides whether to search it.
-        """
-        if self.drops is None:
+    def _judged(self, fresh: Array, look: int) -> Outcome | None:
+        """The outcome of fresh networks at the level of their look; None of too few."""
+        if len(fresh) < min(2, self.effort.looks[0]):
             return None
-        enough = np.flatnonzero(self.base - self.drops <= self.level)
-        return int(enough[0]) + 1 if len(enough) else (len(self.order) if self.lowered == 0 else None)
+        return judge(fresh, level=self._level(look), spread=self.spread)
+
+    def _level(self, look: int) -> float:
+        return 1 - 2 * self.effort.tail(self.attempt, look)
+
+    def _in_spite_of(self, mode: HighMode | None, fresh: Array, look: int) -> bool:
+        """Whether the margin is at most 0 also with as many networks of a mode above as the whole search has shown."""
+        if mode is None:
+            return True
+        low = self._judged(below(fresh, mode), look)
+        last = look + 1 == len(self.effort.looks)
+        return last and low is not None and self._is_enough(low.high + mode.lift)
+
+    def _may_still_pass(self, fresh: Array, size: int) -> bool:
+        """Whether the last look has a chance to be below, by the curve and what of the fresh networks is there."""
+        n, most = len(fresh), self.effort.looks[-1]
+        if not n:
+            return True
+        variance, _ = self._variance()
+        mean, of_curve = (values[size - 1] for values in self._given())
+        sure = 1 / of_curve + n / variance
+        mean, of_curve = (mean / of_curve + fresh.sum() / variance) / sure, 1 / sure
+        needed = (-self._depth(variance) * most - fresh.sum()) / (most - n)
+        return bool(ndtr((needed - mean) / np.sqrt(of_curve + variance / (most - n))) >= HOPELESS)
+
+    def _choose(self) -> None:
+        """The next step: another size, a confirmation, or none."""
+        self.step = self._next() if len(self.drops) and self.attempt < MOST_ATTEMPTS else None
+
+    def _next(self) -> Step | None:
+        last, floor = len(self.drops), max(self.failed, default=0)
+        mean, variance = self._given()
+        of_one, _ = self._variance()
+        depth = self._depth(of_one)
+        deep = ndtr((-depth - mean) / np.sqrt(variance))  # that the true margin is so low
+        passes = ndtr((-depth - mean) / np.sqrt(variance + of_one / self.effort.looks[-1]))  # that networks show it
+        if not of_one:  # without chance what was seen once is known
+            for size, margins in self.seen.items():
+                deep[size - 1] = passes[size - 1] = all(map(self._is_enough, margins))
+        likely = np.flatnonzero(passes[floor:] >= LIKELY)
+        high = floor + int(likely[0]) + 1 if len(likely) else None
+        unlikely = np.flatnonzero(deep[: high or last] <= UNLIKELY)
+        low = max(int(unlikely[-1]) + 1 if len(unlikely) else 0, floor)
+        enough = self._probes >= MOST_PROBES
+        if high is not None and (enough or high <= max(low + 1, self.effort.ratio * low)):
+            return self._to_confirm(high, mean)
+        if high is None and (enough or low >= last):
+            hopeless = floor == last or (last in self.seen and (deep[-1] <= HOPELESS or enough))
+            return None if hopeless else self._to_probe(last, mean)
+        between = np.arange(low, high or last)
+        return self._to_probe(int(between[np.argmin(np.abs(deep[between] - 0.5))]) + 1, mean)
+
+    @property
+    def _probes(self) -> int:
+        return sum(asked // self.effort.first for asked in self.asked.values())
+
+    def _to_probe(self, size: int, mean: Array) -> Step:
+        self.expected = float(mean[size - 1])
+        return Step(size, self.asked.get(size, 0) + self.effort.first, False)
+
+    def _to_confirm(self, size: int, mean: Array) -> Step:
+        self.expected = float(mean[size - 1])
+        return Step(size, self.effort.looks[0], True)
+
+    def _given(self) -> tuple[Array, Array]:
+        sizes = [size for size in sorted(self.seen) if len(self.seen[size])]
+        variance, _ = self._variance()
+        means = np.array([self.seen[size].mean() for size in sizes], np.float64)
+        return self.curve.given(np.array(sizes, int), means, np.array([variance / len(self.seen[size]) for size in sizes]))
+
+    def _variance(self) -> tuple[float, float]:
+        """Of one network's margin, from all sets seen, and its degrees of freedom."""
+        sets = [margins for margins in self.seen.values() if len(margins) > 1]
+        squares = sum(float(((margins - margins.mean()) ** 2).sum()) for margins in sets)
+        variance, degrees = self.spread.moderated(squares, sum(len(margins) - 1 for margins in sets))
+        # Where nothing at all is known, one probe has to be taken first: half of the base margin is a guess.
+        return (variance, degrees) if degrees else ((self.base.mean / 2) ** 2, 1.0)
+
+    def _depth(self, variance: float) -> float:
+        """How far below 0 the mean of the last look must be, for the whole of its interval to be."""
+        look, most = len(self.effort.looks) - 1, self.effort.looks[-1]
+        tail = self.effort.tail(self.attempt, look)
+        return float(-stdtrit(self.spread.degrees + max(most - 1, 1), tail) * np.sqrt(variance / most))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamodels import __version__
-from datamodels.brittleness.judging import looks
+from datamodels.brittleness import Effort
 from datamodels.errors import InputError
 from datamodels.learners import Learner
 from datamodels.reading import digest
@@ -126,13 +126,13 @@ class Questions:
             regress=models.meta["regress"],
             verify=dataclasses.asdict(settings.verify),
             inputs=inputs,
-            looks=tuple(looks(settings.verify.models, settings.verify.most_models)),
+            looks=Effort.of(settings.verify.models, settings.verify.most_models, settings.verify.ratio).looks,
             models_used=models_used,
             random_subsets=self._on_random_subsets(),
             base=self.base.records(),
             searches=tuple(search.record() for search in searches),
             removals=tuple(removal.record(before[removal.target]) for removal in removals),
-            counterfactuals=tuple(drop.record(before[drop.target]) for drop in self.counterfactuals),
+            counterfactuals=tuple(drop.record(self.base.margins[drop.target]) for drop in self.counterfactuals),
             behaviours=self.base.orders.targets.behaviours,
         )
 

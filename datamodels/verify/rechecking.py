@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodels.brittleness.judging import looks
 from datamodels.errors import InputError
 from datamodels.progress import progress
 from datamodels.runs import read_store, verdicts_folder
@@ -23,8 +22,9 @@ MOST_NAMED = 5
 def recheck(settings: Settings, engine: Engine, file: Path) -> str:
     """Retrain the sets that a verify.json calls flipped or repaired, with models no search has seen, and write recheck.json.
 
-    A verdict holds when the mean margin of these models, as many as of a last look, is at most 0 again, or of a prediction that
-    was repaired above 0. Raises InputError when the file is none, or has no such verdict.
+    A verdict holds when the mean margin of these models, `verify.most_models`, is at most 0 again, or of a prediction that was
+    repaired above 0; beyond doubt when the whole 95 % interval of that mean is. Raises InputError when the file is none, or has
+    no such verdict.
     """
     examples = Examples(engine.learner)
     claims = read_claims(file, examples.n, examples.t, examples.classes)
@@ -32,7 +32,7 @@ def recheck(settings: Settings, engine: Engine, file: Path) -> str:
         raise InputError(f"{file} was made from another store than that of this run")
     if not claims.made:
         raise InputError(f"{file} has no prediction that was flipped or repaired; there is nothing to check again")
-    number = looks(settings.verify.models, settings.verify.most_models)[-1]
+    number = settings.verify.most_models
     targets, goals = Targets(examples, claims.behaviours), {claim.verdict for claim in claims.made}
     questions = [Recheck(claim, targets, number) for claim in claims.made]
     with alone(settings), progress("recheck", "models", 0) as bar:
@@ -42,8 +42,10 @@ def recheck(settings: Settings, engine: Engine, file: Path) -> str:
         ask(questions, retraining(settings, engine), bar)
         verdicts = tuple(question.record() for question in questions)
         holds = sum(verdict.holds for verdict in verdicts)
-        write_rechecked(folder, Rechecked(str(file), number, holds, verdicts))
+        sure = sum(question.is_beyond_doubt for question in questions)
+        write_rechecked(folder, Rechecked(str(file), number, holds, sure, verdicts))
         told = f"recheck: {holds} of {len(verdicts)} {' and '.join(sorted(goals))} verdicts hold with {number} new models each"
+        told += f", {sure} of them beyond doubt"
         fallen = [f"{targets.called(verdict.target)} by {verdict.method}" for verdict in verdicts if not verdict.holds]
         but = f", not {', '.join(fallen[:MOST_NAMED])}{', …' * (len(fallen) > MOST_NAMED)}" if fallen else ""
         return f"{told}{but}, in {folder}"

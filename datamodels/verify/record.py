@@ -22,7 +22,7 @@ from datamodels.verify.methods import METHODS
 from datamodels.verify.typed import FLAT, read, to_json
 
 VERDICTS = "verify.json"
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 SUPPORT = "support"
 """The rule of a removal whose size the search has found; others are of a fixed size, in digits."""
 TOP, RANDOM, BOTTOM = KINDS = ("top", "random", "bottom")
@@ -45,18 +45,22 @@ class OnAll:
 
 @dataclass(frozen=True)
 class Probe:
-    """One set that a search tried, its first `size` images: what `asked` networks said, and what the weights predict.
+    """One set that a search tried, its first `size` images.
 
-    `threshold` is the bound C on the predicted margin from which the size came; of the networks those that diverged do not
-    count in `outcome.models`. `predicted_drop` is for the removal of the images, in logits.
+    Of its networks `asked` were asked for by the search, and `fresh` to confirm it; of both those that diverged do not count in
+    `outcome.models`. Of the set that was found the outcome is that of the fresh ones alone, at the level of their look.
+    `verdict` is that of the search for it; of any other set 'held' where its 95 % interval says so, else 'undecided'.
+    `expected` is the margin that the search expected of the set before it was tried, `predicted_drop` what the weights alone
+    predict for the removal of the images, in logits.
     """
 
     size: Count
-    threshold: float
+    expected: float
     asked: Count
     verdict: str
     outcome: Annotated[Outcome, FLAT]
     predicted_drop: float
+    fresh: Count = 0
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,15 @@ class Claim:
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """All that a search tried. `verdict` is 'flipped' or 'repaired', or 'censored' where not even the whole order does that.
+    """All that a search tried. `verdict` is 'flipped' or 'repaired', or 'censored' where no set of the order is proved to do
+    that.
 
     `size` is the smallest verified |R|, `tried` the largest set tried, `relabelled` the class that R gets where it stays in,
     `base_margin` the mean margin on all of S, `models` how many networks the search asked for. Of the other columns of the
     margins, with the set that was found, `breaks` are those that were right beyond doubt and are wrong beyond doubt now,
     `repairs` those the other way, by the networks that judged the set, at a level for all columns and looks together (see
-    `judging.beyond_doubt`); None where no set was found, or an earlier version did not say.
+    `judging.beyond_doubt`); None where no set was found. `two_modes` says that some of the search's networks lie far above the
+    others (see `brittleness.modes`).
     """
 
     target: Index
@@ -96,11 +102,29 @@ class SearchRecord:
     probes: tuple[Probe, ...]
     breaks: tuple[Index, ...] | None = None
     repairs: tuple[Index, ...] | None = None
+    two_modes: bool = False
 
     @property
     def last(self) -> Probe | None:
         """The probe of the set that was found, or else of the largest one; None where nothing was tried."""
         return next((probe for probe in self.probes if probe.size == (self.size or self.tried)), None)
+
+    @property
+    def confirmed(self) -> Outcome | None:
+        """What fresh networks say of the set that was found; None without one."""
+        return None if self.size is None or self.last is None else self.last.outcome
+
+    @property
+    def majority(self) -> int | None:
+        """|R| by the rule of earlier papers: the smallest set tried of which at most half of the networks are right, or where
+        sets repair more than half, and so all larger ones tried; None where the largest is not.
+        """
+        found = None
+        for probe in sorted(self.probes, key=lambda probe: -probe.size):
+            if (probe.outcome.correct <= 0.5) == (self.base_margin < 0):
+                break
+            found = probe.size
+        return found
 
 
 @dataclass(frozen=True)
@@ -218,24 +242,30 @@ class Claims:
 @dataclass(frozen=True)
 class RecheckRecord:
     """Whether a claim holds with networks that no search has seen: their mean margin is at most 0 again, or where the
-    prediction was repaired above 0. `name` is what the target is called, None for a test image that has but its index.
+    prediction was repaired above 0. `verdict` is what the 95 % interval of that mean says: 'flipped' where the whole of it is
+    at most 0, 'held' where it is above, else 'undecided'. `name` is what the target is called, None for a test image that has
+    but its index.
     """
 
     target: Index
     method: str
     size: Size
     holds: bool
+    verdict: str
     outcome: Outcome
     name: str | None = None
 
 
 @dataclass(frozen=True)
 class Rechecked:
-    """Everything in recheck.json: of which file, with how many networks for each claim, and how many hold."""
+    """Everything in recheck.json: of which file, with how many networks for each claim, how many hold, and how many of these
+    beyond doubt, by their intervals.
+    """
 
     checked: str
     models: Count
     holds: Count
+    beyond_doubt: Count
     verdicts: tuple[RecheckRecord, ...]
 
 

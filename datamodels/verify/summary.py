@@ -13,13 +13,14 @@ from datamodels.verify.known import Targets
 from datamodels.verify.record import KINDS, SUPPORT, CounterfactualRecord, SearchRecord, Verified
 
 OF_OUTCOME = ("mean_margin", "low", "high", "correct")
-COLUMNS = ("target", "label", "method", "verdict", "size", "threshold", "models", *OF_OUTCOME, "breaks", "repairs", "name")
+COLUMNS = ("target", "label", "method", "verdict", "size", "majority", "models", *OF_OUTCOME, "breaks", "repairs", "name")
 BEFORE = {FLIP: "not right before", REPAIR: "not wrong before"}
 REACHED = {FLIP: "flips", REPAIR: "repairs"}
 
 
 def table(verified: Verified, targets: Targets) -> str:
-    """One line for each target and method: its verdict, |R|, the bound C of the probe, and the judged models.
+    """One line for each target and method: its verdict, |R|, |R| by the majority rule, models asked for, and what those say
+    that prove it.
 
     `breaks` and `repairs` are the other predictions that the set turns, numbers with spaces between; `name` what the target is
     called, empty for a test image that has but its index.
@@ -28,11 +29,11 @@ def table(verified: Verified, targets: Targets) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for search in verified.searches:
-        about = (search.target, search.label, search.method, search.verdict, search.size)
+        about = (search.target, search.label, search.method, search.verdict, search.size, search.majority)
         last = search.last
         outcome = [getattr(last.outcome, name) for name in OF_OUTCOME] if last else [None] * len(OF_OUTCOME)
         beside = [" ".join(map(str, turned or ())) for turned in (search.breaks, search.repairs)]
-        writer.writerow([*about, last.threshold if last else None, search.models, *outcome, *beside, name(search.target)])
+        writer.writerow([*about, search.models, *outcome, *beside, name(search.target)])
     for target in unsearched(verified):
         base = verified.base[target]
         outcome = [getattr(base.outcome, name) for name in OF_OUTCOME]
@@ -70,9 +71,13 @@ def unsearched(verified: Verified) -> list[int]:
 
 def _of_method(method: str, does: str, searches: Sequence[SearchRecord]) -> str:
     found = [search for search in searches if search.size is not None]
-    size = f", median |R| {median_size(searches)}" if found else ""
+    size = (
+        f", median |R| {median_size(searches)} (by the majority rule {median_size(searches, majority=True)})" if found else ""
+    )
     cost = f", {np.mean([search.models for search in searches]):.0f} models each" if searches else ""
-    return f"{method} {does} {len(found)} of {len(searches)} predictions{size}{cost}{_beside(searches)}"
+    apart = sum(search.two_modes for search in searches)
+    modes = f", {apart} with networks far above the others" if apart else ""
+    return f"{method} {does} {len(found)} of {len(searches)} predictions{size}{cost}{modes}{_beside(searches)}"
 
 
 def _beside(searches: Sequence[SearchRecord]) -> str:
@@ -103,8 +108,11 @@ def _drop_correlation(drops: Sequence[CounterfactualRecord]) -> float | None:
     return float(np.corrcoef(pairs.T)[0, 1]) if len(pairs) > 2 and (np.ptp(pairs, axis=0) > 0).all() else None
 
 
-def median_size(searches: Sequence[SearchRecord]) -> str:
-    """The median of verified |R|, censored searches taken for larger than all; '> n' where the median is censored."""
-    sizes = sorted(search.size if search.size is not None else np.inf for search in searches)
+def median_size(searches: Sequence[SearchRecord], majority: bool = False) -> str:
+    """The median of verified |R|, or of |R| by the majority rule, censored searches taken for larger than all; '> n' where the
+    median is censored.
+    """
+    wanted = [search.majority if majority else search.size for search in searches]
+    sizes = sorted(np.inf if size is None else size for size in wanted)
     middle = float(np.median(sizes)) if sizes else np.inf
     return f"{middle:g}" if np.isfinite(middle) else f"> {max(search.tried for search in searches)}"

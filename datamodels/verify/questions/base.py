@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 
-from datamodels.brittleness.judging import FLIPPED, HELD, Outcome, beyond_doubt, judge, looks
+from datamodels.brittleness.curve import Measured
+from datamodels.brittleness.judging import FLIPPED, HELD, Outcome, judge
 from datamodels.verify.kept import base_requests
 from datamodels.verify.methods import DATAMODEL, Orders
 from datamodels.verify.questions import Listed
-from datamodels.verify.questions.searches import SearchQuestion
+from datamodels.verify.questions.searches import Before, SearchQuestion
 from datamodels.verify.record import OnAll
 from datamodels.verify.retrain import Retrained
+
+PROBES = 4
+"""About how many sets a search tries."""
 
 
 class BaseMargin(Listed):
@@ -29,22 +32,22 @@ class BaseMargin(Listed):
         """The margin before, of each target, and what all columns are, beyond doubt."""
         members = self.orders.targets.members
         self.outcomes = {target: judge(*found.of(self.requests, members(target))) for target in self.targets}
-        margins = found.margins(self.requests)
-        self.before = beyond_doubt(margins, margins.shape[1])
+        self.margins = {target: found.of(self.requests, members(target))[0] for target in self.targets}
+        self.before = Before.of(found.margins(self.requests))
 
     def expects(self) -> int:
         """Of the searches to come, were all targets right, and their controls."""
-        first = self.orders.settings.models
-        controls = len(self.targets) * first * (DATAMODEL in self.methods)
-        return len(self.targets) * len(self.methods) * first * _probes(self.orders.settings.ratio) + controls
+        chosen = self.orders.settings
+        controls = DATAMODEL in self.methods
+        a_search = PROBES * chosen.models + chosen.most_models // 2
+        return len(self.targets) * (len(self.methods) * a_search + controls * chosen.most_models // 2)
 
     @functools.cached_property
     def searches(self) -> list[SearchQuestion]:
         """Of each target that there is something to do about beyond doubt, by each method."""
-        steps = looks(self.orders.settings.models, self.orders.settings.most_models)
         wanted = FLIPPED if self.orders.repairs else HELD
         return [
-            SearchQuestion.of(self.orders, method, target, self.outcomes[target], self.before, steps)
+            SearchQuestion.of(self.orders, method, target, Measured.of(self.margins[target]), self.before)
             for target in self.targets
             if self.outcomes[target].verdict == wanted
             for method in self.methods
@@ -57,8 +60,3 @@ class BaseMargin(Listed):
     def records(self) -> dict[int, OnAll]:
         """For each target."""
         return {target: OnAll(outcome, self.orders.label(target)) for target, outcome in self.outcomes.items()}
-
-
-def _probes(ratio: float) -> int:
-    """About how many sets a search tries: two, and the bisections from a quarter of the larger on."""
-    return 2 + math.ceil(math.log2(max(1.0, math.log(4) / math.log(max(ratio, 1.05)))))

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datamodels.brittleness.judging import Outcome, judge
-from datamodels.subsets import IndexArray, mask_without
+from datamodels.brittleness.judging import drop_of
+from datamodels.settings import VerifySettings
+from datamodels.subsets import Array, IndexArray, mask_without
 from datamodels.verify.methods import Orders
 from datamodels.verify.questions import Listed
 from datamodels.verify.record import BOTTOM, RANDOM, TOP, CounterfactualRecord
@@ -30,25 +31,31 @@ class Counterfactual(Listed):
         self.members = orders.targets.members(target)
         self.predicted_drop = float(orders.weights(target)[indices].sum())
         mask = mask_without(orders.n, indices)
-        super().__init__([Request.of(mask, repetition) for repetition in range(orders.settings.models)])
+        super().__init__([Request.of(mask, repetition) for repetition in range(models_of(orders.settings))])
 
     def judge(self, found: Retrained) -> None:
-        """The margin after."""
-        self.after = judge(*found.of(self.requests, self.members))
+        """The margins after."""
+        self.after = found.of(self.requests, self.members)[0]
 
-    def record(self, before: Outcome) -> CounterfactualRecord:
-        """What came of it, from the margin before."""
+    def record(self, before: Array) -> CounterfactualRecord:
+        """What came of it, from the margins before, of models trained on all of S."""
+        drop, low, high = drop_of(before, self.after)
         return CounterfactualRecord(
             target=self.target,
             kind=self.kind,
             size=len(self.indices),
             indices=tuple(self.indices.tolist()),
             predicted_drop=self.predicted_drop,
-            measured_drop=before.mean_margin - self.after.mean_margin,
-            low=before.mean_margin - self.after.high,
-            high=before.mean_margin - self.after.low,
-            models=self.after.models,
+            measured_drop=drop,
+            low=low,
+            high=high,
+            models=int(np.isfinite(self.after).sum()),
         )
+
+
+def models_of(settings: VerifySettings) -> int:
+    """How many models judge a counterfactual: half of those that judge a removal."""
+    return max(2, settings.most_models // 2)
 
 
 def counterfactuals(orders: Orders, targets: Sequence[int], sizes: Sequence[int]) -> list[Counterfactual]:

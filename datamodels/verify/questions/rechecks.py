@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datamodels.brittleness.judging import judge
+from datamodels.brittleness.judging import FLIPPED, HELD, judge
 from datamodels.subsets import mask_without
 from datamodels.verify.known import Targets
 from datamodels.verify.questions import Listed
@@ -31,4 +31,10 @@ class Recheck(Listed):
         """It holds when the mean margin is at most 0 again, or of a prediction that was repaired above 0."""
         target, right = self.claim.target, self.outcome.mean_margin > 0
         holds = right == (self.claim.verdict == REPAIRED)
-        return RecheckRecord(target, self.claim.method, self.size, holds, self.outcome, self.targets.name(target))
+        name = self.targets.name(target)
+        return RecheckRecord(target, self.claim.method, self.size, holds, self.outcome.verdict, self.outcome, name)
+
+    @property
+    def is_beyond_doubt(self) -> bool:
+        """Whether the whole interval says what the claim says."""
+        return self.outcome.verdict == (HELD if self.claim.verdict == REPAIRED else FLIPPED)

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from datamodels.brittleness import Search, Support, largest_weights, smallest_support, support_of
-from datamodels.brittleness.judging import FLIPPED, HELD, Outcome, judge
+from datamodels.brittleness import Support, largest_weights, smallest_support, support_of
+from datamodels.brittleness.judging import FLIPPED, HELD, NOTHING_KNOWN, Outcome, judge
+from datamodels.brittleness.spread import Spread
 from datamodels.subsets import IndexArray, mask_without
 from datamodels.verify.methods import Orders
 from datamodels.verify.questions import Listed
@@ -28,9 +29,19 @@ class Removal(Listed):
     `rule` is 'support' for what a search has found, or a fixed size in digits.
     """
 
-    def __init__(self, orders: Orders, target: int, rule: str, indices: IndexArray, removed: list[Request]) -> None:
+    def __init__(
+        self,
+        orders: Orders,
+        target: int,
+        rule: str,
+        indices: IndexArray,
+        removed: list[Request],
+        spread: Spread = NOTHING_KNOWN,
+    ) -> None:
         self.orders, self.target, self.rule, self.indices, self.removed = orders, target, rule, indices, removed
-        self.control, self.control_size = _control(orders, target, indices, removed) if removed else ([], 0)
+        number = max(len(removed), orders.settings.most_models // 2, 2)
+        self.control, self.control_size = _control(orders, target, indices, number) if removed else ([], 0)
+        self.spread = spread
         self.after: Outcome | None = None
         self.of_control: Outcome | None = None
         super().__init__([*removed, *self.control])
@@ -41,21 +52,23 @@ class Removal(Listed):
         indices = largest_weights(orders.towards(target), 0.0, size).indices
         indices = indices[~np.isin(indices, orders.targets.itself(target))]
         mask = mask_without(orders.n, indices)
-        removed = [Request.of(mask, repetition) for repetition in range(2 * orders.settings.models)]
+        removed = [Request.of(mask, repetition) for repetition in range(orders.settings.most_models)]
         return cls(orders, target, str(size), indices, removed)
 
     @classmethod
-    def of_search(cls, orders: Orders, target: int, search: Search, judged: list[Request] | None) -> Removal:
-        """The set that a search has found, by the models by which it was judged; without any, what weights alone suggest."""
-        if judged is None:
-            wanted = smallest_support(orders.towards(target), search.base, 0.0, orders.settings.max_size)
+    def of_search(
+        cls, orders: Orders, target: int, base: float, spread: Spread, found: IndexArray | None, judged: list[Request]
+    ) -> Removal:
+        """The set that a search has found, by the models that prove it; without one, what weights alone suggest."""
+        if found is None:
+            wanted = smallest_support(orders.towards(target), base, 0.0, orders.settings.max_size)
             return cls(orders, target, SUPPORT, wanted.indices, [])
-        return cls(orders, target, SUPPORT, search.order[: search.high], judged)
+        return cls(orders, target, SUPPORT, found, judged, spread)
 
     def judge(self, found: Retrained) -> None:
         """The margin after, and that of the control."""
         members = self.orders.targets.members(self.target)
-        self.after = judge(*found.of(self.removed, members))
+        self.after = judge(*found.of(self.removed, members), spread=self.spread)
         self.of_control = judge(*found.of(self.control, members))
 
     def record(self, before: Outcome) -> RemovalRecord:
@@ -87,16 +100,16 @@ def _is(outcome: Outcome | None, verdict: str) -> bool:
     return outcome is not None and outcome.verdict == verdict
 
 
-def _control(orders: Orders, target: int, indices: IndexArray, removed: list[Request]) -> tuple[list[Request], int]:
-    """A model for each of those removed, and how many images each lacks."""
+def _control(orders: Orders, target: int, indices: IndexArray, number: int) -> tuple[list[Request], int]:
+    """So many models, and how many images each lacks."""
     itself, wanted = orders.targets.itself(target), list(_wanted(orders, target, indices))
 
     def images(repetition: int) -> IndexArray:
         parts = (control_images(orders.settings.seed, *part, repetition, itself) for part in wanted)
         return np.concatenate(list(parts))
 
-    sets = [images(request.repetition) for request in removed]
-    models = [Request.of(mask_without(orders.n, of), request.repetition) for of, request in zip(sets, removed, strict=True)]
+    sets = [images(repetition) for repetition in range(number)]
+    models = [Request.of(mask_without(orders.n, of), repetition) for repetition, of in enumerate(sets)]
     return models, len(sets[0])
 
 

@@ -3,8 +3,8 @@
 Where `verify.goal` is repair, one that is wrong: the same search on the negated margin, which ends with a set whose networks
 are right beyond doubt. What becomes of all other predictions is told by the margins of the same networks.
 
-A probe is judged in looks of more and more models (see `brittleness.judging`) until one decides. Models are kept (see
-`retrain`): a search that was cut off goes through what it knew at once.
+Which set is tried next, and when one is proved, is the business of `brittleness.search`. Models are kept (see `retrain`): a
+search that was cut off goes through what it knew at once.
 """
 
 from __future__ import annotations
@@ -15,122 +15,157 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from datamodels.brittleness import Search
+from datamodels.brittleness import Effort, Search
+from datamodels.brittleness.curve import Measured
 from datamodels.brittleness.judging import FLIPPED, HELD, UNDECIDED, Outcome, beyond_doubt, judge
-from datamodels.subsets import Array, BoolArray, mask_without
-from datamodels.verify.methods import DATAMODEL, Orders
+from datamodels.brittleness.search import CERTAIN, Step
+from datamodels.brittleness.spread import Spread, is_deterministic, spread_at_the_edge
+from datamodels.subsets import Array, BoolArray, IndexArray, mask_without
+from datamodels.verify.methods import DATAMODEL, RELABEL, Orders
 from datamodels.verify.questions import Question
 from datamodels.verify.questions.removals import Removal
 from datamodels.verify.record import REPAIRED, Probe, SearchRecord
 from datamodels.verify.retrain import Request, Retrained
 
 CENSORED = "censored"
+FRESH = 500_000
+"""Repetitions of the models that confirm a set count from here: no look of a search has seen them."""
+OF_RELABELLING = 2.0
+"""A relabelling takes an image away and adds one against it: its drop is taken for so many times that of the removal."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """What the models trained on all of S tell a search: their margins (J, T), and which columns are right, and which wrong."""
+
+    margins: Array
+    right: BoolArray
+    wrong: BoolArray
+
+    @classmethod
+    def of(cls, margins: Array) -> Before:
+        """By margins (J, T)."""
+        return cls(margins, *beyond_doubt(margins, margins.shape[1]))
+
+    @functools.cached_property
+    def is_certain(self) -> bool:
+        """Whether chance has no part in what the learner gives."""
+        return is_deterministic(self.margins)
+
+    @functools.cached_property
+    def spread(self) -> Spread:
+        """What is known of a margin's variance before any set was tried."""
+        return CERTAIN if self.is_certain else spread_at_the_edge(self.margins)
 
 
 @dataclass(eq=False)
 class SearchQuestion(Question):
-    """One target, one method: its search, and what the probes so far have found.
+    """One target, one method: its search, and what the models so far have said.
 
-    `relabelled` is the class that the images of R get where they are not removed, else -1; `before` which of the columns are
-    right, and which wrong, beyond doubt, on all of S; `looks` are numbers of models. `beside` are the other columns that the
-    smallest set so far breaks, and those that it repairs.
+    `relabelled` is the class that the images of R get where they are not removed, else -1. `heard` are the margins and
+    confidences of the models of each step, `expected` what was expected of each size when it was first tried. `beside` are the
+    other columns that the set found breaks, and those that it repairs.
     """
 
     orders: Orders
     target: int
     method: str
+    order: IndexArray
     search: Search
     relabelled: int
-    before: tuple[BoolArray, BoolArray]
-    looks: list[int]
-    look: int = 0
-    probes: list[Probe] = field(default_factory=list)
+    before: Before
+    heard: dict[Step, tuple[Array, Array]] = field(default_factory=dict)
+    expected: dict[int, float] = field(default_factory=dict)
+    outcome: Outcome | None = None
     beside: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
     @classmethod
-    def of(
-        cls,
-        orders: Orders,
-        method: str,
-        target: int,
-        base: Outcome,
-        before: tuple[BoolArray, BoolArray],
-        steps: list[int],
-    ) -> SearchQuestion:
+    def of(cls, orders: Orders, method: str, target: int, base: Measured, before: Before) -> SearchQuestion:
         """The search along a method's order for a target whose margin on all of S is known, as is what all columns are."""
-        order = orders.of(method, target)
-        search = Search(order, orders.drops(method, target, order), orders.sign * base.mean_margin, orders.settings.ratio)
-        return cls(orders, target, method, search, orders.relabelled(method, target), before, steps)
+        order, chosen = orders.of(method, target), orders.settings
+        if before.is_certain:
+            effort = Effort.without_chance(chosen.ratio)
+        else:
+            effort = Effort.of(chosen.models, chosen.most_models, chosen.ratio)
+        # Of a mean over several columns the spread of single ones says nothing.
+        known = before.is_certain or not orders.targets.is_behaviour(target)
+        search = Search(
+            np.cumsum(orders.towards(target)[order]),
+            Measured(orders.sign * base.mean, base.variance),
+            before.spread if known else Spread(),
+            effort,
+            OF_RELABELLING if method == RELABEL else 1.0,
+            orders.repairs,
+        )
+        return cls(orders, target, method, order, search, orders.relabelled(method, target), before)
 
     @property
     def done(self) -> bool:
         """Whether the search is at its end; one without any image to try is."""
-        return not len(self.search.order) or self.search.done
+        return self.search.done
 
     @property
     def size(self) -> int | None:
-        """The smallest number of images that reaches the goal, as far as it is verified, or None."""
+        """The smallest number of images that is proved to reach the goal, or None."""
         return self.search.high
 
-    @property
-    def found(self) -> Probe | None:
-        """The probe of the smallest set that reaches the goal, or None."""
-        return next((probe for probe in self.probes if probe.size == self.size), None)
-
     def wants(self) -> list[Request]:
-        """The models of the present look."""
-        return [] if self.done else self._models(self.search.size, self.looks[self.look])
+        """The models of the present step."""
+        return [] if self.search.step is None else self._models(self.search.step)
 
     def learn(self, found: Retrained) -> None:
-        """Judge the present look: decide, or go on to the next one."""
-        wanted = self.wants()
-        outcome = judge(*found.of(wanted, self.orders.targets.members(self.target)), len(self.looks))
-        if outcome.verdict == UNDECIDED and self.look + 1 < len(self.looks):
-            self.look += 1
-            return
-        size = self.search.size
-        drop = float(self.drops[size - 1])
-        level = -self.search.level + 0.0 if self.orders.repairs else self.search.level
-        self.probes.append(Probe(size, level, self.looks[self.look], outcome.verdict, outcome, drop))
-        reached = outcome.verdict == (HELD if self.orders.repairs else FLIPPED)
-        if reached:
+        """Take in what they say."""
+        step = self.search.step
+        assert step is not None
+        wanted = self._models(step)
+        self.heard[step] = margins, confidences = found.of(wanted, self.orders.targets.members(self.target))
+        self.expected.setdefault(step.size, self.orders.sign * self.search.expected)
+        level = self.search.level if step.fresh else None
+        self.search.learn(self.orders.sign * margins)
+        if self.search.high is not None and level is not None:
+            self.outcome = judge(margins, confidences, level, self.search.spread)
             self.beside = self._beside(found.margins(wanted))
-        self.search.learn(reached)
-        self.look = 0
 
     def _beside(self, margins: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The other columns that are wrong now and were right, both beyond doubt, and the other way, by margins (J, T)."""
-        right, wrong = beyond_doubt(margins, margins.shape[1] * len(self.looks))
-        was_right, was_wrong = self.before
+        if self.before.is_certain:
+            margins = np.concatenate([margins, margins])  # one speaks for all
+        right, wrong = beyond_doubt(margins, margins.shape[1] * len(self.search.effort.looks))
         own = set(self.orders.targets.members(self.target))
-        breaks, repairs = (np.flatnonzero(both).tolist() for both in (was_right & wrong, was_wrong & right))
+        turned = (self.before.right & wrong, self.before.wrong & right)
+        breaks, repairs = (np.flatnonzero(both).tolist() for both in turned)
         return tuple(t for t in breaks if t not in own), tuple(t for t in repairs if t not in own)
 
     def expects(self) -> int:
-        """Of the probes that may be left, every other one looked at twice, and of the control."""
-        first, second = self.looks[0], self.looks[min(1, len(self.looks) - 1)]
-        probes = self.search.probes_left + (self.method == DATAMODEL)
-        return 0 if self.done else probes * (first + second) // 2
+        """Of the probes that may be left, of the confirmation, and of the control."""
+        control = self.search.effort.looks[0] * (self.method == DATAMODEL)
+        return 0 if self.done else self.search.networks_left + control
 
     def used(self) -> set[Request]:
         """Every model that the search has asked for."""
-        return {request for probe in self.probes for request in self.judged(probe)}
+        return {request for step in self.heard for request in self._models(step)}
 
-    def judged(self, probe: Probe) -> list[Request]:
-        """The models by which a probe was judged, those that diverged included."""
-        return self._models(probe.size, probe.asked)
+    def judged(self) -> list[Request] | None:
+        """The models by which the set that was found is proved, those that diverged included; None without one."""
+        return (
+            None
+            if self.size is None
+            else self._models(max(step for step in self.heard if step.fresh and step.size == self.size))
+        )
 
     @functools.cached_property
     def drops(self) -> Array:
         """The drop of the margin that the weights predict for the removal of the first 1, 2, … images."""
-        found: Array = np.cumsum(self.orders.weights(self.target)[self.search.order])
+        found: Array = np.cumsum(self.orders.weights(self.target)[self.order])
         return found
 
     @functools.cached_property
     def control(self) -> Removal:
         """What the search has found, to be compared with a control."""
-        requests = None if self.found is None else self.judged(self.found)
-        return Removal.of_search(self.orders, self.target, self.search, requests)
+        found = None if self.size is None else self.order[: self.size]
+        return Removal.of_search(
+            self.orders, self.target, self.search.base.mean, self.search.spread, found, self.judged() or []
+        )
 
     def then(self) -> Sequence[Removal]:
         """The control of what the datamodel's order has found."""
@@ -138,8 +173,8 @@ class SearchQuestion(Question):
 
     def record(self) -> SearchRecord:
         """All that was tried."""
-        tried = max((probe.size for probe in self.probes), default=0)
-        order = self.search.order[: self.size or tried]
+        tried = max((step.size for step in self.heard), default=0)
+        order = self.order[: self.size or tried]
         return SearchRecord(
             target=self.target,
             label=self.orders.label(self.target),
@@ -150,13 +185,34 @@ class SearchQuestion(Question):
             tried=tried,
             order=tuple(order.tolist()),
             weights=tuple(self.orders.weights(self.target)[order].tolist()),
-            base_margin=self.orders.sign * self.search.base,
+            base_margin=self.orders.sign * self.search.base.mean,
             models=len(self.used()),
-            probes=tuple(self.probes),
+            probes=tuple(self._probes()),
             breaks=self.beside[0] if self.beside else None,
             repairs=self.beside[1] if self.beside else None,
+            two_modes=self.search.mode is not None,
         )
 
-    def _models(self, size: int, number: int) -> list[Request]:
-        mask = mask_without(self.orders.n, self.search.order[:size])
-        return [Request.of(mask, repetition, self.relabelled) for repetition in range(number)]
+    def _probes(self) -> list[Probe]:
+        """Each size that was tried, as it was first: what all of its models say, or of the set found those that prove it."""
+        return [probe for size in self.expected if (probe := self._probe(size)) is not None]
+
+    def _probe(self, size: int) -> Probe | None:
+        """None where so many of its models diverged that they say nothing."""
+        steps = [max((s for s in self.heard if s.size == size and s.fresh == fresh), default=None) for fresh in (False, True)]
+        asked, fresh = (step.networks if step else 0 for step in steps)
+        if size == self.size and self.outcome is not None:
+            outcome, verdict = self.outcome, HELD if self.orders.repairs else FLIPPED
+        else:
+            margins, confidences = (np.concatenate([self.heard[step][k] for step in steps if step]) for k in (0, 1))
+            if np.isfinite(margins).sum() < 2 - bool(self.search.spread.degrees):
+                return None
+            outcome = judge(margins, confidences, spread=self.search.spread)
+            as_before = FLIPPED if self.orders.repairs else HELD
+            verdict = as_before if outcome.verdict == as_before else UNDECIDED  # nothing more is claimed of it
+        drop = float(self.drops[size - 1])
+        return Probe(size, self.expected[size], asked, verdict, outcome, drop, fresh)
+
+    def _models(self, step: Step) -> list[Request]:
+        mask, first = mask_without(self.orders.n, self.order[: step.size]), FRESH if step.fresh else 0
+        return [Request.of(mask, first + k, self.relabelled) for k in range(step.networks)]
