@@ -52,7 +52,7 @@ def test_the_smallest_sets_are_found_for_every_method(run):
             # Noise may leave a set undecided that would just do; never the other way round, but for 2.5 % of the verdicts.
             truth = int(enough[0]) + 1 if len(enough) else np.inf
             assert drops[search["size"] - 1] >= 1 - 0.15
-            assert truth > search["size"] / 2
+            assert truth >= search["size"] / 2
         else:
             assert not len(enough) or drops[search["tried"] - 1] < 1.2
             assert search["size"] is None
@@ -71,29 +71,35 @@ def test_what_is_told_is_what_the_stores_rows_say(run):
     missing = [tuple(np.flatnonzero(~row)) for row in store.masks(store.done)]
     assert result["models_used"] == len(store.done) == len({*zip(map(bytes, masks), repetitions, relabelled, strict=True)})
 
-    def margins(target, images, to, number):
+    def margins(target, images, to, asked, fresh=0):
+        wanted = [*range(asked), *range(500_000, 500_000 + fresh)]
         rows = [
             i
             for i in range(len(store.done))
-            if missing[i] == tuple(sorted(images)) and relabelled[i] == to and repetitions[i] < number
+            if missing[i] == tuple(sorted(images)) and relabelled[i] == to and repetitions[i] in wanted
         ]
-        assert sorted(repetitions[rows].tolist()) == list(range(number))
+        assert sorted(repetitions[rows].tolist()) == wanted
         return store.margins(store.done[rows])[:, target].astype(float)
 
     for search in result["searches"]:
         to = -1 if search["relabelled"] is None else search["relabelled"]
-        assert search["models"] == sum(probe["models"] for probe in search["probes"])
+        assert search["models"] == sum(probe["asked"] + probe["fresh"] for probe in search["probes"])
         weights = models.weights[:, search["target"]].astype(float)
         for probe in search["probes"]:
             if probe["size"] <= len(search["order"]):
                 assert probe["predicted_drop"] == pytest.approx(weights[search["order"][: probe["size"]]].sum())
             if probe["size"] <= len(search["order"]):
-                found = margins(search["target"], search["order"][: probe["size"]], to, probe["models"])
+                # What is told of the set that was found is what the fresh networks say.
+                asked = 0 if probe["size"] == search["size"] else probe["asked"]
+                found = margins(search["target"], search["order"][: probe["size"]], to, asked, probe["fresh"])
+                assert probe["models"] == len(found)
                 assert probe["mean_margin"] == pytest.approx(found.mean(), abs=1e-6)
                 assert probe["correct"] == (found > 0).mean()
     for removal in result["removals"]:
         if removal["after"]:
-            found = margins(removal["target"], removal["removed_indices"], -1, removal["after"]["models"])
+            number = removal["after"]["models"]
+            of_search = removal["rule"] == "support"
+            found = margins(removal["target"], removal["removed_indices"], -1, *((0, number) if of_search else (number,)))
             assert removal["after"]["mean_margin"] == pytest.approx(found.mean(), abs=1e-6)
         base = margins(removal["target"], [], -1, 32)
         assert removal["before"]["mean_margin"] == pytest.approx(base.mean(), abs=1e-6)
@@ -107,7 +113,7 @@ class CrashError(KeyboardInterrupt):  # nobody takes it for the fault of a learn
     pass
 
 
-@pytest.mark.parametrize("after", [0, 5, 60, 200])
+@pytest.mark.parametrize("after", [0, 5, 60, 90])
 def test_a_verification_that_was_cut_off_goes_on_where_it_was(run, after, monkeypatch):
     settings, data, models = run
     # Not relabel: for the logits that it wants the base models are trained again.
@@ -146,7 +152,7 @@ def test_verdicts_are_checked_again_with_models_that_no_search_has_seen(run, tmp
     assert len(told["verdicts"]) == len(flipped) > 10
     assert min(request.repetition for request in unseen) >= 10**6
     assert told["holds"] == sum(verdict["outcome"]["mean_margin"] <= 0 for verdict in told["verdicts"]) >= 0.9 * len(flipped)
-    assert line.startswith(f"recheck: {told['holds']} of {len(flipped)} flipped verdicts hold with 64 new models each")
+    assert line.startswith(f"recheck: {told['holds']} of {len(flipped)} flipped verdicts hold with 16 new models each")
     # A verdict that was false does not hold.
     lying = json.loads(file.read_text())
     assert lying.pop("sha256")
