@@ -241,9 +241,9 @@ class VerifySettings:
         high=MOST_MODELS,
     )
     most_models: int = count(
-        16,
-        "models of the last of three looks at a set that is to be confirmed, of a removal of a fixed size, and of a recheck; "
-        "half as many for a counterfactual",
+        24,
+        "models of the last of three looks at a set that is to be confirmed, and of a recheck; two thirds as many for a "
+        "removal of a fixed size, a third for a counterfactual",
         low=2,
         high=MOST_MODELS,
     )

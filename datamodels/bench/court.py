@@ -21,7 +21,7 @@ import numpy as np
 from datamodels.bench.record import Record, describe, header
 from datamodels.brittleness import Effort, Search
 from datamodels.brittleness.curve import Measured
-from datamodels.brittleness.spread import Spread, spread_at_the_edge
+from datamodels.brittleness.spread import Spread, at_the_edge, spread_at_the_edge
 from datamodels.data import load
 from datamodels.errors import InputError
 from datamodels.progress import progress
@@ -141,7 +141,7 @@ def _known(settings: Settings, models: Datamodels, targets: Targets, margins: Ar
         )
         order = images[np.argsort(-weights[images, k], kind="stable")][: settings.verify.max_size]
         drops.append(np.cumsum(weights[order, k]))
-    nearest = np.argsort(np.abs(mean), kind="stable")[: max(10, len(mean) // 20)]
+    nearest = at_the_edge(mean)
     spread = spread_at_the_edge(margins[: settings.verify.base_models])
     return Known(drops, mean[right], margins[:, nearest] - mean[nearest], spread)
 

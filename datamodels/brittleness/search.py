@@ -35,7 +35,7 @@ WRONG = 0.025
 FIRST_ATTEMPT = 0.8
 """Of that, the share of the first attempt at a confirmation; of what is left the next one has as much again."""
 MOST_ATTEMPTS = 4
-LIKELY, UNLIKELY = 0.65, 0.4
+LIKELY, UNLIKELY = 0.6, 0.5
 """The chance to be confirmed from which a set is tried, and up to which it is thought too small."""
 HOPELESS = 0.1
 """The chance below which nothing more is spent on a set."""
@@ -198,14 +198,7 @@ class Search:
 
     def _next(self) -> Step | None:
         last, floor = len(self.drops), max(self.failed, default=0)
-        mean, variance = self._given()
-        of_one, _ = self._variance()
-        depth = self._depth(of_one)
-        deep = ndtr((-depth - mean) / np.sqrt(variance))  # that the true margin is so low
-        passes = ndtr((-depth - mean) / np.sqrt(variance + of_one / self.effort.looks[-1]))  # that networks show it
-        if not of_one:  # without chance what was seen once is known
-            for size, margins in self.seen.items():
-                deep[size - 1] = passes[size - 1] = all(map(self._is_enough, margins))
+        mean, deep, passes = self._chances()
         likely = np.flatnonzero(passes[floor:] >= LIKELY)
         high = floor + int(likely[0]) + 1 if len(likely) else None
         unlikely = np.flatnonzero(deep[: high or last] <= UNLIKELY)
@@ -218,6 +211,18 @@ class Search:
             return None if hopeless else self._to_probe(last, mean)
         between = np.arange(low, high or last)
         return self._to_probe(int(between[np.argmin(np.abs(deep[between] - 0.5))]) + 1, mean)
+
+    def _chances(self) -> tuple[Array, Array, Array]:
+        """For each set its expected margin, the chance that the true one is low enough, and that fresh networks show it."""
+        mean, variance = self._given()
+        of_one, _ = self._variance()
+        depth = self._depth(of_one)
+        deep = ndtr((-depth - mean) / np.sqrt(variance))
+        passes = ndtr((-depth - mean) / np.sqrt(variance + of_one / self.effort.looks[-1]))
+        if not of_one:  # without chance what was seen once is known
+            for size, margins in self.seen.items():
+                deep[size - 1] = passes[size - 1] = all(map(self._is_enough, margins))
+        return mean, deep, passes
 
     @property
     def _probes(self) -> int:

@@ -14,9 +14,9 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import digamma, polygamma
 
-from datamodels.subsets import Array
+from datamodels.subsets import Array, IndexArray
 
-LEAST_COLUMNS, SHARE_OF_COLUMNS = 10, 0.05
+LEAST_COLUMNS, SHARE_OF_COLUMNS = 10, 0.25
 MOST_DEGREES = 30.0
 """What is common never counts for more than as many networks of one's own: targets are not as much alike as that."""
 
@@ -46,9 +46,13 @@ def spread_at_the_edge(margins: Array) -> Spread:
     values = margins[np.isfinite(margins).all(1)].astype(np.float64)
     if len(values) < 2:
         return Spread()
-    most = max(LEAST_COLUMNS, int(SHARE_OF_COLUMNS * values.shape[1]))
-    nearest = np.argsort(np.abs(values.mean(0)), kind="stable")[:most]
-    return spread_of(values[:, nearest].var(0, ddof=1), len(values) - 1)
+    return spread_of(values[:, at_the_edge(values.mean(0))].var(0, ddof=1), len(values) - 1)
+
+
+def at_the_edge(mean: Array) -> IndexArray:
+    """The quarter of targets, ten at least, whose mean margins (T,) are nearest to 0."""
+    most = max(LEAST_COLUMNS, int(SHARE_OF_COLUMNS * len(mean)))
+    return np.argsort(np.abs(mean), kind="stable")[:most]
 
 
 def spread_of(variances: Array, degrees: int) -> Spread:

@@ -54,8 +54,8 @@ class Counterfactual(Listed):
 
 
 def models_of(settings: VerifySettings) -> int:
-    """How many models judge a counterfactual: half of those that judge a removal."""
-    return max(2, settings.most_models // 2)
+    """How many models judge a counterfactual: a third of those of the last look at what a search has found."""
+    return max(2, settings.most_models // 3)
 
 
 def counterfactuals(orders: Orders, targets: Sequence[int], sizes: Sequence[int]) -> list[Counterfactual]:

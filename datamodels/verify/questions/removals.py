@@ -39,7 +39,7 @@ class Removal(Listed):
         spread: Spread = NOTHING_KNOWN,
     ) -> None:
         self.orders, self.target, self.rule, self.indices, self.removed = orders, target, rule, indices, removed
-        number = max(len(removed), orders.settings.most_models // 2, 2)
+        number = max(len(removed), orders.settings.most_models // 3, 2)
         self.control, self.control_size = _control(orders, target, indices, number) if removed else ([], 0)
         self.spread = spread
         self.after: Outcome | None = None
@@ -52,7 +52,7 @@ class Removal(Listed):
         indices = largest_weights(orders.towards(target), 0.0, size).indices
         indices = indices[~np.isin(indices, orders.targets.itself(target))]
         mask = mask_without(orders.n, indices)
-        removed = [Request.of(mask, repetition) for repetition in range(orders.settings.most_models)]
+        removed = [Request.of(mask, repetition) for repetition in range(max(2, 2 * orders.settings.most_models // 3))]
         return cls(orders, target, str(size), indices, removed)
 
     @classmethod

@@ -122,7 +122,7 @@ class SearchQuestion(Question):
         self.expected.setdefault(step.size, self.orders.sign * self.search.expected)
         level = self.search.level if step.fresh else None
         self.search.learn(self.orders.sign * margins)
-        if self.search.high is not None and level is not None:
+        if level is not None and self.size is not None:
             self.outcome = judge(margins, confidences, level, self.search.spread)
             self.beside = self._beside(found.margins(wanted))
 
