@@ -226,8 +226,8 @@ class VerifySettings:
         Text(),
         "datamodel",
         "how to order the images of which the smallest set that flips is searched: some of datamodel, relabel, random, "
-        "similarity, gradients, tracin, influence, trak, embedding, scores:FILE or scores:NAME=FILE, for anybody's scores, larger "
-        "where an image helps more (.npy (N, T), .npz of scores and targets, TRAK's .mmap, dattri's .pt); or none",
+        "similarity, gradients, tracin, influence, trak, embedding, scores:FILE or scores:NAME=FILE, for anybody's scores, "
+        "larger where an image helps more (.npy (N, T), .npz of scores and targets, TRAK's .mmap, dattri's .pt); or none",
     )
     sizes: str = setting(Text(), "none", "beside the search: remove so many images, as 20,50, judged by 2 × models; or none")
     counterfactuals: str = setting(
