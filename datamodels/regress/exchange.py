@@ -50,10 +50,10 @@ def import_pt(file: Path, folder: Path, masks: str | None = None, store: Store |
     """Make a folder of datamodels of a `.pt` file; what was made of it, in words.
 
     It names no store, and has no held-out models and no metrics. `masks` says for which its weights are, where the file does
-    not: 'raw', a share α for standardised ones, or 'store' for ones standardised as those of the store. With a store the
-    weights are compared with its models, and a word of warning is said where they do not fit. Raises InputError, and writes
-    nothing, when the file cannot be read, its tensors are not of the shapes above, or not finite, nobody says for which masks
-    they are, or the store's models say that they are for the other ones.
+    not: 'raw', for standardised ones a share α or an .npy file of the masks, or 'store' for ones standardised as those of the
+    store. With a store the weights are compared with its models, and a word of warning is said where they do not fit. Raises
+    InputError, and writes nothing, when the file cannot be read, its tensors are not of the shapes above, or not finite, nobody
+    says for which masks they are, or the store's models say that they are for the other ones.
     """
     content = read_pt(file)
     weight, bias, lam = _checked(file, content)
@@ -64,7 +64,8 @@ def import_pt(file: Path, folder: Path, masks: str | None = None, store: Store |
     about = {"format_version": FORMAT_VERSION, "version": __version__, "imported_from": shown(file.name), "targets": [0, t]}
     meta = {**about, "weights_were_for": scale.name, "store_digest": None, "models": None, "regress": {}}
     write(folder, _smaller(raw), intercept, lam.astype(np.float64), np.zeros(0, np.int64), {}, meta)
-    return f"weights of {len(raw)} images for {t} targets, given for {scale.name}{said}"
+    constant = f"; {scale.constant} images never vary in these, and have weight 0" if scale.constant else ""
+    return f"weights of {len(raw)} images for {t} targets, given for {scale.name}{constant}{said}"
 
 
 def _scale(file: Path, content: Any, given: tuple[Array, Array], masks: str | None, store: Store | None) -> Scale:
