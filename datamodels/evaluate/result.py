@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from datamodels.evaluate.correlations import Interval
-from datamodels.verify.typed import to_json
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON content, each target's LDS in it."""
-        found: dict[str, Any] = to_json(self)
-        return found
+        return dataclasses.asdict(self)
 
     def _notes(self) -> list[str]:
         unknown = "the ceiling that noise sets is unknown: too few masks have several trainings"
