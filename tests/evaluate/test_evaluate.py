@@ -1,5 +1,6 @@
 """LDS of any scores: SciPy's numbers, intervals that are what they say, models that nothing was fitted on."""
 
+import dataclasses
 import importlib
 import json
 import subprocess
@@ -185,6 +186,8 @@ def test_scores_stand_beside_weights_on_the_models_that_these_were_not_fitted_on
         other.per_target, by_scipy(store.masks(weights.heldout) @ noise.astype(float), store.margins(weights.heldout))
     )
     assert own.apart is None
+    assert other.apart is not None
+    assert same.apart is not None
     assert other.apart.lds == pytest.approx(other.lds - own.lds)
     assert other.apart.over_targets.high < 0
     assert other.apart.over_models.high < 0
@@ -214,9 +217,9 @@ def test_models_that_weights_may_have_been_fitted_on_are_refused(tmp_path):
     with pytest.raises(InputError, match="fitted on another store"):
         evaluate(weights, other)
     assert len(evaluate(weights, other, models=other.done).models) == 60
-    imported = Datamodels(
-        weights.weights, weights.bias, weights.lam, weights.heldout[:0], {}, {**weights.meta, "store_digest": None}
-    )
+    meta = weights.meta.copy()
+    meta["store_digest"] = None
+    imported = dataclasses.replace(weights, heldout=weights.heldout[:0], metrics={}, meta=meta)
     alone = evaluate(imported, store)
     assert len(alone.models) == 200
     assert alone.on == "all that are finished, though imported weights do not say on which they were fitted"

@@ -59,7 +59,6 @@ def test_the_import_of_standardised_weights_predicts_the_margins(tmp_path, alpha
     assert "standardised" in models.meta["weights_were_for"]
 
 
-@pytest.mark.parametrize("alpha", [0.5, 0.1])
 def test_a_file_of_masks_says_how_they_were_standardised_and_images_that_never_vary_are_told(tmp_path, command):
     masks, margins, raw, standardised, _ = solved(0.3)
     np.save(tmp_path / "masks.npy", masks)
@@ -87,6 +86,7 @@ def test_a_file_of_masks_says_how_they_were_standardised_and_images_that_never_v
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("alpha", [0.5, 0.1])
 def test_the_wrong_reading_is_said_by_the_models_with_what_to_do(tmp_path, alpha):
     masks, margins, raw, standardised, _ = solved(alpha)
     store = store_of(tmp_path / "store", masks, margins)

@@ -210,7 +210,8 @@ def _scores() -> Iterator[Case]:
 
         return both
 
-    kinds = {"s.npy": {**FILES, **all_written(HEADERS)}, "s.npz": {**FILES, **ARCHIVES}, "s.pt": FILES}
+    archives = {name: damage for name, damage in ARCHIVES.items() if name != "compressed"}  # np.savez_compressed's are read
+    kinds = {"s.npy": {**FILES, **all_written(HEADERS)}, "s.npz": {**FILES, **archives}, "s.pt": FILES}
     for file, damages in kinds.items():
         cases = {name: made(file, damage) for name, damage in damages.items()}
         yield from damaged(f"scores {file}", ("store",), "store/meta.json", cases, evaluated(file))
