@@ -173,7 +173,7 @@ def fitted(tmp_path):
     return store, Datamodels.load(tmp_path / "weights")
 
 
-def test_scores_stand_beside_weights_on_the_models_that_these_were_not_fitted_on(tmp_path, command):
+def test_scores_stand_beside_weights_on_the_models_that_these_were_not_fitted_on(tmp_path, monkeypatch, capsys):
     store, weights = fitted(tmp_path)
     noise = np.random.default_rng(99).normal(size=(N, T)).astype(np.float32)
     labels = np.array(["a", "b", "a", "b", "a", "a", "c"])
@@ -197,14 +197,15 @@ def test_scores_stand_beside_weights_on_the_models_that_these_were_not_fitted_on
     # The same by the command, the file of scores in its place, and as JSON.
     np.save(tmp_path / "noise.npy", noise)
     line = ("--store", store.folder, "--weights", tmp_path / "weights", "--scores", tmp_path / "noise.npy")
-    done = command("evaluate", *line, "--json", tmp_path / "found.json")
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", [])
+    capsys.readouterr()
+    main_of("evaluate", *line, "--json", tmp_path / "found.json")()
     plain = evaluate({"noise": noise}, store.folder, weights)
-    assert done.stdout.strip() == plain.table()
+    assert capsys.readouterr().out.strip() == plain.table()
     assert json.loads((tmp_path / "found.json").read_text()) == [json.loads(json.dumps(plain.to_json()))]
     assert json.loads((tmp_path / "found.json").read_text())[0]["scores"][1]["per_target"] == list(other.per_target)
-    part = command("evaluate", "--store", store.folder, "--scores", f"x={tmp_path / 'noise.npy'}", "--models", "20:60")
-    assert part.stdout.strip() == evaluate({"x": noise}, store, models=range(20, 60)).table()
+    main_of("evaluate", "--store", store.folder, "--scores", f"x={tmp_path / 'noise.npy'}", "--models", "20:60")()
+    assert capsys.readouterr().out.strip() == evaluate({"x": noise}, store, models=range(20, 60)).table()
 
 
 def test_models_that_weights_may_have_been_fitted_on_are_refused(tmp_path):
