@@ -15,16 +15,18 @@ from datamodels.errors import refuse_too_little_for_libraries, tell_in_a_sentenc
 if TYPE_CHECKING:
     from datamodels.brittleness import support
     from datamodels.data import from_dataset
+    from datamodels.evaluate import evaluate
     from datamodels.regress import Datamodels
     from datamodels.store import Store
 
 __version__ = "0.1.0"
-__all__ = ["Datamodels", "Store", "from_dataset", "support"]
+__all__ = ["Datamodels", "Store", "evaluate", "from_dataset", "support"]
 
 # Imported when asked for, not before: --help needs none of it.
 _LIES_IN = {
     "Datamodels": "datamodels.regress",
     "Store": "datamodels.store",
+    "evaluate": "datamodels.evaluate",
     "from_dataset": "datamodels.data",
     "support": "datamodels.brittleness",
 }

@@ -226,7 +226,8 @@ class VerifySettings:
         Text(),
         "datamodel",
         "how to order the images of which the smallest set that flips is searched: some of datamodel, relabel, random, "
-        "similarity, gradients, tracin, influence, trak, embedding; or none",
+        "similarity, gradients, tracin, influence, trak, embedding, scores:FILE or scores:NAME=FILE, for anybody's scores, "
+        "larger where an image helps more (.npy (N, T), .npz of scores and targets, TRAK's .mmap, dattri's .pt); or none",
     )
     sizes: str = setting(Text(), "none", "beside the search: remove so many images, as 20,50; or none")
     counterfactuals: str = setting(
@@ -258,8 +259,8 @@ class VerifySettings:
     candidates: str = setting(
         Choice("all", "class"),
         "all",
-        "which images the methods datamodel and relabel choose from: all, or the target's class; to repair, the class that "
-        "networks take it for",
+        "which images the methods datamodel, relabel and scores choose from: all, or the target's class; to repair, the class "
+        "that networks take it for",
     )
     relabel_to: int = count(
         -1,

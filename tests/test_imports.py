@@ -19,6 +19,7 @@ BELOW: dict[str, set[str]] = {
     "regress": {"store", "cluster"},
     "worker": {"data", "store", "training", "learners", "cluster"},
     "verify": {"store", "training", "learners", "regress", "brittleness", "worker"},
+    "evaluate": {"store", "learners", "regress", "worker", "verify"},
     "report": {"store", "learners", "regress", "brittleness", "verify"},
 }
 """Of each stage the ones whose code it may use; `__main__` files are doors and may use all."""
@@ -29,6 +30,7 @@ NOT_FOR = {
     "brittleness": NO_NETWORKS,
     "regress": {"torch"},
     "verify": {"torch"},
+    "evaluate": {"torch"},
     "report": {"torch"},
 }
 READS_PT = "exchange.py"

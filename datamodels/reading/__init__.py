@@ -8,11 +8,15 @@ what a file says. Every refusal is `Unreadable`, an InputError of one sentence t
 from datamodels.reading.arrays import check_zip, npz_members, open_npy, read_npy, read_npz
 from datamodels.reading.content import Between, Each, Maybe, read_json, require, whole_number
 from datamodels.reading.files import Unreadable, checked_size, digest, is_there, open_file, read_bytes, read_text
+from datamodels.reading.scores import SCORES, Scores, read_scores, scores_files
+from datamodels.reading.tensors import read_pt, tensor_array
 
 __all__ = [
+    "SCORES",
     "Between",
     "Each",
     "Maybe",
+    "Scores",
     "Unreadable",
     "check_zip",
     "checked_size",
@@ -25,7 +29,11 @@ __all__ = [
     "read_json",
     "read_npy",
     "read_npz",
+    "read_pt",
+    "read_scores",
     "read_text",
     "require",
+    "scores_files",
+    "tensor_array",
     "whole_number",
 ]

@@ -32,8 +32,11 @@ def main() -> None:
     )
     scale = parser.add_mutually_exclusive_group()
     scale.add_argument("--raw", dest="masks", action="store_const", const=RAW, help="--import: weights for masks of 0 and 1")
-    of_masks = "--import: weights for standardised masks, with a share ALPHA of images in each; without it, as in --store"
-    scale.add_argument("--standardised", dest="masks", nargs="?", const=BY_STORE, metavar="ALPHA", help=of_masks)
+    of_masks = (
+        "--import: weights for standardised masks, with a share ALPHA of images in each; MASKS.npy (M, N): these; neither: "
+    )
+    of_masks += "those of --store. They are converted to weights for masks of 0 and 1"
+    scale.add_argument("--standardised", dest="masks", nargs="?", const=BY_STORE, metavar="ALPHA|MASKS.npy", help=of_masks)
     of_devices = "the GPU to compute on, or cpu (default: the first one that CuPy finds); several with commas between, or all"
     engine_arguments(parser, of_devices, "N[,N…]")
     settings, args = parse(sys.argv[1:], parser)

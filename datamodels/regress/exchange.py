@@ -20,9 +20,8 @@ from scipy.sparse import csr_matrix
 from datamodels import __version__
 from datamodels.durable import new_file
 from datamodels.errors import InputError, shown
-from datamodels.machine import free_host_memory
 from datamodels.progress import say
-from datamodels.reading import check_zip, open_file
+from datamodels.reading import read_pt, tensor_array
 from datamodels.regress.results import FORMAT_VERSION, Datamodels, sparse_bytes, write
 from datamodels.regress.scales import BY_STORE, RAW, Scale, scale_named, tried
 from datamodels.store import Store
@@ -51,12 +50,12 @@ def import_pt(file: Path, folder: Path, masks: str | None = None, store: Store |
     """Make a folder of datamodels of a `.pt` file; what was made of it, in words.
 
     It names no store, and has no held-out models and no metrics. `masks` says for which its weights are, where the file does
-    not: 'raw', a share α for standardised ones, or 'store' for ones standardised as those of the store. With a store the
-    weights are compared with its models, and a word of warning is said where they do not fit. Raises InputError, and writes
-    nothing, when the file cannot be read, its tensors are not of the shapes above, or not finite, nobody says for which masks
-    they are, or the store's models say that they are for the other ones.
+    not: 'raw', for standardised ones a share α or an .npy file of the masks, or 'store' for ones standardised as those of the
+    store. With a store the weights are compared with its models, and a word of warning is said where they do not fit. Raises
+    InputError, and writes nothing, when the file cannot be read, its tensors are not of the shapes above, or not finite, nobody
+    says for which masks they are, or the store's models say that they are for the other ones.
     """
-    content = _read(file)
+    content = read_pt(file)
     weight, bias, lam = _checked(file, content)
     scale = _scale(file, content, (weight, bias), masks, store)
     raw, intercept = scale.to_raw(weight, bias)
@@ -65,7 +64,8 @@ def import_pt(file: Path, folder: Path, masks: str | None = None, store: Store |
     about = {"format_version": FORMAT_VERSION, "version": __version__, "imported_from": shown(file.name), "targets": [0, t]}
     meta = {**about, "weights_were_for": scale.name, "store_digest": None, "models": None, "regress": {}}
     write(folder, _smaller(raw), intercept, lam.astype(np.float64), np.zeros(0, np.int64), {}, meta)
-    return f"weights of {len(raw)} images for {t} targets, given for {scale.name}{said}"
+    constant = f"; {scale.constant} images never vary in these, and have weight 0" if scale.constant else ""
+    return f"weights of {len(raw)} images for {t} targets, given for {scale.name}{constant}{said}"
 
 
 def _scale(file: Path, content: Any, given: tuple[Array, Array], masks: str | None, store: Store | None) -> Scale:
@@ -123,61 +123,17 @@ def _judged(store: Store, scale: Scale, given: tuple[Array, Array], raw: tuple[A
     return f"; {beside}: they do not fit"
 
 
-def _read(file: Path) -> Any:
-    """What torch.load makes of a file, which is looked at first: its members are stored, not compressed, and fit into it."""
-    import torch
-
-    refusal = f"{file} is not a file of tensors as torch.save writes it"
-    with open_file(file) as opened:
-        zipped = opened.read(2) == b"PK"
-    if not zipped:
-        raise InputError(f"{refusal} (from version 1.6 on)")
-    check_zip(file)
-    try:
-        # Mapped: of a file as large as the memory, a part at a time.
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as e:  # damaged files raise whatever their bytes lead to
-        raise InputError(refusal) from e
-
-
 def _checked(file: Path, content: Any) -> list[Array]:
     import torch
 
     if not isinstance(content, dict) or not all(isinstance(content.get(name), torch.Tensor) for name in NAMES):
         raise InputError(f"{file} must hold a dictionary of three tensors: {', '.join(NAMES)}")
-    arrays = [_array(file, name, content[name]) for name in NAMES]
+    arrays = [tensor_array(file, name, content[name]) for name in NAMES]
     shapes = [array.shape for array in arrays]
     if len(shapes[0]) != 2 or 0 in shapes[0] or any(shape != shapes[0][1:] for shape in shapes[1:]):
         found = ", ".join(f"{name} {shape}" for name, shape in zip(NAMES, shapes, strict=True))
         raise InputError(f"{file} must hold weight (N, T), bias (T,) and lam (T,), not {found}")
     return arrays
-
-
-def _array(file: Path, name: str, tensor: Any) -> Array:
-    """A tensor's numbers in float32: a parameter's too, and those of a sparse tensor.
-
-    Raises InputError for anything else than finite real numbers, and where the tensor has more of them than the file can hold.
-    """
-    import torch
-
-    sparse = tensor.layout in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc)
-    if tensor.device.type != "cpu" or tensor.is_quantized or not (sparse or tensor.layout == torch.strided):
-        raise InputError(f"{file} has {name} as a kind of tensor that is no plain array")
-    if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise InputError(f"{file} has {name} of {str(tensor.dtype).removeprefix('torch.')}, and real numbers are wanted")
-    most = free_host_memory() // 4 if sparse else file.stat().st_size
-    if tensor.numel() * tensor.element_size() > most:
-        raise InputError(
-            f"{file} has {name} of shape {tuple(tensor.shape)}, which is more than {'memory' if sparse else 'it'} can hold"
-        )
-    try:
-        plain = tensor.detach().to_dense().to(torch.float32)
-        array: Array = plain.resolve_neg().numpy()
-    except (RuntimeError, TypeError, NotImplementedError) as e:
-        raise InputError(f"{file} has {name} as a kind of tensor that is no plain array") from e
-    if not all(np.isfinite(array[rows]).all() for rows in _blocks(array)):
-        raise InputError(f"{file} has a value in {name} that is not a number, or beyond float32")
-    return array
 
 
 def _blocks(array: Array) -> list[slice]:

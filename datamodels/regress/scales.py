@@ -12,10 +12,12 @@ these, the margins' slope on the predictions is near 1, and their means agree.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from datamodels.errors import InputError
+from datamodels.errors import InputError, shown
+from datamodels.reading import Unreadable, is_there, open_npy
 from datamodels.store import Store
 from datamodels.subsets import Array
 
@@ -38,6 +40,11 @@ class Scale:
         """Whether these are masks of 0 and 1."""
         return not self.mean.any() and bool((self.deviation == 1).all())
 
+    @property
+    def constant(self) -> int:
+        """How many images are in all of the masks or in none, and have no weight."""
+        return int((self.deviation == 0).sum())
+
     def to_raw(self, weights: Array, bias: Array) -> tuple[Array, Array]:
         """Weights (N, T) and biases (T,) for raw masks, float32. An image that does not vary has no weight.
 
@@ -58,20 +65,26 @@ class Scale:
 
 
 def scale_named(given: str, n: int, store: Store | None) -> Scale:
-    """The scale that is named: 'raw', a share α, or 'store' for that of a store's masks. Raises InputError for another."""
+    """The scale that is named: 'raw', a share α, an .npy file of the masks, or 'store' for that of a store's masks.
+
+    Raises InputError for another.
+    """
     if given == RAW:
         return Scale(np.zeros(n), np.ones(n), "masks of 0 and 1")
     if given == BY_STORE:
         if store is None:
-            raise InputError("--standardised takes the share of images in each mask, as 0.5, or --store DIR with the masks")
-        mean = _mean_mask(store)
-        return Scale(mean, np.sqrt(mean * (1 - mean)), f"masks standardised as those of {store.folder}")
+            told = "the share of images in each mask, as 0.5, an .npy file of the masks, or --store DIR with them"
+            raise InputError(f"--standardised takes {told}")
+        return _of_mean(_mean_mask(store), str(store.folder))
     try:
         alpha = float(given)
     except ValueError:
         alpha = 0.0
+    if alpha == 0 and is_there(given):
+        return _of_mean(_mean_of_file(Path(given), n), given)
     if not 0 < alpha < 1:
-        raise InputError(f"--standardised takes the share of images in each mask, between 0 and 1, not {given!r}")
+        told = f"between 0 and 1, or an .npy file of the masks, not {shown(given, 200)!r}"
+        raise InputError(f"--standardised takes the share of images in each mask, {told}")
     return Scale(np.full(n, alpha), np.full(n, np.sqrt(alpha * (1 - alpha))), f"masks standardised by α = {alpha:g}")
 
 
@@ -117,6 +130,27 @@ def tried(store: Store, weights: Array, bias: Array) -> Trial:
     offsets = np.divide(p - y, spread, out=np.zeros(t), where=spread > 0)
     slope = float((py - p * y).sum() / varied) if varied > 0 else float("inf")
     return Trial(len(ids), slope, float(offsets[np.abs(offsets).argmax()]), float((pp - 2 * py + yy).mean()))
+
+
+def _of_mean(mean: Array, what: str) -> Scale:
+    return Scale(mean, np.sqrt(mean * (1 - mean)), f"masks standardised as those of {what}")
+
+
+def _mean_of_file(file: Path, n: int) -> Array:
+    """The mean (N,) of masks (M, N) of 0 and 1 in an .npy file. Raises InputError for another file."""
+    try:
+        masks = open_npy(file, (None, n))
+    except Unreadable as e:
+        raise InputError(f"cannot read {file} as masks (M, {n}): it {e.why}") from e
+    total = np.zeros(n)
+    for start in range(0, len(masks), TILE_ROWS):
+        tile = masks[start : start + TILE_ROWS]
+        if tile.dtype.kind not in "biuf" or not np.isin(tile, (0, 1)).all():
+            raise InputError(f"{file} must hold masks of 0 and 1, and has something else")
+        total += tile.sum(0)
+    if not len(masks):
+        raise InputError(f"{file} has no masks")
+    return total / len(masks)
 
 
 def _mean_mask(store: Store) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from datamodels.brittleness import Outcome
+from datamodels.reading import SCORES
 from datamodels.report.gallery import Gallery, shortened
 from datamodels.settings import FLIP, REPAIR
 from datamodels.verify.record import CounterfactualRecord, Probe, RandomSubsetsRecord, RemovalRecord, SearchRecord
@@ -47,6 +49,8 @@ METHOD_COLOURS = {
     "trak": "#b8a500",
     "embedding": "#009e73",
 }
+OTHER_COLOURS = ("#000000", "#7f3c8d", "#117733", "#882255")
+"""Of scores by others, in turn."""
 DONE = {FLIP: "flipped", REPAIR: "repaired"}
 CARRY = {FLIP: "carry a prediction", REPAIR: "make a prediction wrong"}
 KINDS = {"top": "largest weights", "random": "random images", "bottom": "smallest weights"}
@@ -89,6 +93,11 @@ def heldout_figure(predicted: Array, true: Array, lds: Array) -> Picture:
     return _picture(figure)
 
 
+def method_called(method: str) -> str:
+    """What a method is called on the page: somebody's scores by the name of their file."""
+    return METHODS.get(method) or f"removed, by the scores {method.removeprefix(SCORES)}"
+
+
 def cdf_figure(searches: Mapping[str, Sequence[SearchRecord]], things: str = "images", goal: str = FLIP) -> Picture:
     """For each method the share of targets whose prediction flips without, or by relabelling, at most so many images.
 
@@ -98,19 +107,20 @@ def cdf_figure(searches: Mapping[str, Sequence[SearchRecord]], things: str = "im
     figure = Figure((9.6, 4.4), layout="constrained")
     axes = figure.subplots()
     most = max((search.tried for found in searches.values() for search in found), default=1)
+    others = itertools.cycle(OTHER_COLOURS)
     for method, found in searches.items():
         sizes = sorted(search.size for search in found if search.size is not None)
         share = np.arange(len(sizes) + 1) / max(len(found), 1)
         ends = np.array([0, *sizes, max(most, *sizes, 1)], float)
         censored = len(found) - len(sizes)
-        label = f"{METHODS[method]}: {len(sizes)} of {len(found)}" + (f", {censored} censored" if censored else "")
+        label = f"{method_called(method)}: {len(sizes)} of {len(found)}" + (f", {censored} censored" if censored else "")
         axes.step(
             ends,
             [*share, share[-1]],
             where="post",
             lw=2,
             ls=LINES.get(method, "-"),
-            color=METHOD_COLOURS[method],
+            color=METHOD_COLOURS.get(method) or next(others),
             label=label,
         )
     axes.set(

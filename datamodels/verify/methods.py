@@ -11,7 +11,7 @@ import numpy as np
 from datamodels.brittleness import at_random, by_similarity, by_weight, cosine, shrunk_weights
 from datamodels.errors import InputError
 from datamodels.learners import Attributes, Features, Learner, Relabels, offered
-from datamodels.reading import Unreadable, open_npy, whole_number
+from datamodels.reading import SCORES, Scores, Unreadable, open_npy, read_scores, scores_files, whole_number
 from datamodels.regress import Datamodels
 from datamodels.regress.prior import GRADIENTS, covariates_named
 from datamodels.runs import stage_folder
@@ -27,6 +27,8 @@ DATAMODEL, RELABEL, RANDOM, SIMILARITY, EMBEDDING = "datamodel", "relabel", "ran
 METHODS = (DATAMODEL, RELABEL, RANDOM, SIMILARITY, GRADIENTS, *LIBRARY_METHODS, EMBEDDING)
 NEEDS: dict[str, type[Any]] = {RELABEL: Relabels, SIMILARITY: Features, **dict.fromkeys(LIBRARY_METHODS, Attributes)}
 """What a learner must offer for a method."""
+BY_OTHERS = f"{SCORES}FILE"
+"""How an order by somebody's scores is asked for; several may be, and each is a method `scores:NAME` (see `reading.scores`)."""
 NONE, CLASS = "none", "class"
 Derived = Callable[[Sequence[int]], tuple[Datamodels, Store]]
 """Gives the datamodel of the mean margin over some columns, as target 0 of a store of its own."""
@@ -34,10 +36,10 @@ Derived = Callable[[Sequence[int]], tuple[Datamodels, Store]]
 
 def methods_named(settings: VerifySettings, learner: Learner) -> list[str]:
     """The methods in `verify.methods`. Raises InputError for an unknown one, or one that the run's models do not admit."""
-    words = [] if settings.methods == NONE else [word.strip() for word in settings.methods.split(",")]
+    words, files = _words(settings), scores_named(settings)
     for word in words:
-        if word not in METHODS:
-            raise InputError(f"verify.methods takes some of {', '.join(METHODS)}, or {NONE}, not {word!r}")
+        if word not in METHODS and not word.startswith(SCORES):
+            raise InputError(f"verify.methods takes some of {', '.join(METHODS)}, {BY_OTHERS}, or {NONE}, not {word!r}")
         if word in NEEDS:
             offered(learner, NEEDS[word], f"the method {word}")
     if RELABEL in words and (learner.train_labels < 0).any():
@@ -49,7 +51,29 @@ def methods_named(settings: VerifySettings, learner: Learner) -> list[str]:
     last = int(learner.train_labels.max())
     if RELABEL in words and settings.relabel_to > last:
         raise InputError(f"verify.relabel_to is {settings.relabel_to}, but the classes run from 0 to {last}")
-    return list(dict.fromkeys(words))
+    for method, file in files.items():
+        _scores_in(method, file, learner)
+    return list(dict.fromkeys(named for word in words for named in (files if word.startswith(SCORES) else (word,))))
+
+
+def is_method(name: str) -> bool:
+    """Whether a record may name it as its method: one of `METHODS`, or a file of scores."""
+    return name in METHODS or (name.startswith(SCORES) and len(name) > len(SCORES))
+
+
+def scores_named(settings: VerifySettings) -> dict[str, Path]:
+    """The files of scores in `verify.methods`, each by its method, `scores:NAME`. Raises InputError as `scores_files`."""
+    words = list(dict.fromkeys(word.removeprefix(SCORES) for word in _words(settings) if word.startswith(SCORES)))
+    return {f"{SCORES}{name}": file for name, file in scores_files(words).items()}
+
+
+def _words(settings: VerifySettings) -> list[str]:
+    return [] if settings.methods == NONE else [word.strip() for word in settings.methods.split(",")]
+
+
+def _scores_in(method: str, file: Path, learner: Learner) -> Scores:
+    examples = Examples(learner)
+    return read_scores(method, file, examples.n, examples.t, examples.tests)
 
 
 def check_subsets(settings: VerifySettings) -> None:
@@ -73,7 +97,8 @@ class Orders:
     `weights` (N, targets) are those by which images are chosen, in the order of `targets`, `scores` of each method that
     attributes (N, columns), in the order of `columns`, the targets' own columns of the margins. `base` gives mean logits and
     similarities of the base models, when they are wanted. With `verify.goal` repair everything is turned round: first come the
-    images whose removal should raise the margin.
+    images whose removal should raise the margin. Scores by others are taken as the datamodel's weights are: of all images those
+    with a positive score, or with `verify.candidates` class all of the class.
     """
 
     def __init__(
@@ -121,8 +146,10 @@ class Orders:
         if method == SIMILARITY:
             return by_similarity(self.base.similarity[self._columns(target)].mean(0), self.of_class(target), self.n)
         if method in self.scores:
-            scores = self.scores[method][:, self._columns(target)].mean(1)
-            return by_similarity(self.sign * scores, self.of_class(target), self.n)
+            scores = self.sign * self.scores[method][:, self._columns(target)].mean(1)
+            if method.startswith(SCORES) and self.settings.candidates != CLASS:
+                return by_weight(self._apart(scores, target), self.n)
+            return by_similarity(scores, self.of_class(target), self.n)
         if method == EMBEDDING:
             return by_similarity(self._near(target), self.of_class(target), self.n)
         if self.settings.candidates == CLASS:
@@ -153,12 +180,15 @@ class Orders:
 
     def towards(self, target: int) -> Array:
         """How far the removal of each image (N,) goes towards the goal, as the weights say; the target itself not at all."""
-        found: Array = self.sign * self.weights(target)
+        return self._apart(self.sign * self.weights(target), target)
+
+    def _apart(self, towards: Array, target: int) -> Array:
+        """The same but for the target itself, which no set has."""
         itself = self.targets.itself(target)
         if len(itself):
-            found = found.copy()
-            found[itself] = -np.inf
-        return found
+            towards = towards.copy()
+            towards[itself] = -np.inf
+        return towards
 
     def drops(self, method: str, target: int, order: IndexArray) -> Array | None:
         """How far the first 1, 2, … images go towards the goal, as predicted; None where it is not made to say."""
@@ -243,11 +273,12 @@ def embedding_named(settings: VerifySettings, learner: Learner, methods: list[st
 
 
 def scores_of(folder: Path, settings: Settings, engine: Engine, methods: list[str], columns: list[int]) -> dict[str, Array]:
-    """Scores (N, columns) of the methods that attribute: those of the run's prior, and those of dattri, kept in the folder.
+    """Scores (N, columns) of the methods that attribute: by files of scores, the run's prior, and dattri, kept in the folder.
 
-    Raises InputError where the prior is wanted and not there.
+    Raises InputError where the prior is wanted and not there, and where a file has none for a column.
     """
-    found = {}
+    files = scores_named(settings.verify)
+    found: dict[str, Array] = {method: _scores_in(method, file, engine.learner).of(columns) for method, file in files.items()}
     if GRADIENTS in methods:
         n, t = len(engine.learner.train_labels), len(engine.learner.test_labels)
         prior = covariates_named(GRADIENTS, stage_folder(settings, "prior"), n, t)

@@ -31,6 +31,7 @@ from datamodels.verify.methods import (
     columns_of,
     embedding_named,
     methods_named,
+    scores_named,
     scores_of,
     sizes_named,
 )
@@ -67,6 +68,7 @@ class Plan:
         found = {"prior": str(models.meta["prior_digest"])} if "prior_digest" in models.meta else {}
         if EMBEDDING in self.methods:
             found["embedding"] = digest(Path(settings.verify.embedding))
+        found |= {method: digest(file) for method, file in scores_named(settings.verify).items()}
         if GRADIENTS in self.methods:
             meta = read_store(settings).meta
             prior = covariates_named(GRADIENTS, stage_folder(settings, "prior"), meta.num_train, meta.num_targets)

@@ -18,7 +18,7 @@ from datamodels.reading import Between, Unreadable, read_json, require, whole_nu
 from datamodels.seals import SEAL, unsealed, write_sealed
 from datamodels.settings import FLIP
 from datamodels.verify.known import MOST, Behaviour, Examples, Index, Targets
-from datamodels.verify.methods import METHODS
+from datamodels.verify.methods import is_method
 from datamodels.verify.typed import FLAT, read, to_json
 
 VERDICTS = "verify.json"
@@ -307,7 +307,7 @@ def read_verified(path: Path, n: int, t: int, classes: int) -> Verified:
 
 def _check_search(search: SearchRecord, found: Verified, n: int, t: int, classes: int, path: Path) -> None:
     _check(search.target, search.order, search.size, n, t, path)
-    known = search.method in METHODS and search.target in found.base and len(search.weights) == len(search.order)
+    known = is_method(search.method) and search.target in found.base and len(search.weights) == len(search.order)
     labelled = not classes or (_is_labelled(search.target, search.label, found, classes) and (search.relabelled or 0) < classes)
     beside = max((*(search.breaks or ()), *(search.repairs or ())), default=0) < t - len(found.behaviours)
     if not known or not labelled or not beside:

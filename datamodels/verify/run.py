@@ -119,9 +119,13 @@ def _ask(questions: Sequence[Question], settings: Settings, engine: Engine) -> l
 
 def retraining(settings: Settings, engine: Engine) -> Retraining:
     """The models that questions want: kept in the run's store of such models of that seed, for every name."""
+    return Retraining(retrained_folder(settings), settings, engine)
+
+
+def retrained_folder(settings: Settings) -> Path:
+    """Where the store of retrained models of `verify.seed` lies."""
     seed = settings.verify.seed
-    folder = stage_folder(settings, "verify") / ("store" if seed == VerifySettings.seed else f"store-{seed}")
-    return Retraining(folder, settings, engine)
+    return stage_folder(settings, "verify") / ("store" if seed == VerifySettings.seed else f"store-{seed}")
 
 
 def _random_subsets(

@@ -59,6 +59,33 @@ def test_the_import_of_standardised_weights_predicts_the_margins(tmp_path, alpha
     assert "standardised" in models.meta["weights_were_for"]
 
 
+def test_a_file_of_masks_says_how_they_were_standardised_and_images_that_never_vary_are_told(tmp_path, command):
+    masks, margins, raw, standardised, _ = solved(0.3)
+    np.save(tmp_path / "masks.npy", masks)
+    file = saved(tmp_path / "d.pt", *standardised)
+    done = command("regress", "--import", file, "--out", tmp_path / "out", "--standardised", tmp_path / "masks.npy")
+    assert done.stdout.endswith(
+        f"masks standardised as those of {tmp_path / 'masks.npy'}; in {tmp_path / 'out'}, for masks of 0 and 1\n"
+    )
+    models = Datamodels.load(tmp_path / "out")
+    np.testing.assert_allclose(models.weights, raw[0], atol=1e-5)
+    np.testing.assert_allclose(models.predict(masks), margins, atol=1e-3)
+    masks[:, [2, 5]] = [0, 1]
+    np.save(tmp_path / "masks.npy", masks.astype(np.uint8))
+    told = import_weights(file, tmp_path / "out", str(tmp_path / "masks.npy"))
+    assert "; 2 images never vary in these, and have weight 0; in" in told
+    assert not Datamodels.load(tmp_path / "out").weights[[2, 5]].any()
+    for array, refusal in {
+        (0, 1, 2): "masks of 0 and 1, and has something else",
+        (): "has no masks",
+        (1,): r"as masks \(M, 60\): it has shape \(1, 59\)",
+    }.items():
+        np.save(tmp_path / "masks.npy", np.tile(np.array(array, float)[:, None], 59 if array == (1,) else N))
+        with pytest.raises(InputError, match=refusal):
+            import_weights(file, tmp_path / "other", str(tmp_path / "masks.npy"))
+    assert not (tmp_path / "other").exists()
+
+
 @pytest.mark.parametrize("alpha", [0.5, 0.1])
 def test_the_wrong_reading_is_said_by_the_models_with_what_to_do(tmp_path, alpha):
     masks, margins, raw, standardised, _ = solved(alpha)

@@ -78,6 +78,7 @@ def weight_cases() -> Iterator[Case]:
         yield from damaged(f"weights {file} sealed", weights, f"weights/{file}", damages, exported, sealed="weights")
     yield from _sparse(exported)
     yield from _exchange()
+    yield from _scores()
 
     def with_prior(folder: Path) -> Call:
         prior = ("--regress.prior", folder / "covariates.npy")
@@ -188,6 +189,49 @@ def _exchange() -> Iterator[Case]:
     }
     for name, content in others.items():
         yield from damaged(".pt content", pt, "weights.pt", {name: _torch_saved(content)}, imported)
+
+
+def _scores() -> Iterator[Case]:
+    """Scores by others, and the masks by which weights were standardised."""
+
+    def evaluated(file: str) -> Read:
+        return lambda folder: main_of("evaluate", "--store", folder / "store", "--scores", f"x={folder / file}")
+
+    def made(file: str, damage: Damage) -> Damage:
+        def both(path: Path) -> None:
+            scores = path.parents[1] / file
+            if scores.suffix == ".pt":
+                torch.save(torch.ones(N, T), scores)
+            elif scores.suffix == ".npz":
+                np.savez(scores, scores=np.ones((N, 2)), targets=np.array([3, 1]))
+            else:
+                np.save(scores, np.ones((N, T)))
+            damage(scores)
+
+        return both
+
+    archives = {name: damage for name, damage in ARCHIVES.items() if name != "compressed"}  # np.savez_compressed's are read
+    kinds = {"s.npy": {**FILES, **all_written(HEADERS)}, "s.npz": {**FILES, **archives}, "s.pt": FILES}
+    for file, damages in kinds.items():
+        cases = {name: made(file, damage) for name, damage in damages.items()}
+        yield from damaged(f"scores {file}", ("store",), "store/meta.json", cases, evaluated(file))
+    random = {name: made("s.npz", damage) for name, damage in random_bytes(FUZZ).items()}
+    yield from damaged("scores s.npz random", ("store",), "store/meta.json", random, evaluated("s.npz"), EITHER)
+
+    def standardised(folder: Path) -> Call:
+        torch.save({"weight": torch.zeros(N, T), "bias": torch.zeros(T), "lam": torch.ones(T)}, folder / "plain.pt")
+        line = ("--import", folder / "plain.pt", "--out", folder / "out", "--standardised", folder / "masks.npy")
+        return main_of("regress", *line)
+
+    def masks(damage: Damage) -> Damage:
+        def both(path: Path) -> None:
+            np.save(path.parents[1] / "masks.npy", np.ones((3, N), bool))
+            damage(path.parents[1] / "masks.npy")
+
+        return both
+
+    of_masks = {name: masks(damage) for name, damage in {**FILES, **all_written(HEADERS)}.items()}
+    yield from damaged("masks of an import", ("store",), "store/meta.json", of_masks, standardised)
 
 
 def _torch_saved(content: Any) -> Damage:
