@@ -1,7 +1,7 @@
 """Verification: retrain on S∖R, and judge by the margins of several models.
 
-`verify(config, targets)` is the whole of it by one call, for notebooks; `certify(config, target)` makes a folder that proves one
-of its answers to others.
+`verify(config, targets)` is the whole of it by one call, for notebooks; `certify(config, target)` makes a folder that proves
+one of its answers to others.
 """
 
 from datamodels.verify.notebook import certify, verify

@@ -1,9 +1,12 @@
 """Command: retrain and judge, as `python -m datamodels.verify -C configs/digits.yaml --targets file.txt`."""
 
+from __future__ import annotations
+
 import argparse
 import functools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datamodels.errors import InputError, run_command, shown
 from datamodels.regress import Datamodels
@@ -15,7 +18,10 @@ from datamodels.verify.certificate_checking import check
 from datamodels.verify.certificate_making import MOST_PUT_BACK, Wanted, certify, told
 from datamodels.verify.known import Examples
 from datamodels.verify.methods import DATAMODEL
-from datamodels.worker import engine_of, prepared
+from datamodels.worker import Local, engine_of, prepared
+
+if TYPE_CHECKING:
+    from datamodels.worker.on_ray import OnRay
 
 OF_A_CERTIFICATE = ("method", "out", "putback", "with_data")
 """What goes with --certify."""
@@ -59,8 +65,7 @@ def _refuse_other_than_one(args: argparse.Namespace) -> None:
 
 def _do(settings: Settings, args: argparse.Namespace, gpu: str | None) -> None:
     if args.recheck is not None and is_certificate(args.recheck):
-        data = prepared(settings)
-        print(check(settings, functools.partial(engine_of, gpu=gpu, data=data, engine=args.engine), args.recheck))
+        print(check(settings, functools.partial(_engine_within, settings, args, gpu), args.recheck))
         return
     models = Datamodels.load(stage_folder(settings, "regress")) if args.certify is None else None
     read_store(settings)
@@ -74,6 +79,11 @@ def _do(settings: Settings, args: argparse.Namespace, gpu: str | None) -> None:
             print(verify_targets(settings, engine, models, targets))
         else:
             print(recheck(settings, engine, args.recheck))
+
+
+def _engine_within(settings: Settings, args: argparse.Namespace, gpu: str | None, within: Settings) -> Local | OnRay:
+    """Who trains under the settings of a check, which has the run's data, made if need be."""
+    return engine_of(within, gpu, prepared(settings), args.engine)
 
 
 run_command(main)

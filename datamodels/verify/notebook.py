@@ -42,8 +42,8 @@ def verify(config: Path | str, targets: str | Iterable[int | str], gpu: str | No
 def certify(config: Path | str, target: int | str, gpu: str | None = None, **more: object) -> Path:
     """The new folder of a certificate of one answer that `verify` gave; see `certificate_making`.
 
-    `more` are `method`, `out`, `put_back` and `with_data`, as `--method`, `--out`, `--putback` and `--with-data`, and settings as
-    in `verify`. Raises InputError as the command does, and Refused where the networks, trained once more, do not bear it out.
+    `more` are `method`, `out`, `put_back` and `with_data`, as `--method`, `--out`, `--putback` and `--with-data`, and settings
+    as in `verify`. Raises InputError as the command does, and Refused where networks, trained once more, do not bear it out.
 
     >>> from datamodels.verify import certify                                  # doctest: +SKIP
     >>> certify("configs/digits.yaml", 13, out="for-a-friend")                 # doctest: +SKIP
