@@ -19,7 +19,6 @@ import numpy as np
 
 from datamodels import __version__
 from datamodels.brittleness.judging import FLIPPED, looks
-from datamodels.data import Dataset
 from datamodels.durable import is_there, new_folder, only_maker, write_arrays
 from datamodels.errors import InputError, shown
 from datamodels.learners import Learner
@@ -96,7 +95,7 @@ def certify(settings: Settings, engine: Engine, wanted: Wanted) -> tuple[Path, C
         write_beside(temporary, certificate, settings)
         if wanted.with_data:
             assert isinstance(learner, Recipe)
-            write_arrays(temporary / DATA, _arrays(learner.data))
+            write_arrays(temporary / DATA, _arrays(learner))
     return folder, certificate
 
 
@@ -265,8 +264,9 @@ def _record(images: tuple[int, ...], question: Looked, search: SearchRecord) -> 
     return PutBackRecord(images, question.first, question.margins, question.outcome, said)
 
 
-def _arrays(data: Dataset) -> dict[str, Any]:
+def _arrays(learner: Recipe) -> dict[str, Any]:
     """The images as the learner sees them, under the names that `data.dataset arrays` reads as well."""
+    data = learner.data
     return {
         "x_train": data.train.images.numpy(),
         "y_train": data.train.labels.numpy(),
