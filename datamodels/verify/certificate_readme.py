@@ -2,7 +2,7 @@
 
 README.md      the claim, the figures, what is not claimed, the commands
 config.yaml    the settings that decide the networks, for this package
-retrain.py     the same training in plain PyTorch, where it is the built-in one (see `certificate_retrain`)
+retrain.py     the same training in plain PyTorch, where it is the built-in one (see `training.retrain`)
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 import yaml
 
+from datamodels import training
 from datamodels.brittleness.judging import Outcome
 from datamodels.errors import shown
 from datamodels.settings import DataSettings, Settings, TrainingSettings, WorkerSettings
-from datamodels.verify import certificate_retrain
 from datamodels.verify.certificate import NOT, OPEN, STILL, Certificate, ImageRecord, PutBackRecord, PutBacks
 
-SCRIPT = Path(certificate_retrain.__file__)
+SCRIPT = Path(training.__file__).with_name("retrain.py")
 README, CONFIG, RETRAIN, DATA = "README.md", "config.yaml", "retrain.py", "data.npz"
 
 

@@ -21,8 +21,8 @@ from datamodels.runs import read_store, stage_folder
 from datamodels.seals import read_sealed, write_sealed
 from datamodels.settings import TrainingSettings, parse
 from datamodels.training import Trainer
+from datamodels.training import retrain as plain
 from datamodels.training.group import Group
-from datamodels.verify import certificate_retrain as plain
 from datamodels.verify import certify
 from datamodels.verify.certificate import Refused
 from datamodels.verify.certificate_checking import check
