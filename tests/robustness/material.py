@@ -71,6 +71,7 @@ def make_material(material: Path) -> None:
     main_of("regress", *chosen)()
     main_of("verify", *chosen, "--targets", "3,7", "--gpu", "cpu")()
     _planted(making / "run" / "verify" / "verify.json")
+    _certificate(making)
     _plain_store(making)
     regress_store(making / "store", making / "weights", RegressSettings())
     export_weights(settings_of(making), making / "weights", making / "weights.pt")
@@ -124,6 +125,50 @@ def _planted(file: Path) -> None:
     on_subsets = {"subsets": 2, **dict.fromkeys(("lds", "lds_ceiling", "pooled", "pooled_ceiling"), 0.5)}
     planted = {"searches": [search], "removals": [removal], "counterfactuals": [drop], "random_subsets": on_subsets}
     write_sealed(file, {**found, **planted})
+
+
+def _certificate(making: Path) -> None:
+    """A certificate, but for the training that would make it: keys and digests are read before they are compared."""
+    judged = {"looks": 1, "verdict": "held", "models": 2, "confidence": None}
+    judged |= dict.fromkeys(("mean_margin", "low", "high", "correct", "correct_low", "correct_high"), 0.5)
+    networks = [{"repetition": k, "key": [1, 2, 3, k], "margin": 0.5} for k in range(2)]
+    image = {"index": 3, "name": None, "label": 1, "digest": "x"}
+    back = {
+        "images": [3],
+        "first": 5,
+        "margins": [0.5, 0.4],
+        "does": "not",
+        **{k: judged[k] for k in judged if k not in ("looks", "verdict")},
+    }
+    content: dict[str, Any] = {
+        "format": "datamodels-certificate",
+        "format_version": 1,
+        "version": "0",
+        "made": "now",
+        "name": "3",
+        "label": 1,
+        "target": 3,
+        "targets": [image],
+        "method": "datamodel",
+        "claim": "flipped",
+        "relabelled": None,
+        "images": [image],
+        "num_train": 60,
+        "num_targets": 20,
+        "classes": 10,
+        "digests_of": "images",
+        "train_digest": "x",
+        "targets_digest": "x",
+        "seed": 1,
+        "recipe": {},
+        "plain": True,
+        "machine": {},
+        "groups": {"models_at_once": 8, "models_per_kernel": 8, "program": "plain"},
+        **{kind: {"networks": networks, **judged} for kind in ("before", "after")},
+        "put_back": {"seed": 1, "looks": [2], "of_images": 1, "of_pairs": 0, "singly": [back], "in_pairs": [back]},
+    }
+    (making / "certificate").mkdir()
+    write_sealed(making / "certificate" / "certificate.json", content)
 
 
 def _plain_store(making: Path) -> None:

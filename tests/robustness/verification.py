@@ -14,6 +14,7 @@ from datamodels.runs import read_seconds
 from datamodels.store import Store, merge_if_free
 from datamodels.store.check import check
 from datamodels.subsets import draw_masks, pack
+from datamodels.verify.certificate import Certificate
 from datamodels.verify.methods import embedding_named
 from datamodels.verify.record import Claims, Verified
 from datamodels.verify.typed import form_of
@@ -63,6 +64,8 @@ def verification_cases() -> Iterator[Case]:
     }
     yield from damaged("recheck images", REPORTED, "run/verify/verify.json", beyond, read)
 
+    yield from _certificates()
+
     def reported(folder: Path) -> Call:
         return main_of("report", *run_flags(folder))
 
@@ -101,6 +104,21 @@ def verification_cases() -> Iterator[Case]:
     yield from damaged("embedding", ("embedding.npy",), "embedding.npy", {**FILES, **all_written(HEADERS)}, embedded)
     yield from _inbox()
     yield from _own()
+
+
+def _certificates() -> Iterator[Case]:
+    """A certificate that others made, by its folder."""
+    read: Read = verifies("--recheck", "certificate")
+    file, names = "certificate/certificate.json", ("run/data", "certificate")
+    alike = ("after", "put_back.in_pairs", "targets.0", "put_back.singly.0.outcome")  # of kinds that are damaged beside them
+    kinds = ("left out", " null", " a text", " an object", " huge")
+    found = values(form_of(Certificate), False)
+    of_form = {name: found[name] for name in found if not name.startswith(alike) and name.endswith(kinds)}
+    damages = {**FILES, **text_of_json(), **of_form}
+    damages |= {f"groups of {name}": put(("groups", "models_at_once"), value) for name, value in VALUES.items()}
+    damages["another program"] = put(("groups", "program"), "x")
+    damages["another version"] = put(("format_version",), 2)
+    yield from damaged("certificate values", names, file, damages, read)
 
 
 def _added() -> Iterator[Case]:
