@@ -17,20 +17,19 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from datamodels.brittleness.judging import FLIPPED, HELD, UNDECIDED, Outcome, judge
+from datamodels.brittleness.judging import CONFIDENCE, FLIPPED, HELD, UNDECIDED, Outcome, judge
 from datamodels.errors import InputError, shown
 from datamodels.reading import Between, Unreadable, read_json, require
 from datamodels.seals import SEAL, seal_of, write_sealed
 from datamodels.subsets import Array, BoolArray, mask_without
 from datamodels.verify.known import Index
+from datamodels.verify.questions.searches import FRESH
 from datamodels.verify.record import REPAIRED, Count, Label, SearchRecord, Size
 from datamodels.verify.retrain import Request
 from datamodels.verify.typed import FLAT, read, to_json
 
 FORMAT, FORMAT_VERSION = "datamodels-certificate", 1
 CERTIFICATE = "certificate.json"
-CONFIRMED_FROM = 500_000
-"""Repetitions of the networks that confirm the end of a search count from here."""
 PUT_BACK_FROM = 2 * 10**6
 """Repetitions of the networks that judge a set with an image put back: of no search, and of no recheck."""
 TOLERANCE = 1e-3
@@ -188,17 +187,10 @@ def reached_by(claim: str) -> str:
     return HELD if claim == REPAIRED else FLIPPED
 
 
-def judging(search: SearchRecord, looks: int) -> tuple[range, int]:
-    """Which repetitions of S∖R judge the set that a search has found, and of how many looks theirs is one.
-
-    Those that confirmed it, where it was confirmed by networks that no look has seen; else those of the probe that found it.
-    """
-    confirmed = getattr(search, "confirmed", None)
-    if confirmed is not None:
-        return range(CONFIRMED_FROM, CONFIRMED_FROM + max(2, confirmed.models)), 1
-    if search.last is None:
-        raise InputError(f"the search for target {search.target} by {search.method} has no probe of the set that it found")
-    return range(search.last.asked), looks
+def judging(search: SearchRecord, most: int) -> range:
+    """Which repetitions of S∖R judge the set that a search has found: those that confirmed it, and more up to so many in all."""
+    fresh = 0 if search.last is None else search.last.fresh
+    return range(FRESH, FRESH + max(fresh, most))
 
 
 def outcome_of(networks: tuple[NetworkRecord, ...], looks: int) -> Outcome:
@@ -207,8 +199,9 @@ def outcome_of(networks: tuple[NetworkRecord, ...], looks: int) -> Outcome:
 
 
 def judged_margins(margins: tuple[float | None, ...], looks: int) -> Outcome:
-    """The outcome of margins, None of a network that diverged. Raises InputError where fewer than 2 are left."""
-    return judge(np.array([np.nan if margin is None else margin for margin in margins], np.float64), None, looks)
+    """The outcome of margins, None of a network that diverged, as one of so many looks (Bonferroni). Raises InputError where fewer than 2 are left."""
+    values = np.array([np.nan if margin is None else margin for margin in margins], np.float64)
+    return judge(values, level=1 - (1 - CONFIDENCE) / looks)
 
 
 def does(outcome: Outcome, wanted: str) -> str:

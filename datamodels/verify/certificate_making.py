@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from datamodels import __version__
-from datamodels.brittleness.judging import FLIPPED, looks
+from datamodels.brittleness import Effort
+from datamodels.brittleness.judging import FLIPPED
 from datamodels.durable import is_there, new_folder, only_maker, write_arrays
 from datamodels.errors import InputError, shown
 from datamodels.learners import Learner
@@ -166,11 +167,11 @@ def _certificate(
     columns, removed = list(targets.members(search.target)), list(search.order[: search.size])
     mask = _mask(examples.n, removed)
     to = -1 if search.relabelled is None else search.relabelled
-    repetitions, of_looks = judging(search, len(found.looks))
+    repetitions = judging(search, settings.verify.most_models)
     before = MarginsOf(base_requests(settings.verify.base_models, examples.n), columns)
     after = MarginsOf([Request.of(mask, repetition, to) for repetition in repetitions], columns)
     in_lists([before, after], seed, lambda name: Retraining(proofs / name, settings, engine), engine, "certify")
-    judged = [_judged(of, seed, number) for of, number in ((before, 1), (after, of_looks))]
+    judged = [_judged(of, seed) for of in (before, after)]
     _refuse_unborne(search, judged[0], judged[1])
     return Certificate(
         format=FORMAT,
@@ -217,10 +218,10 @@ def _mask(n: int, removed: Sequence[int]) -> Any:
     return mask
 
 
-def _judged(of: MarginsOf, seed: int, of_looks: int) -> Judged:
+def _judged(of: MarginsOf, seed: int) -> Judged:
     pairs = zip(of.requests, of.margins, strict=True)
     networks = (NetworkRecord(request.repetition, tuple(request.key(seed)), margin) for request, margin in pairs)
-    return Judged.of(tuple(networks), of_looks)
+    return Judged.of(tuple(networks), 1)
 
 
 def _refuse_unborne(search: SearchRecord, before: Judged, after: Judged) -> None:
@@ -235,7 +236,8 @@ def _refuse_unborne(search: SearchRecord, before: Judged, after: Judged) -> None
 
 def _put_back(settings: Settings, engine: Engine, search: SearchRecord, columns: list[int], most: int) -> PutBacks | None:
     """What becomes of the verdict when images of R are put back, in the run's store of retrained networks."""
-    removed, steps = list(search.order[: search.size]), looks(settings.verify.models, settings.verify.most_models)
+    chosen = settings.verify
+    removed, steps = list(search.order[: search.size]), Effort.of(chosen.models, chosen.most_models, chosen.ratio).looks
     if not most:
         return None
     rng = np.random.default_rng([settings.verify.seed, search.target, len(removed)])
@@ -250,7 +252,7 @@ def _put_back(settings: Settings, engine: Engine, search: SearchRecord, columns:
     asked(list(questions.values()), retraining(settings, engine), engine, "put back")
     of = {images: _record(images, question, search) for images, question in questions.items()}
     one, two = (tuple(of[images] for images in drawn) for drawn in (singly, in_pairs))
-    return PutBacks(settings.verify.seed, tuple(steps), len(removed), math.comb(len(removed), 2), one, two)
+    return PutBacks(settings.verify.seed, steps, len(removed), math.comb(len(removed), 2), one, two)
 
 
 def _drawn(rng: np.random.Generator, of: int, most: int) -> list[int]:

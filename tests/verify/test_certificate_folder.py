@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import yaml
 from scipy.stats import t as student_t
 
-from datamodels.brittleness.judging import judge, looks
+from datamodels.brittleness.judging import judge
 from datamodels.data import load, prepare
 from datamodels.resources import CONFIGS
 from datamodels.runs import read_store, stage_folder
@@ -83,7 +83,7 @@ def made(tmp_path_factory):
             regress={},
             verify=dataclasses.asdict(settings.verify),
             inputs={},
-            looks=tuple(looks(8, 8)),
+            looks=(8,),
             models_used=4,
             random_subsets=None,
             base=base,

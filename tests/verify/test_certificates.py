@@ -175,7 +175,7 @@ def rekeyed(told):
 def nudged(told):
     """One margin made lower, with an interval that fits."""
     told["after"]["networks"][1]["margin"] -= 0.05
-    outcome = judge(np.array([n["margin"] for n in told["after"]["networks"]]), None, told["after"]["looks"])
+    outcome = judge(np.array([n["margin"] for n in told["after"]["networks"]]))
     told["after"] |= dataclasses.asdict(outcome)
 
 

@@ -100,8 +100,8 @@ def test_the_smallest_sets_that_repair_are_those_that_trying_all_finds(own):
     assert [row["verdict"] for row in table] == ["repaired"] * 12 + ["not wrong before"] * 10
     # Both kinds hold with networks that no search has seen, and a set that is too small does not.
     file = verdicts_folder(settings) / "verify.json"
-    told = "recheck: 12 of 12 repaired verdicts hold with 32 new models each, 12 of them beyond doubt, in"
-    assert recheck(settings, engine, file).startswith(told)
+    line = "recheck: 12 of 12 repaired verdicts hold with 32 new models each, 12 of them beyond doubt, in"
+    assert recheck(settings, engine, file).startswith(line)
     for search in told["searches"]:
         search["size"] = 1
     write_sealed(file, {key: value for key, value in told.items() if key != "sha256"})
