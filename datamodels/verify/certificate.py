@@ -188,7 +188,7 @@ def reached_by(claim: str) -> str:
 
 
 def judging(search: SearchRecord, most: int) -> range:
-    """Which repetitions of S∖R judge the set that a search has found: those that confirmed it, and more up to so many in all."""
+    """Which repetitions of S∖R judge the set that a search has found: those that confirmed it, and more up to `most`."""
     fresh = 0 if search.last is None else search.last.fresh
     return range(FRESH, FRESH + max(fresh, most))
 
@@ -199,7 +199,10 @@ def outcome_of(networks: tuple[NetworkRecord, ...], looks: int) -> Outcome:
 
 
 def judged_margins(margins: tuple[float | None, ...], looks: int) -> Outcome:
-    """The outcome of margins, None of a network that diverged, as one of so many looks (Bonferroni). Raises InputError where fewer than 2 are left."""
+    """The outcome of margins, None of a network that diverged, as one of so many looks (Bonferroni).
+
+    Raises InputError where fewer than 2 are left.
+    """
     values = np.array([np.nan if margin is None else margin for margin in margins], np.float64)
     return judge(values, level=1 - (1 - CONFIDENCE) / looks)
 

@@ -5,7 +5,6 @@ import functools
 import itertools
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -248,7 +247,7 @@ def test_on_another_kind_of_machine_networks_are_judged_and_not_compared(made, t
         for network in told["after"]["networks"]:
             network["margin"] += 4
         told["claim"] = "repaired"
-        told["after"] |= dataclasses.asdict(judge(np.array([n["margin"] for n in told["after"]["networks"]]), None, 1))
+        told["after"] |= dataclasses.asdict(judge(np.array([n["margin"] for n in told["after"]["networks"]])))
         told["after"]["verdict"], told["after"]["looks"] = "held", 1
         for network in told["before"]["networks"]:
             network["margin"] -= 4
@@ -357,9 +356,9 @@ def test_networks_that_do_not_bear_the_claim_out_make_no_certificate(made, tmp_p
     assert not (tmp_path / "none").exists()
 
 
-def test_the_networks_that_confirmed_a_set_are_those_that_judge_it():
+def test_the_networks_that_confirmed_a_set_are_those_that_judge_it_and_more():
     outcome = judge(np.array([-1.0, -1.2, -0.8]))
-    probe = Probe(2, 0.0, 16, "flipped", outcome, 1.0)
-    search = SearchRecord(1, 1, "datamodel", None, "flipped", 2, 2, (3, 4), (0.1, 0.1), 1.0, 16, (probe,))
-    assert judging(search, 3) == (range(16), 3)
-    assert judging(SimpleNamespace(**vars(search), confirmed=outcome), 3) == (range(500_000, 500_003), 1)  # type: ignore[arg-type]
+    for fresh, most, number in ((4, 16, 16), (16, 16, 16), (24, 16, 24)):
+        probe = Probe(2, 0.0, 3, "flipped", outcome, 1.0, fresh)
+        search = SearchRecord(1, 1, "datamodel", None, "flipped", 2, 2, (3, 4), (0.1, 0.1), 1.0, 16, (probe,))
+        assert judging(search, most) == range(500_000, 500_000 + number)
