@@ -2,11 +2,12 @@
 
 A Gaussian process, with what the weights predict as its mean (Rasmussen & Williams 2006, chapter 2):
 
-    m(k) = b − θ d(k) + ε(k),    θ ~ N(f, (f/2)²),    ε a Brownian motion in t(k)
+    m(k) = b − θ d(k) + ε(k),    θ ~ N(f, s²),    ε a Brownian motion in t(k)
 
 with b the measured margin on all of S, d(k) the drop that weights predict for the removal of k images, θ the factor by which it
 is off, and ε what no factor mends. Its time t is the largest drop predicted so far, in units of b, and never stands still.
-Networks of one set so tell of its neighbours: sets of one order differ by a few images.
+Networks of one set so tell of its neighbours: sets of one order differ by a few images. What θ is in a run is told by the first
+sets of its first targets.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import numpy as np
 
 from datamodels.subsets import Array
 
-FACTOR_SPREAD = 0.5
-"""The standard deviation of θ, in units of its mean."""
 WANDERING = 0.3
 """The standard deviation of ε where the whole of b is predicted to be gone, in units of b."""
 DRIFT = 0.1
 """The least speed of t, against that of an order that takes b away evenly."""
+LEAST_TARGETS, LEAST_SPREAD = 3, 0.15
+"""From so many targets something is learned of θ; its spread is no less than such a share of what it was thought to be."""
 JITTER = 1e-9
 
 
@@ -39,16 +40,37 @@ class Measured(NamedTuple):
         return cls(float(values.mean()), float(values.var(ddof=1)) / len(values))
 
 
-class Curve:
-    """What is believed of the mean margins of sets 1, 2, …, K; `drops` (K,) is d, `factor` is f."""
+class Factor(NamedTuple):
+    """What is believed of θ: its mean, and the standard deviation of it from target to target."""
 
-    def __init__(self, drops: Array, base: Measured, factor: float) -> None:
+    mean: float
+    spread: float
+
+    def learned(self, found: Array, variances: Array) -> Factor:
+        """With what other targets have shown (P,), and the variances of that: a normal mean and, by moments, its spread.
+
+        Of fewer than 3 targets nothing is learned.
+        """
+        if len(found) < LEAST_TARGETS:
+            return self
+        noise = float(variances.mean())
+        between = max(float(found.var(ddof=1)) - noise, (LEAST_SPREAD * self.mean) ** 2)
+        of_mean = (between + noise) / len(found)
+        sure = 1 / self.spread**2 + 1 / of_mean
+        mean = (self.mean / self.spread**2 + float(found.mean()) / of_mean) / sure
+        return Factor(max(mean, LEAST_SPREAD * self.mean), float(np.sqrt(between + 1 / sure)))
+
+
+class Curve:
+    """What is believed of the mean margins of sets 1, 2, …, K; `drops` (K,) is d."""
+
+    def __init__(self, drops: Array, base: Measured, factor: Factor) -> None:
         self.drops, self.base, self.factor = drops, base, factor
         reached = np.maximum.accumulate(np.maximum(drops, 0))
         enough = np.flatnonzero(reached >= base.mean)
         at_base = int(enough[0]) + 1 if len(enough) else len(drops)
         self.time = np.maximum(reached / base.mean, DRIFT * np.arange(1, len(drops) + 1) / at_base)
-        self.before = base.mean - factor * drops
+        self.before = base.mean - factor.mean * drops
 
     def given(self, sizes: Array, means: Array, variances: Array) -> tuple[Array, Array]:
         """Mean and variance (K,) of each m(k), given measured means of some sets, with the variances of these means."""
@@ -64,7 +86,7 @@ class Curve:
 
     def _covariance(self, a: Array, b: Array | None = None) -> Array:
         """Between the margins of some sets and others, by their places; without others the variances of these."""
-        of_factor, wander = (FACTOR_SPREAD * self.factor) ** 2, (WANDERING * self.base.mean) ** 2
+        of_factor, wander = self.factor.spread**2, (WANDERING * self.base.mean) ** 2
         drops, time = self.drops, self.time
         if b is None:
             return self.base.variance + of_factor * drops[a] ** 2 + wander * time[a]

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-from datamodels.brittleness.curve import Curve, Measured
+from datamodels.brittleness.curve import Curve, Factor, Measured
 from datamodels.brittleness.judging import Outcome, judge
 from datamodels.brittleness.modes import HighMode, below, high_mode
 from datamodels.brittleness.spread import Spread
@@ -40,6 +40,8 @@ LIKELY, UNLIKELY = 0.6, 0.5
 HOPELESS = 0.1
 """The chance below which nothing more is spent on a set."""
 MOST_PROBES = 20
+AS_PREDICTED = Factor(1.0, 0.5)
+"""Before anything is known of how far predicted drops are off."""
 CERTAIN = Spread(0.0, 1e9)
 """Of a learner without chance."""
 
@@ -91,7 +93,7 @@ class Search:
     base: Measured
     spread: Spread
     effort: Effort
-    factor: float = 1.0
+    factor: Factor = AS_PREDICTED
     strict: bool = False
     seen: dict[int, Array] = field(default_factory=dict, init=False)
     high: int | None = field(default=None, init=False)
@@ -130,6 +132,12 @@ class Search:
     def mode(self) -> HighMode | None:
         """Networks far above the others, of all that the search has seen."""
         return high_mode(list(self.seen.values()))
+
+    def adopt(self, factor: Factor) -> None:
+        """Go on with what other targets have shown of the predicted drops."""
+        self.factor, self.curve = factor, Curve(self.drops, self.base, factor)
+        if self.step is not None and not self.step.fresh:
+            self._choose()
 
     def learn(self, margins: Array) -> None:
         """Take in the margins of all networks of the step; those that diverged, with NaN, do not count."""
@@ -185,7 +193,7 @@ class Search:
         n, most = len(fresh), self.effort.looks[-1]
         if not n:
             return True
-        variance, _ = self._variance()
+        variance, _ = self.variance
         mean, of_curve = (values[size - 1] for values in self._given())
         sure = 1 / of_curve + n / variance
         mean, of_curve = (mean / of_curve + fresh.sum() / variance) / sure, 1 / sure
@@ -215,7 +223,7 @@ class Search:
     def _chances(self) -> tuple[Array, Array, Array]:
         """For each set its expected margin, the chance that the true one is low enough, and that fresh networks show it."""
         mean, variance = self._given()
-        of_one, _ = self._variance()
+        of_one, _ = self.variance
         depth = self._depth(of_one)
         deep = ndtr((-depth - mean) / np.sqrt(variance))
         passes = ndtr((-depth - mean) / np.sqrt(variance + of_one / self.effort.looks[-1]))
@@ -238,11 +246,12 @@ class Search:
 
     def _given(self) -> tuple[Array, Array]:
         sizes = [size for size in sorted(self.seen) if len(self.seen[size])]
-        variance, _ = self._variance()
+        variance, _ = self.variance
         means = np.array([self.seen[size].mean() for size in sizes], np.float64)
         return self.curve.given(np.array(sizes, int), means, np.array([variance / len(self.seen[size]) for size in sizes]))
 
-    def _variance(self) -> tuple[float, float]:
+    @property
+    def variance(self) -> tuple[float, float]:
         """Of one network's margin, from all sets seen, and its degrees of freedom."""
         sets = [margins for margins in self.seen.values() if len(margins) > 1]
         squares = sum(float(((margins - margins.mean()) ** 2).sum()) for margins in sets)

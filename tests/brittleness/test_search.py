@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodels.brittleness import Effort, Search, at_random, by_similarity, by_weight, cosine
-from datamodels.brittleness.curve import Curve, Measured
-from datamodels.brittleness.search import CERTAIN, MOST_ATTEMPTS, MOST_PROBES, WRONG
+from datamodels.brittleness.curve import Curve, Factor, Measured
+from datamodels.brittleness.search import AS_PREDICTED, CERTAIN, MOST_ATTEMPTS, MOST_PROBES, WRONG
 from datamodels.brittleness.spread import Spread
 
 SPREAD, EFFORT = Spread(0.5**2, 10), Effort.of(3, 16, 1.1)
@@ -21,7 +21,7 @@ def normal(rng, number):
     return rng.normal(0, 0.5, number)
 
 
-def run(truth, drops, seed=0, spread=SPREAD, effort=EFFORT, draw: Draw = normal, factor=1.0, strict=False):
+def run(truth, drops, seed=0, spread=SPREAD, effort=EFFORT, draw: Draw = normal, factor=AS_PREDICTED, strict=False):
     """A search over sets of true margins (K,), all its networks, and its steps."""
     rng, steps = np.random.default_rng(seed), []
     search = Search(np.asarray(drops, float), Measured(BASE, 0.01), spread, effort, factor, strict)
@@ -168,7 +168,7 @@ def test_to_repair_a_margin_of_just_0_is_not_enough():
 def test_the_curve_is_the_posterior_of_its_gaussian_process():
     """By the joint normal distribution of all of it, conditioned by its precision matrix and not by the covariance."""
     drops = np.array([0.4, 0.7, 0.9, 1.4, 1.3])
-    curve = Curve(drops, Measured(1.2, 0.02), 1.5)
+    curve = Curve(drops, Measured(1.2, 0.02), Factor(1.5, 0.75))
     sizes, means, variances = np.array([2, 5]), np.array([0.3, -0.6]), np.array([0.05, 0.02])
     rng = np.random.default_rng(0)
     draws = 400_000
@@ -187,6 +187,31 @@ def test_the_curve_is_the_posterior_of_its_gaussian_process():
     before, prior = curve.given(np.zeros(0, int), np.zeros(0), np.zeros(0))
     assert before == pytest.approx(m.mean(0), abs=0.01)
     assert prior == pytest.approx(np.diag(covariance), rel=0.02)
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(0.7, 0.2), (2.0, 0.6)])
+def test_a_factor_is_learned_from_other_targets(mean, spread):
+    rng, before = np.random.default_rng(0), AS_PREDICTED
+    noise = rng.uniform(0.05, 0.2, 4000)
+    found = rng.normal(mean, spread, 4000) + rng.normal(0, np.sqrt(noise))
+    learned = before.learned(found, noise)
+    assert learned.mean == pytest.approx(mean, rel=0.03)
+    assert learned.spread == pytest.approx(spread, rel=0.15)
+    few = before.learned(found[:5], noise[:5])
+    assert abs(few.mean - mean) < abs(before.mean - mean) + 0.1
+    assert before.learned(found[:2], noise[:2]) == before
+    same = before.learned(np.full(9, mean), np.full(9, 1.0))
+    assert same.spread > 0.15
+
+
+def test_a_search_goes_on_with_what_other_targets_have_shown():
+    drops = np.linspace(0.1, 8, 80)
+    search = Search(drops, Measured(BASE, 0.01), SPREAD, EFFORT)
+    before = search.step
+    search.adopt(Factor(0.5, 0.1))
+    assert before is not None
+    assert search.step is not None
+    assert search.step.size > 1.5 * before.size
 
 
 def test_orders():

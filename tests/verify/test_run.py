@@ -152,7 +152,7 @@ def test_verdicts_are_checked_again_with_models_that_no_search_has_seen(run, tmp
     assert len(told["verdicts"]) == len(flipped) > 10
     assert min(request.repetition for request in unseen) >= 10**6
     assert told["holds"] == sum(verdict["outcome"]["mean_margin"] <= 0 for verdict in told["verdicts"]) >= 0.9 * len(flipped)
-    assert line.startswith(f"recheck: {told['holds']} of {len(flipped)} flipped verdicts hold with 16 new models each")
+    assert line.startswith(f"recheck: {told['holds']} of {len(flipped)} flipped verdicts hold with 24 new models each")
     # A verdict that was false does not hold.
     lying = json.loads(file.read_text())
     assert lying.pop("sha256")
