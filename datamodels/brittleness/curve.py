@@ -6,8 +6,7 @@ A Gaussian process, with what the weights predict as its mean (Rasmussen & Willi
 
 with b the measured margin on all of S, d(k) the drop that weights predict for the removal of k images, θ the factor by which it
 is off, and ε what no factor mends. Its time t is the largest drop predicted so far, in units of b, and never stands still.
-Networks of one set so tell of its neighbours: sets of one order differ by a few images. What θ is in a run is told by the first
-sets of its first targets.
+Networks of one set so tell of its neighbours: sets of one order differ by a few images.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ WANDERING = 0.3
 """The standard deviation of ε where the whole of b is predicted to be gone, in units of b."""
 DRIFT = 0.1
 """The least speed of t, against that of an order that takes b away evenly."""
-LEAST_TARGETS, LEAST_SPREAD = 3, 0.15
-"""From so many targets something is learned of θ; its spread is no less than such a share of what it was thought to be."""
 JITTER = 1e-9
 
 
@@ -45,20 +42,6 @@ class Factor(NamedTuple):
 
     mean: float
     spread: float
-
-    def learned(self, found: Array, variances: Array) -> Factor:
-        """With what other targets have shown (P,), and the variances of that: a normal mean and, by moments, its spread.
-
-        Of fewer than 3 targets nothing is learned.
-        """
-        if len(found) < LEAST_TARGETS:
-            return self
-        noise = float(variances.mean())
-        between = max(float(found.var(ddof=1)) - noise, (LEAST_SPREAD * self.mean) ** 2)
-        of_mean = (between + noise) / len(found)
-        sure = 1 / self.spread**2 + 1 / of_mean
-        mean = (self.mean / self.spread**2 + float(found.mean()) / of_mean) / sure
-        return Factor(max(mean, LEAST_SPREAD * self.mean), float(np.sqrt(between + 1 / sure)))
 
 
 class Curve:

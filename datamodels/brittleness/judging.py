@@ -98,9 +98,9 @@ def beyond_doubt(margins: Array, of: int) -> tuple[BoolArray, BoolArray]:
     return mean - half > 0, mean + half <= 0
 
 
-def wilson(right: int, of: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (J. Am. Stat. Assoc. 22, 1927)."""
-    z = float(ndtri((1 + CONFIDENCE) / 2))
+def wilson(right: int, of: int, level: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson's interval of a share (J. Am. Stat. Assoc. 22, 1927)."""
+    z = float(ndtri((1 + level) / 2))
     share, weight = right / of, z * z / of
     middle = (share + weight / 2) / (1 + weight)
     half = z * np.sqrt(share * (1 - share) / of + weight / (4 * of)) / (1 + weight)

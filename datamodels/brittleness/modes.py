@@ -12,15 +12,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from datamodels.brittleness.judging import wilson
 from datamodels.subsets import Array
 
 GAP = 2.0
 """Standard deviations; of 25 normal numbers, the highest is set apart like that in about one case of 100."""
 LEAST_BELOW = 4
+ONE_SIDED = 0.9
+"""The level of an interval whose upper end is passed in one case of 20."""
 
 
 class HighMode(NamedTuple):
-    """Networks far above the others: their `share`, with one counted more than there are (Laplace), and how far, in logits."""
+    """Networks far above the others: the largest `share` that they may well be of all, and how far above, `gap`, in logits."""
 
     share: float
     gap: float
@@ -39,7 +42,7 @@ def high_mode(of_sets: Sequence[Array]) -> HighMode | None:
     if not above:
         return None
     gap = float(values[-above:].mean() - values[:-above].mean())
-    return HighMode((above + 1) / (len(values) + 2), gap)
+    return HighMode(wilson(above, len(values), ONE_SIDED)[1], gap)
 
 
 def below(margins: Array, mode: HighMode) -> Array:

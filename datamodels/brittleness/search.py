@@ -8,7 +8,7 @@ of margin against size (see `curve`). The next size is where it is even whether 
 be confirmed begin within `ratio` of those that would not.
 
 *Confirmation.* That set is trained again, by networks that nothing has seen, and they alone decide. They are looked at at most
-three times. The a-th attempt of a search has the level 0.025 · 0.8 · 0.2^(a−1), and of this each look a share (see `Effort`),
+three times. The a-th attempt of a search has the level 0.025 · ¾ · ¼^(a−1), and of this each look a share (see `Effort`),
 so that over all attempts and looks together a search ends with a set whose true mean margin is above 0 at most 2.5 % of the
 time (Bonferroni), whatever the curve was: Student's t, with what is known of the spread (see `spread`). An attempt that fails
 belongs to the search then, and a larger set is wanted.
@@ -32,16 +32,16 @@ from datamodels.subsets import Array
 
 WRONG = 0.025
 """How often a search may end with a set whose mean margin is above 0."""
-FIRST_ATTEMPT = 0.8
+FIRST_ATTEMPT = 0.75
 """Of that, the share of the first attempt at a confirmation; of what is left the next one has as much again."""
-MOST_ATTEMPTS = 4
-LIKELY, UNLIKELY = 0.6, 0.5
+MOST_ATTEMPTS = 8
+LIKELY, UNLIKELY = 0.6, 0.4
 """The chance to be confirmed from which a set is tried, and up to which it is thought too small."""
 HOPELESS = 0.1
 """The chance below which nothing more is spent on a set."""
 MOST_PROBES = 20
 AS_PREDICTED = Factor(1.0, 0.5)
-"""Before anything is known of how far predicted drops are off."""
+"""What is thought of predicted drops before a search has tried them."""
 CERTAIN = Spread(0.0, 1e9)
 """Of a learner without chance."""
 
@@ -116,6 +116,11 @@ class Search:
         return self.step is None
 
     @property
+    def is_certain(self) -> bool:
+        """Whether chance has no part in it."""
+        return self.spread == CERTAIN
+
+    @property
     def networks_left(self) -> int:
         """About how many networks more than those of the present step."""
         if self.step is None:
@@ -132,12 +137,6 @@ class Search:
     def mode(self) -> HighMode | None:
         """Networks far above the others, of all that the search has seen."""
         return high_mode(list(self.seen.values()))
-
-    def adopt(self, factor: Factor) -> None:
-        """Go on with what other targets have shown of the predicted drops."""
-        self.factor, self.curve = factor, Curve(self.drops, self.base, factor)
-        if self.step is not None and not self.step.fresh:
-            self._choose()
 
     def learn(self, margins: Array) -> None:
         """Take in the margins of all networks of the step; those that diverged, with NaN, do not count."""
@@ -156,10 +155,9 @@ class Search:
         size, asked, _ = self.step
         look = self.effort.looks.index(asked)
         together = {**self.seen, size: np.concatenate([self.seen.get(size, fresh[:0]), fresh])}
-        mode = high_mode(list(together.values()))
         outcome = self._judged(fresh, look)
         last = look + 1 == len(self.effort.looks)
-        if outcome is not None and self._is_enough(outcome.high) and self._in_spite_of(mode, fresh, look):
+        if outcome is not None and self._is_enough(outcome.high) and self._in_spite_of_modes(together, fresh, look):
             self.seen, self.high, self.confirmed, self.step = together, size, outcome, None
         elif not last and self._may_still_pass(fresh, size):
             self.step = Step(size, self.effort.looks[look + 1], True)
@@ -180,9 +178,13 @@ class Search:
     def _level(self, look: int) -> float:
         return 1 - 2 * self.effort.tail(self.attempt, look)
 
-    def _in_spite_of(self, mode: HighMode | None, fresh: Array, look: int) -> bool:
-        """Whether the margin is at most 0 also with as many networks of a mode above as the whole search has shown."""
-        if mode is None:
+    def _in_spite_of_modes(self, together: dict[int, Array], fresh: Array, look: int) -> bool:
+        """Whether the margin is low enough also with as many networks far above the others as there may well be.
+
+        Where the search has shown some, only the last look may say so, by the others.
+        """
+        mode = high_mode(list(together.values()))
+        if mode is None or self.is_certain:
             return True
         low = self._judged(below(fresh, mode), look)
         last = look + 1 == len(self.effort.looks)
@@ -207,9 +209,11 @@ class Search:
     def _next(self) -> Step | None:
         last, floor = len(self.drops), max(self.failed, default=0)
         mean, deep, passes = self._chances()
-        likely = np.flatnonzero(passes[floor:] >= LIKELY)
+        # Without chance there is no need to believe what was not seen.
+        told = np.isin(np.arange(1, last + 1), list(self.seen)) if self.is_certain else np.ones(last, bool)
+        likely = np.flatnonzero(told[floor:] & (passes[floor:] >= LIKELY))
         high = floor + int(likely[0]) + 1 if len(likely) else None
-        unlikely = np.flatnonzero(deep[: high or last] <= UNLIKELY)
+        unlikely = np.flatnonzero((told & (deep <= UNLIKELY))[: high or last])
         low = max(int(unlikely[-1]) + 1 if len(unlikely) else 0, floor)
         enough = self._probes >= MOST_PROBES
         if high is not None and (enough or high <= max(low + 1, self.effort.ratio * low)):
@@ -227,7 +231,7 @@ class Search:
         depth = self._depth(of_one)
         deep = ndtr((-depth - mean) / np.sqrt(variance))
         passes = ndtr((-depth - mean) / np.sqrt(variance + of_one / self.effort.looks[-1]))
-        if not of_one:  # without chance what was seen once is known
+        if self.is_certain:  # without chance what was seen once is known
             for size, margins in self.seen.items():
                 deep[size - 1] = passes[size - 1] = all(map(self._is_enough, margins))
         return mean, deep, passes

@@ -16,9 +16,9 @@ from scipy.special import digamma, polygamma
 
 from datamodels.subsets import Array, IndexArray
 
-LEAST_COLUMNS, SHARE_OF_COLUMNS = 10, 0.25
-MOST_DEGREES = 30.0
-"""What is common never counts for more than as many networks of one's own: targets are not as much alike as that."""
+LEAST_COLUMNS, SHARE_OF_COLUMNS = 10, 0.5
+MOST_DEGREES = 10.0
+"""What is common on all of S never counts for more than as many networks of one's own: without R it may be otherwise."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def spread_at_the_edge(margins: Array) -> Spread:
 
 
 def at_the_edge(mean: Array) -> IndexArray:
-    """The quarter of targets, ten at least, whose mean margins (T,) are nearest to 0."""
+    """The half of the targets, ten at least, whose mean margins (T,) are nearest to 0."""
     most = max(LEAST_COLUMNS, int(SHARE_OF_COLUMNS * len(mean)))
     return np.argsort(np.abs(mean), kind="stable")[:most]
 

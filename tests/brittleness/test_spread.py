@@ -8,7 +8,7 @@ from datamodels.brittleness.modes import high_mode
 from datamodels.brittleness.spread import MOST_DEGREES, Spread, is_deterministic, spread_at_the_edge, spread_of
 
 
-@pytest.mark.parametrize(("s0", "d0", "degrees"), [(0.7, 8.0, 31), (1.5, 4.0, 3), (0.2, 20.0, 7)])
+@pytest.mark.parametrize(("s0", "d0", "degrees"), [(0.7, 8.0, 31), (1.5, 4.0, 3), (0.2, 9.0, 7)])
 def test_variances_give_back_the_distribution_that_they_were_drawn_from(s0, d0, degrees):
     """s² = s₀² F(d, d₀), as Smyth 2004 has it."""
     drawn = s0**2 * stats.f(degrees, d0).rvs(20_000, random_state=0)
@@ -32,7 +32,7 @@ def test_a_moderated_variance_lies_between_and_its_degrees_add_up():
 
 def test_the_spread_is_that_of_the_targets_nearest_to_0():
     rng = np.random.default_rng(0)
-    mean = np.concatenate([np.full(20, 0.1), np.full(380, 5.0)])
+    mean = np.concatenate([np.full(200, 0.1), np.full(200, 5.0)])
     margins = mean + rng.normal(size=(32, 400)) * np.where(mean < 1, 1.2, 0.3)
     assert spread_at_the_edge(margins).variance == pytest.approx(1.44, rel=0.15)
     lacking = np.concatenate([margins, np.full((1, 400), np.nan)])
@@ -57,7 +57,7 @@ def test_a_mode_above_is_seen_across_sets_and_one_below_is_none():
     above[3][0] += 3
     found = high_mode(above)
     assert found is not None
-    assert found.share == pytest.approx(3 / 26)
+    assert found.share == pytest.approx(stats.binomtest(2, 24).proportion_ci(0.9, method="wilson").high)
     assert found.gap == pytest.approx(3, abs=0.6)
     assert found.lift == pytest.approx(found.share * found.gap)
     assert high_mode([-margins for margins in above]) is None

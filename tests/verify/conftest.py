@@ -13,7 +13,7 @@ from tests.verify.rule import planted
 def run(settings, monkeypatch):
     """A trained run: its settings, data, and planted weights, which are taken as they are."""
     monkeypatch.setattr(methods, "shrunk_weights", lambda store, targets, weights, group, apart: weights.astype(float))
-    looks = {"verify__models": 3, "verify__most_models": 24, "verify__base_models": 32}
+    looks = {"verify__models": 2, "verify__most_models": 24, "verify__base_models": 32}
     search = {
         "verify__methods": "datamodel,relabel,random,similarity",
         "verify__candidates": "all",

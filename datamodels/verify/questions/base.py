@@ -9,8 +9,8 @@ from datamodels.brittleness.curve import Measured
 from datamodels.brittleness.judging import FLIPPED, HELD, Outcome, judge
 from datamodels.verify.kept import base_requests
 from datamodels.verify.methods import DATAMODEL, Orders
-from datamodels.verify.questions import Listed, Question
-from datamodels.verify.questions.searches import Before, Pilot, SearchQuestion
+from datamodels.verify.questions import Listed
+from datamodels.verify.questions.searches import Before, SearchQuestion
 from datamodels.verify.record import OnAll
 from datamodels.verify.retrain import Retrained
 
@@ -53,9 +53,9 @@ class BaseMargin(Listed):
             for method in self.methods
         ]
 
-    def then(self) -> Sequence[Question]:
-        """The searches, after some of them have shown how far predicted drops are off."""
-        return [Pilot.of(self.searches)]
+    def then(self) -> Sequence[SearchQuestion]:
+        """The searches."""
+        return self.searches
 
     def records(self) -> dict[int, OnAll]:
         """For each target."""

@@ -22,7 +22,7 @@ from datamodels.brittleness.search import AS_PREDICTED, CERTAIN, Step
 from datamodels.brittleness.spread import Spread, is_deterministic, spread_at_the_edge
 from datamodels.subsets import Array, BoolArray, IndexArray, mask_without
 from datamodels.verify.methods import DATAMODEL, RELABEL, Orders
-from datamodels.verify.questions import Listed, Question
+from datamodels.verify.questions import Question
 from datamodels.verify.questions.removals import Removal
 from datamodels.verify.record import REPAIRED, Probe, SearchRecord
 from datamodels.verify.retrain import Request, Retrained
@@ -32,8 +32,6 @@ FRESH = 500_000
 """Repetitions of the models that confirm a set count from here: no look of a search has seen them."""
 OF_RELABELLING = Factor(2.0, 1.0)
 """A relabelling takes an image away and adds one against it: its drop is taken for twice that of the removal, or so."""
-PILOTS = 8
-"""So many targets show how far predicted drops are off before the others are searched."""
 
 
 @dataclass(frozen=True)
@@ -138,18 +136,6 @@ class SearchQuestion(Question):
         breaks, repairs = (np.flatnonzero(both).tolist() for both in turned)
         return tuple(t for t in breaks if t not in own), tuple(t for t in repairs if t not in own)
 
-    @property
-    def shown(self) -> tuple[float, float] | None:
-        """By what factor the first set tried was off the predicted drop, and the variance of that; None where nothing tells."""
-        step, (margins, _) = next(iter(self.heard.items()))
-        base, drop = self.search.base, float(self.search.drops[step.size - 1])
-        finite = margins[np.isfinite(margins)]
-        variance, _ = self.search.variance
-        if drop <= 0 or not len(finite):
-            return None
-        fall = base.mean - self.orders.sign * float(finite.mean())
-        return fall / drop, (variance / len(finite) + base.variance) / drop**2
-
     def expects(self) -> int:
         """Of the probes that may be left, of the confirmation, and of the control."""
         control = self.search.effort.looks[0] * (self.method == DATAMODEL)
@@ -230,40 +216,3 @@ class SearchQuestion(Question):
     def _models(self, step: Step) -> list[Request]:
         mask, first = mask_without(self.orders.n, self.order[: step.size]), FRESH if step.fresh else 0
         return [Request.of(mask, first + k, self.relabelled) for k in range(step.networks)]
-
-
-class Pilot(Listed):
-    """The first sets of some searches, which show all searches of their methods how far the predicted drops are off.
-
-    They are those of the targets that are asked about first; which answers come first decides nothing.
-    """
-
-    def __init__(self, pilots: Sequence[SearchQuestion], searches: Sequence[SearchQuestion]) -> None:
-        self.pilots, self.searches = pilots, searches
-        super().__init__(list(dict.fromkeys(request for search in pilots for request in search.wants())))
-
-    @classmethod
-    def of(cls, searches: Sequence[SearchQuestion]) -> Pilot:
-        """By the first targets of all searches, those with something to try."""
-        ready = [search for search in searches if not search.done]
-        first = list(dict.fromkeys(search.target for search in ready))[:PILOTS]
-        return cls([search for search in ready if search.target in first], searches)
-
-    def judge(self, found: Retrained) -> None:
-        """Learn for each method, and let its searches go on with that."""
-        for search in self.pilots:
-            search.learn(found)
-        for method in dict.fromkeys(search.method for search in self.searches):
-            told = [pair for pilot in self.pilots if pilot.method == method and (pair := pilot.shown) is not None]
-            values, variances = np.array(told, np.float64).reshape(-1, 2).T
-            for search in self.searches:
-                if search.method == method:
-                    search.search.adopt(search.search.factor.learned(values, variances))
-
-    def expects(self) -> int:
-        """Of all searches."""
-        return sum(search.expects() for search in self.searches)
-
-    def then(self) -> Sequence[SearchQuestion]:
-        """The searches."""
-        return self.searches
