@@ -2,7 +2,7 @@
 
 >>> from datamodels import Datamodels, Store, support                       # doctest: +SKIP
 >>> models = Datamodels.load("runs/digits/regress")                         # doctest: +SKIP
->>> support(*models.of(3)).indices         # images whose removal should flip target 3   # doctest: +SKIP
+>>> support(models, 3)                     # images whose removal should flip target 3, and how sure that is   # doctest: +SKIP
 >>> from datamodels.verify import verify   # and whether it does: `verify("configs/digits.yaml", [3])`   # doctest: +SKIP
 """
 
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from datamodels.errors import refuse_too_little_for_libraries, tell_in_a_sentence_before_a_command
 
 if TYPE_CHECKING:
-    from datamodels.brittleness import support
     from datamodels.data import from_dataset
     from datamodels.regress import Datamodels
     from datamodels.store import Store
+    from datamodels.verify.measured import support
 
 __version__ = "0.1.0"
 __all__ = ["Datamodels", "Store", "from_dataset", "support"]
@@ -26,7 +26,7 @@ _LIES_IN = {
     "Datamodels": "datamodels.regress",
     "Store": "datamodels.store",
     "from_dataset": "datamodels.data",
-    "support": "datamodels.brittleness",
+    "support": "datamodels.verify.measured",
 }
 
 

@@ -75,7 +75,7 @@ def test_names_of_the_package_are_imported_when_they_are_asked_for():
 import sys, datamodels, datamodels.worker
 assert not {"scipy", "torch", "datamodels.store"} & sys.modules.keys()
 from datamodels import Store, support, Datamodels, from_dataset
-assert (Store.__module__, support.__module__) == ("datamodels.store.reader", "datamodels.brittleness.supports")
+assert (Store.__module__, support.__module__) == ("datamodels.store.reader", "datamodels.verify.measured")
 assert set(datamodels.__all__) == {"Store", "support", "Datamodels", "from_dataset"}
 from datamodels import verify
 assert type(verify) is type(sys) and callable(verify.verify) and not callable(verify)

@@ -83,7 +83,8 @@ class About(TypedDict, total=False):
 class Datamodels:
     """Linear datamodels: `weights` (N, T), `bias` (T,), `lam` (T,), and what they were made from.
 
-    `targets` are the store's targets that the T columns belong to: all of them, unless `regress.targets` named some.
+    `targets` are the store's targets that the T columns belong to: all of them, unless `regress.targets` named some. `folder`
+    is where they were read from, None where they were not.
     """
 
     weights: npt.NDArray[np.float32]
@@ -92,6 +93,7 @@ class Datamodels:
     heldout: IndexArray
     metrics: Metrics
     meta: About
+    folder: Path | None = None
 
     @classmethod
     def load(cls, folder: Path | str) -> Datamodels:
@@ -113,7 +115,7 @@ class Datamodels:
         )
         if weights.dtype != np.float32 or not len(weights) or not all(_finite(part) for part in (weights, bias, lam)):
             raise InputError(f"{path} is damaged: weights, biases and λ must be finite, the weights float32")
-        return cls(weights, bias, lam, heldout, metrics, meta)
+        return cls(weights, bias, lam, heldout, metrics, meta, path)
 
     @property
     def targets(self) -> range:
@@ -122,6 +124,8 @@ class Datamodels:
 
     def of(self, target: int) -> tuple[npt.NDArray[np.float32], float]:
         """Weights (N,) and bias of one target, as the store counts. Raises InputError for one that is not among them."""
+        if isinstance(target, bool) or not isinstance(target, (int, np.integer)):
+            raise InputError(f"a target is a whole number, not {target!r}")
         if target not in self.targets:
             raise InputError(f"the weights are of targets {self.targets.start}:{self.targets.stop}, {target} is not among them")
         column = target - self.targets.start
