@@ -20,6 +20,7 @@ BELOW: dict[str, set[str]] = {
     "worker": {"data", "store", "training", "learners", "cluster"},
     "verify": {"store", "training", "learners", "regress", "brittleness", "worker"},
     "report": {"store", "learners", "regress", "brittleness", "verify"},
+    "explore": {"data", "store", "learners", "regress", "brittleness", "verify", "worker"},
 }
 """Of each stage the ones whose code it may use; `__main__` files are doors and may use all."""
 NO_NETWORKS = {"torch", "cupy"}
@@ -30,6 +31,7 @@ NOT_FOR = {
     "regress": {"torch"},
     "verify": {"torch"},
     "report": {"torch"},
+    "explore": {"torch"},
 }
 READS_PT = "exchange.py"
 """Files of PyTorch's are read and written by PyTorch."""

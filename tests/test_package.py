@@ -76,7 +76,7 @@ import sys, datamodels, datamodels.worker
 assert not {"scipy", "torch", "datamodels.store"} & sys.modules.keys()
 from datamodels import Store, support, Datamodels, from_dataset
 assert (Store.__module__, support.__module__) == ("datamodels.store.reader", "datamodels.verify.measured")
-assert set(datamodels.__all__) == {"Store", "support", "Datamodels", "from_dataset"}
+assert set(datamodels.__all__) == {"Store", "support", "Datamodels", "from_dataset", "Run"}
 from datamodels import verify
 assert type(verify) is type(sys) and callable(verify.verify) and not callable(verify)
 assert datamodels.worker.Local.__module__ == "datamodels.worker.engine"
