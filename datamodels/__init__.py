@@ -1,8 +1,9 @@
 """Datamodels: which training images made my network say this?
 
->>> from datamodels import Datamodels, Store, support                       # doctest: +SKIP
->>> models = Datamodels.load("runs/digits/regress")                         # doctest: +SKIP
->>> support(*models.of(3)).indices         # images whose removal should flip target 3   # doctest: +SKIP
+>>> from datamodels import Run                                              # doctest: +SKIP
+>>> run = Run("runs/digits")                                                # doctest: +SKIP
+>>> run.explain(3)                         # what carries target 3, and what speaks against it   # doctest: +SKIP
+>>> run.support(3)                         # images whose removal should flip it, and how sure that is   # doctest: +SKIP
 >>> from datamodels.verify import verify   # and whether it does: `verify("configs/digits.yaml", [3])`   # doctest: +SKIP
 """
 
@@ -13,22 +14,24 @@ from typing import TYPE_CHECKING, Any
 from datamodels.errors import refuse_too_little_for_libraries, tell_in_a_sentence_before_a_command
 
 if TYPE_CHECKING:
-    from datamodels.brittleness import support
     from datamodels.data import from_dataset
     from datamodels.evaluate import evaluate
+    from datamodels.explore import Run
     from datamodels.regress import Datamodels
     from datamodels.store import Store
+    from datamodels.verify.measured import support
 
 __version__ = "0.1.0"
-__all__ = ["Datamodels", "Store", "evaluate", "from_dataset", "support"]
+__all__ = ["Datamodels", "Run", "Store", "evaluate", "from_dataset", "support"]
 
 # Imported when asked for, not before: --help needs none of it.
 _LIES_IN = {
     "Datamodels": "datamodels.regress",
+    "Run": "datamodels.explore",
     "Store": "datamodels.store",
     "evaluate": "datamodels.evaluate",
     "from_dataset": "datamodels.data",
-    "support": "datamodels.brittleness",
+    "support": "datamodels.verify.measured",
 }
 
 

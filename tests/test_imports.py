@@ -21,6 +21,7 @@ BELOW: dict[str, set[str]] = {
     "verify": {"store", "training", "learners", "regress", "brittleness", "worker"},
     "evaluate": {"store", "learners", "regress", "worker", "verify"},
     "report": {"store", "learners", "regress", "brittleness", "verify"},
+    "explore": {"data", "store", "learners", "regress", "brittleness", "verify", "worker"},
 }
 """Of each stage the ones whose code it may use; `__main__` files are doors and may use all."""
 NO_NETWORKS = {"torch", "cupy"}
@@ -32,6 +33,7 @@ NOT_FOR = {
     "verify": {"torch"},
     "evaluate": {"torch"},
     "report": {"torch"},
+    "explore": {"torch"},
 }
 READS_PT = "exchange.py"
 """Files of PyTorch's are read and written by PyTorch."""

@@ -75,8 +75,8 @@ def test_names_of_the_package_are_imported_when_they_are_asked_for():
 import sys, datamodels, datamodels.worker
 assert not {"scipy", "torch", "datamodels.store"} & sys.modules.keys()
 from datamodels import Store, evaluate, support, Datamodels, from_dataset
-assert (Store.__module__, support.__module__) == ("datamodels.store.reader", "datamodels.brittleness.supports")
-assert set(datamodels.__all__) == {"Store", "evaluate", "support", "Datamodels", "from_dataset"}
+assert (Store.__module__, support.__module__) == ("datamodels.store.reader", "datamodels.verify.measured")
+assert set(datamodels.__all__) == {"Store", "evaluate", "support", "Datamodels", "from_dataset", "Run"}
 from datamodels import verify
 assert type(verify) is type(sys) and callable(verify.verify) and not callable(verify)
 assert datamodels.worker.Local.__module__ == "datamodels.worker.engine"

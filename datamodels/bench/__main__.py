@@ -7,6 +7,7 @@ from pathlib import Path
 
 from datamodels.bench.accuracy import bench_accuracy
 from datamodels.bench.cluster import BLOCK_SECONDS, PARTS, WORKERS, bench_cluster
+from datamodels.bench.cost import ALL, MOST_SECONDS, bench_cost, cost_figure
 from datamodels.bench.court import bench_court
 from datamodels.bench.devices import bench_devices
 from datamodels.bench.fit import DEFAULT, bench_fit, size_named
@@ -36,7 +37,8 @@ OF_WEIGHTS: dict[str, Callable[..., tuple[Record, str]]] = {
     "court": bench_court,
 }
 GPU_CHECK = "gpu-check"
-FIT, REPAIR, CLUSTER = "fit", "repair", "cluster"
+FIT, REPAIR, CLUSTER, COST = "fit", "repair", "cluster", "cost"
+FIGURES: dict[str, Callable[[Record], bytes]] = {"samples": samples_figure, COST: cost_figure}
 
 
 def main() -> None:
@@ -51,22 +53,26 @@ def main() -> None:
         "samples: LDS against the number of models of a run, with a prior and without. "
         "repair: how often the sets that repair wrong predictions name wrongly labelled images. "
         "court: how often searches claim what is not so, on targets whose truth is known. "
+        "cost: LDS and verified |R| against processor time, for TRAK and others, the lasso and the prior. "
         "cluster: the engine on a Ray cluster against the local one, its writer's rows per second, and how it scales. "
         "gpu-check: whether a GPU, and this package on it, does what it should."
     )
-    benches = [*OF_MODELS, *SYNTHETIC, *OF_A_RUN, *OF_WEIGHTS, FIT, REPAIR, CLUSTER, GPU_CHECK]
+    benches = [*OF_MODELS, *SYNTHETIC, *OF_A_RUN, *OF_WEIGHTS, FIT, REPAIR, COST, CLUSTER, GPU_CHECK]
     parser = argument_parser("python -m datamodels.bench", about)
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
     parser.add_argument("--gpu", help="number of the GPU, or cpu (default: what is there)")
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
     counts += "; samples: draws of models (3); prior: networks (4); workers: models (2000); devices: rounds (1)"
     counts += "; lasso: rounds (3); repair: targets (60)"
-    counts += "; court: searches (1000)"
+    counts += "; court: searches (1000); cost: targets whose |R| is verified (5)"
     counts += "; cluster: overhead's rounds (3), ingest's rows (10240), scaling's blocks a worker (4)"
     parser.add_argument("--n", type=int, help=counts)
     parser.add_argument("--size", default=DEFAULT, help=f"fit: images, models, targets, values of λ ({DEFAULT})")
     parser.add_argument("--share", type=float, default=SHARE, help=f"repair: of the labels of S that are wrong ({SHARE})")
     parser.add_argument("--seed", type=int, default=0, help="repair: which labels are wrong, and how (0)")
+    told = f"cost: what one method would take longer for is left out ({MOST_SECONDS:g})"
+    parser.add_argument("--most-seconds", type=float, default=MOST_SECONDS, help=told)
+    parser.add_argument("--methods", default=ALL, help="cost: which, with commas between, as trak,gradients,prior (all)")
     parser.add_argument("--on", choices=PLACES, default=GPU, help="gpu-check: processor tries the check itself, tiny")
     parser.add_argument("--part", choices=PARTS, help="cluster: one of its parts (default: all of them)")
     parser.add_argument("--workers", default=WORKERS, help=f"cluster: numbers of workers that scaling tries ({WORKERS})")
@@ -93,6 +99,8 @@ def _measured(settings: Settings, args: Namespace) -> Iterator[tuple[Record, str
         yield bench_fit(settings, size_named(args.size), args.gpu)
     elif args.bench == REPAIR:
         yield bench_repair(settings, args.share, args.seed, args.gpu, *n)
+    elif args.bench == COST:
+        yield bench_cost(settings, args.gpu, args.most_seconds, args.methods, *n)
     elif args.bench == GPU_CHECK:
         yield gpu_check(settings, args.on, args.gpu)
     elif args.bench == CLUSTER:
@@ -112,8 +120,8 @@ def _write(out: Path, result: Record, settings: Settings) -> None:
     out.mkdir(parents=True, exist_ok=True)
     file = out / file_name(result, settings)
     write_json(file, result)
-    if result["bench"] == "samples":
-        write_file(file.with_suffix(".png"), samples_figure(result))
+    if result["bench"] in FIGURES:
+        write_file(file.with_suffix(".png"), FIGURES[result["bench"]](result))
 
 
 run_command(main)

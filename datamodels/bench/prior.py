@@ -63,15 +63,16 @@ def _seconds(settings: Settings, data: Dataset, device: torch.device, models: in
             ids = [FIRST_MODEL + k for k in range(first, min(first + AT_ONCE, models))]
             masks, keys = draw_masks(seed, ids, trainer.n, settings.store.alpha), [(seed, i) for i in ids]
             with trainer.at_work():
-                seconds, networks = _timed(partial(trainer.train, masks, keys), device)
+                seconds, networks = timed(partial(trainer.train, masks, keys), device)
                 trained += seconds
-                seconds, _ = _timed(partial(attribution, trainer, *networks, settings.prior.dimensions), device)
+                seconds, _ = timed(partial(attribution, trainer, *networks, settings.prior.dimensions), device)
                 rest += seconds
             advance(len(ids))
     return trained / models, rest / models
 
 
-def _timed(work: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
+def timed(work: Callable[[], Result], device: torch.device) -> tuple[float, Result]:
+    """Seconds of some work, and what it gives: of this process on a processor, all threads together; of the clock on a GPU."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     wait_for(device)
     begin = clock()

@@ -76,7 +76,7 @@ def bench_samples(settings: Settings, draws: int = 3, gpu: str | None = None) ->
         for m in numbers:
             found: dict[str, list[dict[str, Array]]] = {way: [] for way in WAYS}
             for draw in range(draws):
-                parts = _parts(others, m, heldout, settings, draw)
+                parts = drawn_parts(others, m, heldout, settings, draw)
                 for way, how in WAYS.items():
                     found[way].append(_metrics(store, settings, parts, known[how.prior], how.sparse, gpu))
                     advance(1)
@@ -100,7 +100,7 @@ def bench_samples(settings: Settings, draws: int = 3, gpu: str | None = None) ->
     return record, _table(record)
 
 
-def _parts(groups: list[IndexArray], m: int, heldout: IndexArray, settings: Settings, draw: int) -> Parts:
+def drawn_parts(groups: list[IndexArray], m: int, heldout: IndexArray, settings: Settings, draw: int) -> Parts:
     """A draw of m models, those on one mask together: first those that choose, then those that fit."""
     order = np.random.default_rng([settings.regress.seed, m, draw]).permutation(len(groups))
     ends = np.cumsum([len(groups[k]) for k in order])

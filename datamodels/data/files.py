@@ -157,13 +157,35 @@ def _look_for_room(raw: RawData, path: Path, use_ffcv: bool) -> None:
 
 
 def load(settings: Settings) -> Dataset:
-    """Read the run's data back, through FFCV where it was written by it.
+    """Read the run's data back, through FFCV where it was written by it and that is installed.
 
     Raises InputError when the data is missing, was made under other settings, or is not what was written.
     """
     meta, path = _read_meta(settings), stage_folder(settings, "data")
-    if meta["format"] == "beton" and not beton.available():
-        raise InputError(f"{path} was written by FFCV, which is not installed here: install it, or delete the folder")
+    train, test = _read_splits(path, meta)
+    return _dataset(train, test, meta, train_targets(settings.data, len(train.labels), train.names))
+
+
+def look(path: Path, chosen: tuple[int, ...] = ()) -> Dataset:
+    """Read the data in a folder, under whatever settings it was made, with the training images that are targets as well.
+
+    Raises InputError when there is none, or it is not what was written, or has no such training images.
+    """
+    meta = _read_meta_of(path)
+    if not meta["sizes"].keys() == set(SPLITS) or meta["format"] not in FORMATS or meta.get("images", "uint8") not in DTYPES:
+        raise InputError(f"{path / 'meta.json'} is damaged: it has no sizes of two splits, or its format is none")
+    train, test = _read_splits(path, meta)
+    if not all(0 <= image < len(train.labels) for image in chosen):
+        raise InputError(f"the run has targets that are training images beyond the {len(train.labels)} in {path}")
+    return _dataset(train, test, meta, chosen)
+
+
+def _dataset(train: Split, test: Split, meta: dict[str, Any], chosen: tuple[int, ...]) -> Dataset:
+    return Dataset(train, _with_train_targets(train, test, chosen), tuple(meta["class_names"]), meta["digest"], chosen)
+
+
+def _read_splits(path: Path, meta: dict[str, Any]) -> tuple[Split, Split]:
+    """Both splits, once they are what was written."""
     try:
         train, test = (_read_split(path, name, meta) for name in SPLITS)
     except (OSError, ValueError, EOFError) as e:
@@ -179,8 +201,7 @@ def load(settings: Settings) -> Dataset:
         train, test = (
             replace(split, names=_names(path, meta, name)) for name, split in zip(SPLITS, (train, test), strict=True)
         )
-    chosen = train_targets(settings.data, len(train.labels), train.names)
-    return Dataset(train, _with_train_targets(train, test, chosen), tuple(meta["class_names"]), meta["digest"], chosen)
+    return train, test
 
 
 def _with_train_targets(train: Split, test: Split, chosen: tuple[int, ...]) -> Split:
@@ -238,7 +259,20 @@ def _deciding(settings: Settings) -> dict[str, Any]:
 
 
 def _read_meta(settings: Settings) -> dict[str, Any]:
+    """The meta.json of a run's data. Raises InputError where it was made under other settings."""
     path = stage_folder(settings, "data")
+    meta = _read_meta_of(path)
+    refuse_difference(path, {"data": meta["settings"]}, {"data": _deciding(settings)})
+    wanted = zip(SPLITS, (settings.data.train_images, settings.data.test_images), strict=True)
+    sizes = meta["sizes"]
+    fits = sizes.keys() == set(SPLITS) and all(sizes[name] == size or (not size and sizes[name] > 0) for name, size in wanted)
+    if not fits or meta["format"] not in FORMATS or meta.get("images", "uint8") not in DTYPES:
+        raise InputError(f"{path / 'meta.json'} is damaged: its sizes are not those of its settings, or its format is none")
+    return meta
+
+
+def _read_meta_of(path: Path) -> dict[str, Any]:
+    """The meta.json of a folder of data, of a version that is known."""
     try:
         meta: dict[str, Any] = read_json(path / "meta.json")
         require(meta, {"format_version": int}, path / "meta.json")
@@ -250,12 +284,6 @@ def _read_meta(settings: Settings) -> dict[str, Any]:
         raise InputError(f"{what}; run python -m datamodels.data with the same config first") from e
     if not 1 <= version <= FORMAT_VERSION:
         raise InputError(f"{path} has format version {version}, this program reads versions 1 to {FORMAT_VERSION}")
-    refuse_difference(path, {"data": meta["settings"]}, {"data": _deciding(settings)})
-    wanted = zip(SPLITS, (settings.data.train_images, settings.data.test_images), strict=True)
-    sizes = meta["sizes"]
-    fits = sizes.keys() == set(SPLITS) and all(sizes[name] == size or (not size and sizes[name] > 0) for name, size in wanted)
-    if not fits or meta["format"] not in FORMATS or meta.get("images", "uint8") not in DTYPES:
-        raise InputError(f"{path / 'meta.json'} is damaged: its sizes are not those of its settings, or its format is none")
     return meta
 
 
@@ -269,7 +297,8 @@ def _write_split(path: Path, name: str, split: RawSplit, use_ffcv: bool) -> None
 
 def _read_split(path: Path, name: str, meta: dict[str, Any]) -> Split:
     if meta["format"] == "beton":
-        return Split(*beton.read(path / f"{name}.beton", meta["sizes"][name]))
+        read = beton.read if beton.available() else beton.read_without
+        return Split(*read(path / f"{name}.beton", meta["sizes"][name]))
     n, file = meta["sizes"][name], path / f"{name}_images.npy"
     shape = (n, None) if meta.get("images") == "float32" and open_npy(file).ndim == 2 else (n, None, None, None)
     images = read_npy(file, DTYPES[meta.get("images", "uint8")], shape)

@@ -7,7 +7,7 @@ what a file says. Every refusal is `Unreadable`, an InputError of one sentence t
 
 from datamodels.reading.arrays import check_zip, npz_members, open_npy, read_npy, read_npz
 from datamodels.reading.content import Between, Each, Maybe, read_json, require, whole_number
-from datamodels.reading.files import Unreadable, checked_size, digest, is_there, open_file, read_bytes, read_text
+from datamodels.reading.files import Unreadable, checked_size, digest, is_there, open_file, path_of, read_bytes, read_text
 from datamodels.reading.scores import SCORES, Scores, read_scores, scores_files
 from datamodels.reading.tensors import read_pt, tensor_array
 
@@ -25,6 +25,7 @@ __all__ = [
     "npz_members",
     "open_file",
     "open_npy",
+    "path_of",
     "read_bytes",
     "read_json",
     "read_npy",

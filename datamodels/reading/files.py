@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from datamodels.errors import InputError
+from datamodels.errors import InputError, shown
 
 MISSING = "is missing"
 BLOCK = 2**20
@@ -34,6 +34,13 @@ class Unreadable(InputError, ValueError):  # noqa: N818 (what it says of the fil
     def missing(self) -> bool:
         """Whether there is no such file at all."""
         return self.why == MISSING
+
+
+def path_of(given: object) -> Path:
+    """A path that somebody gave, as text or as a path. Raises InputError for anything else."""
+    if isinstance(given, (str, os.PathLike)) and str(given):
+        return Path(given)
+    raise InputError(f"a folder is named by a text or a path, not by {shown(repr(given), 80)}")
 
 
 def open_file(path: Path) -> IO[bytes]:

@@ -27,7 +27,7 @@ from datamodels import __version__
 from datamodels.durable import new_folder, save_array, write_json
 from datamodels.errors import InputError
 from datamodels.machine import free_host_memory, megabytes
-from datamodels.reading import Each, Unreadable, open_npy, read_json, read_npy, read_npz, require
+from datamodels.reading import Each, Unreadable, open_npy, path_of, read_json, read_npy, read_npz, require
 from datamodels.regress.path import Fit
 from datamodels.regress.source import targets_named
 from datamodels.seals import read_sealed_folder, seal_folder
@@ -79,11 +79,12 @@ class About(TypedDict, total=False):
     imported_from: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Datamodels:
     """Linear datamodels: `weights` (N, T), `bias` (T,), `lam` (T,), and what they were made from.
 
-    `targets` are the store's targets that the T columns belong to: all of them, unless `regress.targets` named some.
+    `targets` are the store's targets that the T columns belong to: all of them, unless `regress.targets` named some. `folder`
+    is where they were read from, None where they were not.
     """
 
     weights: npt.NDArray[np.float32]
@@ -92,11 +93,12 @@ class Datamodels:
     heldout: IndexArray
     metrics: Metrics
     meta: About
+    folder: Path | None = None
 
     @classmethod
     def load(cls, folder: Path | str) -> Datamodels:
         """Read what a regression left. Raises InputError when the folder holds nothing of the kind."""
-        path = Path(folder)
+        path = path_of(folder)
         meta = read_about(path)
         require(meta, META, path / "meta.json")
         metrics = read_json(path / "metrics.json")
@@ -113,7 +115,15 @@ class Datamodels:
         )
         if weights.dtype != np.float32 or not len(weights) or not all(_finite(part) for part in (weights, bias, lam)):
             raise InputError(f"{path} is damaged: weights, biases and λ must be finite, the weights float32")
-        return cls(weights, bias, lam, heldout, metrics, meta)
+        return cls(weights, bias, lam, heldout, metrics, meta, path)
+
+    def __repr__(self) -> str:
+        first, last = self.targets.start, self.targets.stop
+        models = self.meta.get("models")
+        known = f", from {models} models" * (models is not None)
+        known += f", LDS {self.metrics['mean']['lds']:.3f}" if "mean" in self.metrics else ""
+        where = "" if self.folder is None else f", in {self.folder}"
+        return f"<Datamodels: N = {len(self.weights)} images, targets {first} to {last - 1}{known}{where}>"
 
     @property
     def targets(self) -> range:
@@ -122,6 +132,8 @@ class Datamodels:
 
     def of(self, target: int) -> tuple[npt.NDArray[np.float32], float]:
         """Weights (N,) and bias of one target, as the store counts. Raises InputError for one that is not among them."""
+        if isinstance(target, bool) or not isinstance(target, (int, np.integer)):
+            raise InputError(f"a target is a whole number, not {target!r}")
         if target not in self.targets:
             raise InputError(f"the weights are of targets {self.targets.start}:{self.targets.stop}, {target} is not among them")
         column = target - self.targets.start
@@ -137,7 +149,15 @@ class Datamodels:
             raise InputError(f"the weights tell of held-out models that {store.folder} does not have")
 
     def predict(self, masks: BoolArray) -> npt.NDArray[np.float32]:
-        """Margins (m, T) of models trained on `masks`, bool (m, N)."""
+        """Margins (m, T) of models trained on `masks`, bool (m, N).
+
+        Raises InputError for masks of other shape, or of other numbers than 0 and 1.
+        """
+        masks, n = np.asarray(masks), len(self.weights)
+        if masks.ndim != 2 or masks.shape[1] != n:
+            raise InputError(f"masks are bool (m, {n}), a row for each model, not of shape {masks.shape}")
+        if masks.dtype != np.bool_ and not (masks.dtype.kind in "iuf" and np.isin(masks, (0, 1)).all()):
+            raise InputError(f"masks say of each image whether a model saw it, True or False, not {masks.dtype}")
         return masks.astype(np.float32) @ self.weights + self.bias
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import doctest
 from itertools import combinations
 
@@ -49,14 +50,48 @@ def test_fixed_sizes_take_the_largest_weights_first():
 
 def test_the_examples_of_the_docstrings_run():
     ran = doctest.testmod(supports)
-    assert (ran.failed, ran.attempted) == (0, 3)
+    assert (ran.failed, ran.attempted) == (0, 4)
 
 
 def test_the_package_offers_its_main_names():
     import datamodels
+    from datamodels.verify import measured
 
-    assert datamodels.support is supports.support
+    assert datamodels.support is measured.support
     assert datamodels.Store.__name__ == "Store"
     assert datamodels.Datamodels.__name__ == "Datamodels"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = datamodels.nothing
+
+
+@pytest.mark.parametrize(
+    ("weights", "base", "told"),
+    [
+        ([0.5, 0.4, 0.3, 0.2, -1], 1.1, "<Support: 3 images (0, 1, 2) should bring the margin from 1.10 to -0.10>"),
+        ([0.5], 0.4, "<Support: 1 image (0) should bring the margin from 0.40 to -0.10>"),
+        ([0.1] * 5, 9, "<Support: 5 images (0, 1, 2, …) should bring the margin from 9.00 to 8.50, which is not enough>"),
+        ([-1.0], 2, "<Support: no image has a positive weight, and the margin stays 2.00>"),
+        ([1.0], -0.25, "<Support: the margin is -0.25 without any removal>"),
+    ],
+)
+def test_a_support_is_told_in_a_sentence(weights, base, told):
+    assert repr(smallest_support(np.array(weights), base)) == told
+
+
+def test_one_by_weights_alone_says_that_it_extrapolates():
+    weights = np.array([0.1, 0.5, -1.0, 0.4])
+    found = supports.support(weights, 0.8)
+    assert found.predicted_before == pytest.approx(weights.sum() + 0.8)
+    assert (found.base, found.measured, found.extrapolation, found.verified) == ("extrapolated", None, None, None)
+    assert "extrapolated to all of S" in repr(found)
+    assert "was not measured" in repr(found)
+    off = supports.Extrapolation(-2.5, 30)
+    assert repr(dataclasses.replace(found, extrapolation=off)).endswith("30 measured targets was 2.50 too low>")
+    needed = supports.Needed(1.5, 4)
+    assert repr(dataclasses.replace(found, needed=needed)).endswith(
+        "of 4 searched targets retraining needed 1.5 times as many>"
+    )
+    never = supports.Needed(np.inf, 1)
+    assert repr(dataclasses.replace(found, needed=never)).endswith(
+        "1 searched target retraining needed more than could be found>"
+    )

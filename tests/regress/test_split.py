@@ -66,7 +66,7 @@ def test_the_draws_of_the_bench_are_by_masks_too(data, seed):
     groups = Subsets(np.arange(len(first)), first).shuffled(np.random.default_rng(seed))
     m = data.draw(st.integers(20, len(first)))
     settings = parse(["--regress.seed", str(seed)])[0]
-    parts = samples._parts(groups, m, np.zeros(0, np.int64), settings, 0)
+    parts = samples.drawn_parts(groups, m, np.zeros(0, np.int64), settings, 0)
     assert len(parts.fit) + len(parts.choice) == m
     assert not set(first[parts.fit].tolist()) & set(first[parts.choice].tolist())
     assert len(np.unique(np.concatenate([parts.fit, parts.choice]))) == m

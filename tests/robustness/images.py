@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datamodels.data import beton, load
-from datamodels.data.headers import check_header
+from datamodels.data.files import look
 from datamodels.errors import InputError
-from datamodels.reading import Unreadable
 from tests.robustness import betons
 from tests.robustness.case import Case, main_of
 from tests.robustness.damage import (
@@ -45,6 +44,9 @@ def data_cases() -> Iterator[Case]:
     yield from damaged("data meta.json values", ("run/data",), "run/data/meta.json", values(FORMAT_OF_DATA, False), loaded)
     fitting = {name: damage for name, damage in values(FORMAT_OF_DATA, True).items() if not name.startswith("class_names.0")}
     yield from damaged("data meta.json other values", ("run/data",), "run/data/meta.json", fitting, loaded)
+    looked: Read = lambda folder: lambda: look(folder / "run" / "data")  # noqa: E731
+    damages = {**FILES, **text_of_json(), **values(FORMAT_OF_DATA, False)}
+    yield from damaged("data looked at", ("run/data",), "run/data/meta.json", damages, looked)
     if beton.available():
         for name, rgb in (("grey", False), ("rgb", True)):
             file = f"{name}.beton"
@@ -68,10 +70,12 @@ def _beton_reader(file: str) -> Read:
 
 
 def _read_beton(path: Path) -> None:
-    """Read a file as a run's data are read, but for FFCV itself where the head is found well: it compiles for seconds."""
+    """Read a file as a run's data are read where FFCV is not installed: the head is looked at as before FFCV reads it, which
+    would compile for seconds.
+    """
     try:
-        check_header(path, 12)
-    except Unreadable as e:
+        beton.read_without(path, 12)
+    except (ValueError, OSError) as e:
         raise InputError(str(e)) from e
 
 

@@ -10,11 +10,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from datamodels import Datamodels, support
 from datamodels.runs import read_seconds
 from datamodels.store import Store, merge_if_free
 from datamodels.store.check import check
 from datamodels.subsets import draw_masks, pack
 from datamodels.verify.certificate import Certificate
+from datamodels.verify.measured import Measured
 from datamodels.verify.methods import embedding_named
 from datamodels.verify.record import Claims, Verified
 from datamodels.verify.typed import form_of
@@ -89,6 +91,7 @@ def verification_cases() -> Iterator[Case]:
     }
     yield from damaged("report of images", REPORTED, "run/verify/verify.json", of_report, reported)
     yield from _added()
+    yield from _supports()
     seconds: Read = lambda folder: lambda: read_seconds(settings_of(folder))  # noqa: E731
     damages = {**FILES, **text_of_json(), **{f"a value {k}": put(("data",), v, seal=False) for k, v in VALUES.items()}}
     yield from damaged("seconds.json", ("run/seconds.json",), "run/seconds.json", damages, seconds, (GONE_ON,))
@@ -135,6 +138,19 @@ def _added() -> Iterator[Case]:
     yield from damaged("added to verify.json", ADDED_TO, "run/verify/verify.json", verdicts, more)
     counted = {**FILES, **all_written(HEADERS)}
     yield from damaged("added to models_used.npy", ADDED_TO, "run/verify/models_used.npy", counted, more)
+
+
+def _supports() -> Iterator[Case]:
+    """A support in Python, which takes the margin before from verify.json where there is one."""
+    of = ("run/store", "run/regress", "run/verify/verify.json")
+    asked: Read = lambda folder: lambda: support(Datamodels.load(folder / "run" / "regress"), 3)  # noqa: E731
+    nothing_there = ("missing", "a link to nothing", "a loop of links")
+    files = {name: damage for name, damage in {**FILES, **text_of_json()}.items() if name not in nothing_there}
+    yield from damaged("support by verify.json", of, "run/verify/verify.json", files, asked)
+    values_of = values(form_of(Measured), False)
+    yield from damaged("support by verify.json values", of, "run/verify/verify.json", values_of, asked)
+    images = {"an image beyond": put(("searches", 0, "order", 0), 60)}
+    yield from damaged("support by verify.json images", of, "run/verify/verify.json", images, asked)
 
 
 def _inbox() -> Iterator[Case]:
