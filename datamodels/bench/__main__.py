@@ -11,6 +11,7 @@ from datamodels.bench.devices import bench_devices
 from datamodels.bench.fit import DEFAULT, bench_fit, size_named
 from datamodels.bench.gpu_check import GPU, PLACES
 from datamodels.bench.gpu_plan import gpu_check
+from datamodels.bench.page import bench_page
 from datamodels.bench.prior import bench_prior
 from datamodels.bench.record import Record, file_name
 from datamodels.bench.regress import bench_regress
@@ -27,7 +28,7 @@ from datamodels.settings import Settings, argument_parser, parse
 from datamodels.training import device_named
 
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy, "prior": bench_prior}
-SYNTHETIC = {"store": bench_store, "workers": bench_workers, "lasso": bench_lasso}
+SYNTHETIC = {"store": bench_store, "page": bench_page, "workers": bench_workers, "lasso": bench_lasso}
 OF_A_RUN = {"devices": bench_devices}
 OF_WEIGHTS: dict[str, Callable[..., tuple[Record, str]]] = {"regress": bench_regress, "samples": bench_samples}
 GPU_CHECK = "gpu-check"
@@ -42,6 +43,7 @@ def main() -> None:
         "store, regress: of synthetic rows, against the disk and against other solvers. fit: a whole regression. "
         "devices: a verification by half of the cores, and by both halves. "
         "workers: how often models are trained that several workers share. "
+        "page: how long the page of a run of CIFAR-10's size takes, how large it is, how soon it stands. "
         "lasso: of few models or many, against scikit-learn. "
         "samples: LDS against the number of models of a run, with a prior and without. "
         "repair: how often the sets that repair wrong predictions name wrongly labelled images. "
@@ -54,7 +56,7 @@ def main() -> None:
     parser.add_argument("--gpu", help="number of the GPU, or cpu (default: what is there)")
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
     counts += "; samples: draws of models (3); prior: networks (4); workers: models (2000); devices: rounds (1)"
-    counts += "; lasso: rounds (3); repair: targets (60)"
+    counts += "; lasso: rounds (3); repair: targets (60); page: verified targets (300)"
     counts += "; cluster: overhead's rounds (3), ingest's rows (10240), scaling's blocks a worker (4)"
     parser.add_argument("--n", type=int, help=counts)
     parser.add_argument("--size", default=DEFAULT, help=f"fit: images, models, targets, values of λ ({DEFAULT})")

@@ -130,7 +130,7 @@ def alike(weights: Array) -> Alike:
         order = np.argsort(-values, axis=1, kind="stable")
         neighbours[first : first + 512] = np.take_along_axis(chosen, order, 1)
         cosines[first : first + 512] = np.take_along_axis(values, order, 1)
-    return Alike(neighbours, cosines, placed(directions), exact)
+    return Alike(neighbours, cosines, placed(directions, neighbours), exact)
 
 
 def _length(rows: Array) -> Array:
@@ -154,14 +154,38 @@ def leading(weights: Array, lengths: Array, r: int) -> Array:
     return found
 
 
-def placed(directions: Array) -> Array:
-    """Places (T', 2) from 0 to 1: the two directions along which the scores (T', r) vary most, about their mean."""
-    centred = directions - directions.mean(0)
-    _, _, right = np.linalg.svd(centred, full_matrices=False)
-    places = np.zeros((len(directions), 2))
-    places[:, : min(2, len(right))] = centred @ right[:2].T
-    low, span = places.min(0), np.maximum(np.ptp(places, axis=0), 1e-12)
-    found: Array = ((places - low) / span).astype(np.float32)
+EPOCHS, OTHERS = 200, 5
+"""Rounds of the layout of a map, and the targets at random that each is pushed away from in a round."""
+PULL, PUSH, LEAST_APART, START = 0.5, 4.0, 1e-2, 3.0
+
+
+def placed(directions: Array, neighbours: Array) -> Array:
+    """Places (T', 2) from 0 to 1 on a map: neighbours (T', k) pull each other, others at random push each other away.
+
+    That descends the objective of LargeVis (Tang et al. 2016) in whole rounds, from the first two directions (T', r) on. The
+    same weights always give the same map.
+    """
+    (t, k), rng = neighbours.shape, np.random.default_rng(0)
+    places, ends = np.zeros((t, 2)), neighbours.astype(np.int64)
+    start = directions[:, :2]
+    places[:, : start.shape[1]] = START * start / max(float(np.abs(start).max(initial=0.0)), 1e-30)
+    places += rng.normal(0, 1e-2, places.shape)
+    for epoch in range(EPOCHS if k else 0):
+        apart = places[:, None] - places[ends]
+        pull = PULL / k * 2.0 * apart / (1.0 + _squares(apart))
+        away = places[:, None] - places[rng.integers(0, t, (t, OTHERS))]
+        push = PUSH / OTHERS * 2.0 * away / ((LEAST_APART + _squares(away)) * (1.0 + _squares(away)))
+        pulled = pull.sum(1)
+        for axis in (0, 1):
+            pulled[:, axis] -= np.bincount(ends.ravel(), pull[:, :, axis].ravel(), t)
+        places += (1.0 - epoch / EPOCHS) * np.clip(push.sum(1) - pulled, -4.0, 4.0)
+    span = np.maximum(np.ptp(places, axis=0), 1e-12)
+    found: Array = ((places - places.min(0)) / span).astype(np.float32)
+    return found
+
+
+def _squares(apart: Array) -> Array:
+    found: Array = (apart**2).sum(2, keepdims=True)
     return found
 
 

@@ -215,6 +215,8 @@ def _picture(figure: Figure) -> Picture:
     png, svg = io.BytesIO(), io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks; the SVG has it as text
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, for both files
         figure.savefig(png, format="png", dpi=DPI)
         figure.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None})
     return Picture(png.getvalue(), svg.getvalue())

@@ -108,8 +108,9 @@ DM.answer = (() => {
   function sentence(way, about) {
     const these = (number) => (number === 1 ? ["this ", h("strong", {}, "one"), ` training ${things(1)}`] : ["these ", h("strong", {}, `${number}`), ` training ${things(number)}`]);
     if (way.kind === "weights") {
-      const verb = DM.run.repair ? "stands against this prediction" : "carries this prediction";
-      return ["By its weights ", way.size === 1 ? "this image " : "", `${verb.replace("stands", way.size === 1 ? "stands" : "stand").replace("carries", way.size === 1 ? "carries" : "these carry")}`, ". ", h("em", {}, "Not verified"), " by retraining."];
+      const which = ["These ", h("strong", {}, `${way.size}`), ` training ${things(way.size)}`];
+      const what = DM.run.repair ? " stand most against this target" : " carry this target most";
+      return [...which, `${what}, by their weights. `, h("em", {}, "Not verified.")];
     }
     if (!way.outcome) return [`No ${DM.run.things} of it were tried.`];
     if (!way.found) {
@@ -233,8 +234,7 @@ DM.answer = (() => {
   function course(way, cards) {
     const holder = h("div.plot");
     const last = lastOf(way);
-    const range = h("input#along", { type: "range", min: 0, max: last, value: way.size, "aria-label": `How many ${DM.run.things} of the order are ${way.relabelled === null ? "removed" : "relabelled"}` });
-    range.id = "along";
+    const range = h("input", { id: "along", type: "range", min: 0, max: last, value: way.size, "aria-label": `How many ${DM.run.things} of the order are ${way.relabelled === null ? "removed" : "relabelled"}` });
     const output = h("output.reading", { for: "along", "aria-live": "polite" });
     let plot = null;
     let cursor = null;
@@ -271,9 +271,8 @@ DM.answer = (() => {
     return { cards, element: h("div", {}, list, more) };
   }
 
-  function strongest(title, found, sign) {
+  function strongest(title, found, sign, most) {
     if (!found.length) return "";
-    const most = Math.abs(found[0][1]) || 1;
     const rows = found.slice(0, BESIDE).map(([image, weight]) => {
       const bar = h(`span.bar.${sign}`, { "aria-hidden": "true", style: { width: `${(100 * Math.abs(weight)) / most}%` } });
       return h("li", {}, card(true, image, h("span.scale", {}, bar, h("span.weight", {}, fixed(weight)))));
@@ -285,7 +284,7 @@ DM.answer = (() => {
     if (!about.near.length) return "";
     const rows = about.near.map(([target, cosine]) => h("li", {}, card(false, target, h("span.weight", {}, fixed(cosine)))));
     const how = DM.run.exact ? "cosine of their weights" : "cosine of their weights' leading directions";
-    return h("section.near", { "aria-labelledby": "near-title" }, h("h3#near-title", { id: "near-title" }, "Targets that rest on the same ", DM.run.things), h("p.note", {}, `By the ${how}.`), h("ul.strip", {}, rows));
+    return h("section.near", { "aria-labelledby": "near-title" }, h("h3", { id: "near-title" }, "Targets that rest on the same ", DM.run.things), h("p.note", {}, `By the ${how}.`), h("ul.strip", {}, rows));
   }
 
   // Everything that was verified about the target, as a table.
@@ -348,9 +347,10 @@ DM.answer = (() => {
     byId("portrait").replaceChildren(portrait(about));
     answered(about, ways, bestOf(ways));
     const none = about.carriers.length + about.opponents.length === 0;
+    const most = Math.max(...[about.carriers, about.opponents].map((list) => (list.length ? Math.abs(list[0][1]) : 0)));
     byId("beside").replaceChildren(...[
-      strongest("Strongest carriers", about.carriers, "carrier"),
-      strongest("Strongest opponents", about.opponents, "opponent"),
+      strongest("Strongest carriers", about.carriers, "carrier", most),
+      strongest("Strongest opponents", about.opponents, "opponent", most),
       none ? h("p.note", {}, "There are no weights of this target.") : "",
     ].filter(Boolean));
     byId("near").replaceChildren(neighbours(about));

@@ -11,7 +11,8 @@ DM.map = (() => {
   let side = [0, 0];
   const sheets = new Map();
 
-  const colour = (label) => (label < 0 ? "#888" : `hsl(${(label * 137.5 + 20) % 360} 62% ${document.documentElement.dataset.dark ? 62 : 44}%)`);
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const colour = (label) => (label < 0 ? "#888" : `hsl(${(label * 137.5 + 20) % 360} 62% ${dark.matches ? 62 : 44}%)`);
   const count = () => places.length / 2;
   const at = (k) => [14 + places[2 * k] * (side[0] - 28), 14 + (1 - places[2 * k + 1]) * (side[1] - 28)];
 
@@ -37,7 +38,9 @@ DM.map = (() => {
     const { width, height } = DM.run.tiles;
     const [x, y] = at(k);
     context.imageSmoothingEnabled = !DM.run.tiles.pixelated;
+    context.filter = DM.run.ink && !dark.matches ? "invert(1)" : "none";
     context.drawImage(image, where.column * where.stepX, where.row * where.stepY, width, height, x - size / 2, y - size / 2, size, (size * height) / width);
+    context.filter = "none";
     context.strokeStyle = colour(DM.run.labels[first + k]);
     context.lineWidth = 2;
     context.strokeRect(x - size / 2, y - size / 2, size, (size * height) / width);
@@ -92,6 +95,7 @@ DM.map = (() => {
     canvas.addEventListener("pointermove", (event) => tell(nearest(event)));
     canvas.addEventListener("click", (event) => { window.location.hash = `t=${first + nearest(event)}`; });
     new ResizeObserver(() => draw()).observe(canvas);
+    dark.addEventListener("change", draw);
     const labels = [...new Set(DM.run.labels)].filter((label) => label >= 0).sort((a, b) => a - b);
     if (labels.length <= 20) byId("map-key").append(...labels.map((label) => h("span.key", {}, h("span.dot", { "aria-hidden": "true", style: { background: colour(label) } }), className(label))));
     tell(rank[0]);

@@ -38,6 +38,13 @@
     byId("trouble").textContent = `This page lacks a part of it: ${error.message}. Its folder must be kept whole.`;
   }
 
+  /** Until the thumbnails of the first screen can be seen, or cannot be had. */
+  function seen() {
+    const urls = new Set([...byId("answer").querySelectorAll(".thumb")].map((box) => box.style.backgroundImage.slice(5, -2)).filter(Boolean));
+    const images = [...urls].map((url) => Object.assign(new Image(), { src: url }).decode());
+    return Promise.allSettled(images);
+  }
+
   const idle = () => new Promise((resolve) => setTimeout(resolve, 0));
 
   async function start() {
@@ -45,6 +52,7 @@
     for (const name of PACKED) DM.run[name] = unpack(DM.run[name]);
     const wanted = asked();
     await DM.answer.show(wanted && wanted.kind === "t" ? wanted.number : DM.run.first);
+    await seen();
     document.documentElement.dataset.stands = "first";
     DM.tables.prepare();
     window.addEventListener("hashchange", () => follow().catch(failed));
@@ -56,7 +64,5 @@
     document.documentElement.dataset.stands = "all";
   }
 
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  if (dark.matches) document.documentElement.dataset.dark = "true";
   start().catch(failed);
 })();

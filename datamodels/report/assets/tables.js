@@ -35,6 +35,11 @@ DM.tables = (() => {
   function prepare() {
     document.querySelectorAll("#evidence table").forEach(label);
     for (const mark of document.querySelectorAll(".line[data-colour]")) mark.style.background = mark.dataset.colour;
+    const long = [...document.querySelectorAll("details.long")];
+    if (window.matchMedia("(max-width: 640px)").matches) for (const each of long) each.open = false;
+    window.addEventListener("beforeprint", () => {
+      for (const each of long) each.open = true;
+    });
     const table = byId("searches");
     if (!table) return;
     sortable(table);
