@@ -24,6 +24,8 @@ DIRECTIONS = 32
 MOST_WORK = 3e10
 """Multiplications up to which cosines are of the weights themselves, and not of their leading directions."""
 LISTED = 30
+DENSE = 0.05
+"""Share of weights above 0 from which on it is faster to look for the largest among all."""
 NONE = 2**32 - 1
 """In the place of an index: there are no more."""
 
@@ -47,12 +49,22 @@ def strongest(rows: Array, k: int) -> Strongest:
 
 
 def _largest(rows: Array, k: int) -> tuple[Array, Array]:
-    chosen = np.argpartition(rows, rows.shape[1] - k, axis=1)[:, rows.shape[1] - k :]
-    values = np.take_along_axis(rows, chosen, 1)
-    order = np.lexsort((chosen, -values), axis=1)
-    indices, values = np.take_along_axis(chosen, order, 1).astype(np.uint32), np.take_along_axis(values, order, 1)
-    indices[values <= 0] = NONE
-    return indices, np.where(values > 0, values, 0).astype(np.float32)
+    """Of each row (m, n) the k largest numbers above 0, in descending order: indices and values (m, k)."""
+    if (rows > 0).mean() > DENSE:
+        chosen = np.argpartition(rows, rows.shape[1] - k, axis=1)[:, rows.shape[1] - k :]
+        values = np.take_along_axis(rows, chosen, 1)
+        m, columns = np.repeat(np.arange(len(rows)), k), chosen.ravel()
+        m, columns = m[values.ravel() > 0], columns[values.ravel() > 0]
+    else:
+        m, columns = np.nonzero(rows > 0)
+    of = rows[m, columns]
+    order = np.lexsort((columns, -of, m))
+    m, columns, of = m[order], columns[order], of[order]
+    place = np.arange(len(m)) - np.searchsorted(m, m)
+    indices, found = np.full((len(rows), k), NONE, np.uint32), np.zeros((len(rows), k), np.float32)
+    kept = place < k
+    indices[m[kept], place[kept]], found[m[kept], place[kept]] = columns[kept], of[kept]
+    return indices, found
 
 
 class ByTarget(NamedTuple):

@@ -16,7 +16,7 @@ DM.classes = (() => {
     const most = Math.max(...gives.flat().map((value) => Math.abs(value ?? 0)));
     const head = h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "from ╲ to"), used.map((target) => h("th", { scope: "col" }, h("span", {}, className(target))))));
     const rows = gives.map((row, label) => h("tr", {}, h("th", { scope: "row" }, className(label)), used.map((target) => h("td", { style: shade(row[target], most) }, fixed(row[target], Math.abs(row[target]) < 9.95 ? 1 : 0)))));
-    return h("div.heat", { tabindex: "0", role: "region", "aria-label": "What each class gives to each" }, h("table", {}, h("caption.hidden", {}, "Mean over the targets of a class (columns) of the sum of weights of the training images of a class (rows)"), head, h("tbody", {}, rows)));
+    return h("div.heat", { tabindex: "0", role: "region", "aria-label": "Table of classes" }, h("table", {}, h("caption.hidden", {}, "Mean over the targets of a class (columns) of the sum of weights of the training images of a class (rows)"), head, h("tbody", {}, rows)));
   }
 
   function lists(takes) {
