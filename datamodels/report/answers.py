@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from datamodels.settings import REPAIR
 from datamodels.subsets import Array
 from datamodels.verify.known import Targets
 from datamodels.verify.methods import DATAMODEL
-from datamodels.verify.record import Probe, RemovalRecord, SearchRecord, Verified
+from datamodels.verify.record import SUPPORT, Probe, RemovalRecord, SearchRecord, Verified
 
 MOST_IN_ORDER = 1000
 """Images of an order that a page has: more than can be looked at."""
@@ -87,18 +86,24 @@ class Answers:
         return max(self.asked, key=lambda target: (self._striking(target), -target), default=None)
 
     def _striking(self, target: int) -> float:
-        """How much fewer, or to repair more, networks are right without the set than with all of S, by the size of the set."""
-        repairs = self.verified.goal == REPAIR
+        """How much fewer, or to repair more, networks are right without the set than with all of S, and than without as many
+        random images where that is known; by the size of the set.
+        """
         base = self.verified.base[target].outcome if target in self.verified.base else None
         best = 0.0
         for search in self.searches.get(target, []):
             after = judged(search)
             if base is None or after is None or search.size is None or search.relabelled is not None:
                 continue
-            turned = (after.correct - base.correct) * (1 if repairs else -1)
-            own = 1.0 if search.method == DATAMODEL else 0.5
-            best = max(best, own * turned * _looks_good(search.size))
+            control = self._control(target) if search.method == DATAMODEL else None
+            sign = 1 if self.verified.goal == REPAIR else -1
+            turned = min(sign * (after.correct - beside.correct) for beside in (base, control) if beside is not None)
+            best = max(best, (1.0 if control is not None else 0.5) * turned * _looks_good(search.size))
         return best
+
+    def _control(self, target: int) -> Outcome | None:
+        found = [removal.control for removal in self.removals.get(target, []) if removal.rule == SUPPORT]
+        return found[0] if found else None
 
 
 def _looks_good(size: int) -> float:
@@ -150,8 +155,3 @@ def _removal(removal: RemovalRecord) -> Record:
         "predicted": [removal.predicted_before, removal.predicted_after],
         "flipped": removal.flipped or removal.repaired,
     }
-
-
-def turned_by(searches: Sequence[SearchRecord]) -> int:
-    """How many of the searches have found a set."""
-    return sum(search.size is not None for search in searches)

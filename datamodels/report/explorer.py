@@ -128,7 +128,8 @@ class Alike(NamedTuple):
 def alike(weights: Array) -> Alike:
     """Which targets have similar weights (N, T'), their datamodel embedding, and a map of them."""
     n, t = weights.shape
-    lengths = np.maximum(np.sqrt(np.einsum("nt,nt->t", weights, weights, dtype=np.float64)), 1e-30)
+    squares = sum((weights[k : k + 1024].astype(np.float64) ** 2).sum(0) for k in range(0, n, 1024))
+    lengths = np.maximum(np.sqrt(squares), 1e-30)
     directions = leading(weights, lengths, min(DIRECTIONS, n, t))
     exact = float(n) * t * t <= MOST_WORK
     of = (weights / lengths).T.astype(np.float32) if exact else directions / np.maximum(_length(directions), 1e-30)

@@ -201,7 +201,7 @@ DM.answer = (() => {
     const plot = DM.plot.axes({ width, height: width < 480 ? 200 : 228, x: [0, last * 1.02], y: DM.plot.around(all), xLabel: `${DM.run.things} ${way.relabelled === null ? "removed" : "relabelled"}, in order`, yLabel: "margin", label, whole: true });
     const floor = Math.min(plot.bottom, Math.max(plot.top, plot.Y(0)));
     plot.svg.prepend(svg("rect", { class: "wrong", x: plot.left, y: floor, width: plot.right - plot.left, height: plot.bottom - floor }));
-    if (plot.bottom - floor > 16) plot.svg.append(svg("text", { class: "hint", x: plot.right - 4, y: plot.bottom - 5, "text-anchor": "end" }, "wrong"));
+    if (plot.bottom - floor > 16) plot.svg.append(svg("text", { class: "hint", x: plot.left + 6, y: plot.bottom - 6 }, "wrong"));
     DM.plot.line(plot, line, { class: "predicted" });
     if (way.base.low !== undefined) DM.plot.measured(plot, 0, way.base, "base");
     for (const probe of way.probes) DM.plot.measured(plot, probe.size, probe.outcome, way.confirmed && probe.size === way.size ? "replaced" : "removed");

@@ -16,13 +16,25 @@ DM.map = (() => {
   const count = () => places.length / 2;
   const at = (k) => [14 + places[2 * k] * (side[0] - 28), 14 + (1 - places[2 * k + 1]) * (side[1] - 28)];
 
+  /** A sheet of thumbnails; strokes on black the other way round on a bright page, once and not for each thumbnail. */
   function sheet(url) {
-    if (!sheets.has(url)) {
-      const image = new Image();
-      image.src = url;
-      sheets.set(url, image.decode().then(() => image));
+    const inverted = DM.run.ink && !dark.matches;
+    const name = `${url} ${inverted}`;
+    if (!sheets.has(name)) {
+      const image = Object.assign(new Image(), { src: url });
+      sheets.set(name, image.decode().then(() => (inverted ? invertedOf(image) : image)));
     }
-    return sheets.get(url);
+    return sheets.get(name);
+  }
+
+  function invertedOf(image) {
+    const canvas = Object.assign(document.createElement("canvas"), { width: image.naturalWidth, height: image.naturalHeight });
+    const own = canvas.getContext("2d");
+    own.drawImage(image, 0, 0);
+    own.globalCompositeOperation = "difference";
+    own.fillStyle = "white";
+    own.fillRect(0, 0, canvas.width, canvas.height);
+    return canvas;
   }
 
   function dot(k, radius) {
@@ -38,9 +50,7 @@ DM.map = (() => {
     const { width, height } = DM.run.tiles;
     const [x, y] = at(k);
     context.imageSmoothingEnabled = !DM.run.tiles.pixelated;
-    context.filter = DM.run.ink && !dark.matches ? "invert(1)" : "none";
     context.drawImage(image, where.column * where.stepX, where.row * where.stepY, width, height, x - size / 2, y - size / 2, size, (size * height) / width);
-    context.filter = "none";
     context.strokeStyle = colour(DM.run.labels[first + k]);
     context.lineWidth = 2;
     context.strokeRect(x - size / 2, y - size / 2, size, (size * height) / width);
