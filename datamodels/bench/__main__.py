@@ -28,7 +28,12 @@ from datamodels.settings import Settings, argument_parser, parse
 from datamodels.training import device_named
 
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy, "prior": bench_prior}
-SYNTHETIC = {"store": bench_store, "page": bench_page, "workers": bench_workers, "lasso": bench_lasso}
+SYNTHETIC: dict[str, Callable[..., tuple[Record, str]]] = {
+    "store": bench_store,
+    "page": bench_page,
+    "workers": bench_workers,
+    "lasso": bench_lasso,
+}
 OF_A_RUN = {"devices": bench_devices}
 OF_WEIGHTS: dict[str, Callable[..., tuple[Record, str]]] = {"regress": bench_regress, "samples": bench_samples}
 GPU_CHECK = "gpu-check"

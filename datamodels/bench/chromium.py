@@ -129,7 +129,9 @@ class Chromium:
     def requests(self) -> list[str]:
         """The addresses that were asked for since the page was opened."""
         self.ask("0")
-        asked = [event["params"]["request"]["url"] for event in self.events if event.get("method") == "Network.requestWillBeSent"]
+        asked = [
+            event["params"]["request"]["url"] for event in self.events if event.get("method") == "Network.requestWillBeSent"
+        ]
         return [url for url in asked if url != "about:blank"]
 
     def screenshot(self, whole: bool = False) -> bytes:

@@ -1,4 +1,4 @@
-"""The page of a run of CIFAR-10's size, made up: how long it takes to make, how large it is, how soon its first screen stands."""
+"""The page of a run of CIFAR-10's size, made up: how long it takes to make, how large it is, how soon it can be seen."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Made:
         """Pictures (k, 32, 32, 3)."""
         rng = np.random.default_rng([int(of_train), int(indices[0])])
         blots = rng.uniform(0, 255, (len(indices), SIDE // 4, SIDE // 4, 3)).repeat(4, 1).repeat(4, 2)
-        smooth = sum(np.roll(blots, shift, axis) for axis in (1, 2) for shift in (-2, -1, 0, 1, 2)) / 10
+        smooth: Array = np.mean([np.roll(blots, shift, axis) for axis in (1, 2) for shift in (-2, -1, 0, 1, 2)], 0)
         found: Array = np.clip(smooth + rng.normal(0, 5, smooth.shape), 0, 255).astype(np.uint8)
         return found
 

@@ -347,7 +347,7 @@ def _classes(examples: Gallery, found: _OfWeights) -> Record:
     gives = between_classes(found.by_target.by_class, found.labels, classes)
     if classes <= MOST_CLASSES:
         return {"gives": gives}
-    takes = []
+    takes: list[list[list[float]] | None] = []
     for label in range(classes):
         column = gives[:, label]
         if np.isnan(column).all():

@@ -54,9 +54,7 @@ def drops(found: Sequence[CounterfactualRecord], correlations: Mapping[str, floa
             "name": name,
             "colour": KIND_COLOURS[kind],
             "correlation": correlations[kind],
-            "points": [
-                [c.predicted_drop, c.measured_drop, c.target, c.size, c.low, c.high] for c in found if c.kind == kind
-            ],
+            "points": [[c.predicted_drop, c.measured_drop, c.target, c.size, c.low, c.high] for c in found if c.kind == kind],
         }
         for kind, name in KINDS.items()
     ]
@@ -75,4 +73,6 @@ def on_random_subsets(predicted: Array, true: Array, found: RandomSubsetsRecord)
 def removed(verdicts: Sequence[RemovalRecord]) -> list[Record]:
     """Margins before and after a removal, and the control's, by the margin before."""
     ordered = sorted(verdicts, key=lambda v: v.before.mean_margin)
-    return [{"target": v.target, **{state: outcome(getattr(v, state)) for state in ("before", "after", "control")}} for v in ordered]
+    return [
+        {"target": v.target, **{state: outcome(getattr(v, state)) for state in ("before", "after", "control")}} for v in ordered
+    ]

@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from datamodels.brittleness import Outcome
 from datamodels.errors import shown
 from datamodels.report.gallery import Gallery, shortened
 from datamodels.settings import FLIP, REPAIR

@@ -4,6 +4,7 @@ import importlib.resources
 import importlib.util
 import json
 import re
+import shutil
 from types import SimpleNamespace
 from urllib.parse import unquote, urlparse
 
@@ -16,14 +17,15 @@ from datamodels.regress import Datamodels
 from datamodels.regress.results import write
 from datamodels.regress.run import regress
 from datamodels.report import report
-from datamodels.report.explorer import AMONG, STRONGEST
-from datamodels.runs import read_store, stage_folder
+from datamodels.report.explorer import AMONG
+from datamodels.runs import page_folder, read_store, stage_folder
 from datamodels.settings import parse
 from datamodels.store import Store
-from datamodels.verify import verify_targets
+from datamodels.verify import targets_named, verify_targets
+from datamodels.verify.known import Examples
 from tests.conftest import built_in, flags, trained
 from tests.report.test_names import ODD, examples_name
-from tests.verify.rule import by_the_rule, planted, result_of
+from tests.verify.rule import by_the_rule, changed, planted, result_of
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
 N, T = 60, 20
@@ -86,7 +88,8 @@ def browser(running, made):
 def indices(browser, within):
     """The numbers that links to targets or training images within a part of the page have, in their order."""
     found = browser.ask(f"[...document.querySelectorAll('{within} a.card')].map(a => a.getAttribute('href'))")
-    return [int(re.fullmatch(r"#[ti]=(\d+)", href)[1]) for href in found]
+    assert all(re.fullmatch(r"#[ti]=\d+", href) for href in found)
+    return [int(href[3:]) for href in found]
 
 
 def text(browser, within):
@@ -99,7 +102,11 @@ def go(browser, fragment):
     browser.ask(f"window.location.hash = '{fragment}'")
     shown = "DM.answer.current()" if kind == "t" else "DM.images.current()"
     browser.wait(f"{shown} === {number}")
-    title = "document.getElementById('answer').dataset.target" if kind == "t" else "/\\d+/.exec(document.getElementById('image-title').textContent)[0]"
+    title = (
+        "document.getElementById('answer').dataset.target"
+        if kind == "t"
+        else "/\\d+/.exec(document.getElementById('image-title').textContent)[0]"
+    )
     browser.wait(f"{title} === '{number}'")
 
 
@@ -223,7 +230,9 @@ def test_other_ways_of_asking_are_chosen_beside(browser, made):
 
 
 def set_value(browser, name, value):
-    browser.ask(f"(e => {{ e.value = {json.dumps(value)}; e.dispatchEvent(new Event('input')); }})(document.getElementById('{name}'))")
+    browser.ask(
+        f"(e => {{ e.value = {json.dumps(value)}; e.dispatchEvent(new Event('input')); }})(document.getElementById('{name}'))"
+    )
 
 
 def test_filters_and_orders_are_those_of_the_arrays(browser, made):
@@ -265,13 +274,13 @@ def test_the_way_back_leads_from_a_training_image_to_its_targets(browser, made):
     go(browser, "t=7")
     image = strongest(made.models.weights[:, 7], 1)[0]
     browser.ask("document.querySelector('.strongest a').click()")
-    browser.wait(f"DM.images.current() === {image} && document.getElementById('image-title')?.textContent.includes('image {image}')")
+    browser.wait(
+        f"DM.images.current() === {image} && document.getElementById('image-title')?.textContent.includes('image {image}')"
+    )
     browser.wait("document.activeElement.id === 'image-title'")
     assert browser.ask("location.hash") == f"#i={image}"
     weights = made.models.weights
-    carried, harmed = (
-        sum(image in strongest(weights[:, t], sign)[:AMONG] for t in range(T)) for sign in (1, -1)
-    )
+    carried, harmed = (sum(image in strongest(weights[:, t], sign)[:AMONG] for t in range(T)) for sign in (1, -1))
     told = text(browser, "#image")
     assert f"carriers of {carried} target" in told
     assert f"opponents of {harmed} target" in told
@@ -304,13 +313,17 @@ def test_a_link_opens_at_its_target_and_an_unknown_one_at_the_first(running, mad
 
 
 def test_what_each_class_gives_to_each(browser, made):
-    rows = browser.ask("[...document.querySelectorAll('.heat tbody tr')].map(r => [...r.cells].slice(1).map(c => c.textContent))")
+    rows = browser.ask(
+        "[...document.querySelectorAll('.heat tbody tr')].map(r => [...r.cells].slice(1).map(c => c.textContent))"
+    )
     heads = browser.ask("[...document.querySelectorAll('.heat thead th')].slice(1).map(c => Number(c.textContent))")
     assert heads == sorted(set(made.labels.tolist()))
     for label, row in enumerate(rows):
         for target_label, told in zip(heads, row, strict=True):
             part = made.models.weights[made.train_labels == label][:, made.labels == target_label]
-            assert float(told.replace("−", "-")) == pytest.approx(part.sum(0).mean(), abs=0.051 if abs(part.sum(0).mean()) < 9.9 else 0.51)
+            assert float(told.replace("−", "-")) == pytest.approx(
+                part.sum(0).mean(), abs=0.051 if abs(part.sum(0).mean()) < 9.9 else 0.51
+            )
 
 
 def test_figures_for_the_critic_are_read_off_without_a_mouse(browser, made):
@@ -321,9 +334,10 @@ def test_figures_for_the_critic_are_read_off_without_a_mouse(browser, made):
         told.append(text(browser, "#figure-cdf output"))
         browser.press("ArrowRight")
     for size in set(found):
-        assert f"removed, by datamodel: at most {size} turn {sum(s <= size for s in found)} of {len(ASKED)} targets" in told or len(
-            [s for s in made.verified["searches"] if s["method"] == "datamodel"]
-        ) < len(ASKED)
+        assert (
+            f"removed, by datamodel: at most {size} turn {sum(s <= size for s in found)} of {len(ASKED)} targets" in told
+            or len([s for s in made.verified["searches"] if s["method"] == "datamodel"]) < len(ASKED)
+        )
     for name in ("heldout", "lds", "drops", "random-subsets", "ceilings", "verified-5"):
         assert text(browser, f"#figure-{name} output"), name
         assert browser.ask(f"document.querySelector('#figure-{name} svg').getAttribute('aria-label')")
@@ -335,9 +349,8 @@ def test_figures_for_the_critic_are_read_off_without_a_mouse(browser, made):
 
 def test_the_table_of_searches_sorts_and_filters(browser, made):
     def column(k):
-        return browser.ask(
-            f"[...document.querySelectorAll('#searches tbody tr')].filter(r => !r.hidden).map(r => r.cells[{k}].textContent.trim())"
-        )
+        rows = "[...document.querySelectorAll('#searches tbody tr')].filter(r => !r.hidden)"
+        return browser.ask(f"{rows}.map(r => r.cells[{k}].textContent.trim())")
 
     def sort(k):
         browser.ask(f"document.querySelectorAll('#searches th')[{k}].querySelector('button').click()")
@@ -370,7 +383,9 @@ def test_nothing_sticks_out_and_figures_keep_the_size_of_their_text(browser, mad
     assert browser.ask("document.documentElement.scrollWidth") <= width
     browser.ask("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert browser.ask("document.documentElement.scrollWidth") <= width
-    sizes = browser.ask("[...document.querySelectorAll('.plot svg')].map(s => [s.getBoundingClientRect().width, s.viewBox.baseVal.width])")
+    sizes = browser.ask(
+        "[...document.querySelectorAll('.plot svg')].map(s => [s.getBoundingClientRect().width, s.viewBox.baseVal.width])"
+    )
     assert len(sizes) >= 6
     assert all(abs(shown - drawn) < 1 for shown, drawn in sizes)
     ground = browser.ask("getComputedStyle(document.body).backgroundColor")
@@ -386,8 +401,11 @@ def test_in_print_every_table_is_whole_and_repeats_its_heads(browser, made):
     browser.size(718)  # A4 within its margins
     browser.call("Emulation.setEmulatedMedia", media="print")
     ask = """[...document.querySelectorAll("table")].filter(t => t.offsetParent).map(t => {
-        const cut = (e => { for (; e; e = e.parentElement) if (getComputedStyle(e).overflow !== "visible" && e.scrollWidth > e.clientWidth && e !== document.documentElement) return true; })(t);
-        return [t.getBoundingClientRect().right, Boolean(cut), getComputedStyle(t.tHead).display, getComputedStyle(t.rows[1]).breakInside];
+        let cut = false;
+        for (let e = t; e && e !== document.documentElement; e = e.parentElement)
+            cut = cut || (getComputedStyle(e).overflow !== "visible" && e.scrollWidth > e.clientWidth);
+        const [head, row] = [getComputedStyle(t.tHead), getComputedStyle(t.rows[1])];
+        return [t.getBoundingClientRect().right, cut, head.display, row.breakInside];
     })"""
     tables = browser.ask(ask)
     browser.call("Emulation.setEmulatedMedia", media="")
@@ -437,11 +455,9 @@ class HostilePictures(Hostile):
 
 @pytest.mark.parametrize("kind", [Hostile, HostilePictures])
 def test_names_are_shown_and_not_run(running, made, tmp_path, kind):
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(made.page.parents[1], copy, ignore=shutil.ignore_patterns("report"))
-    settings = parse(flags(copy, store__num_models=60, **{"verify__methods": "datamodel,relabel,random,similarity"}))[0]
+    settings = parse(flags(copy, store__num_models=60, verify__methods="datamodel,relabel,random,similarity"))[0]
     learner = kind(made.learner)
     report(settings, learner)
     running.size(1280)
@@ -451,11 +467,12 @@ def test_names_are_shown_and_not_run(running, made, tmp_path, kind):
     wanted = examples_name(ODD[7])
     running.wait(f"document.querySelector('#portrait bdi').textContent === {json.dumps(wanted)}")
     assert learner.class_names[int(made.labels[7])] in text(running, "#portrait .class")
-    members = running.ask("[...document.querySelectorAll('#answer-body details:last-of-type tbody tr')].map(r => [...r.cells].map(c => c.textContent))")
+    rows = "[...document.querySelectorAll('#answer-body details:last-of-type tbody tr')]"
+    members = running.ask(f"{rows}.map(r => [...r.cells].map(c => c.textContent))")
     order = search_of(made, 7)["order"]
     assert [int(row[1]) for row in members] == order
     running.wait("document.querySelector('#answer-body details:last-of-type tbody bdi').textContent !== ''")
-    members = running.ask("[...document.querySelectorAll('#answer-body details:last-of-type tbody tr')].map(r => r.cells[2].textContent)")
+    members = running.ask(f"{rows}.map(r => r.cells[2].textContent)")
     assert members == [examples_name(ODD[k % len(ODD)]) for k in order]
     pictured = running.ask("[...document.querySelectorAll('.members .thumb')].map(t => t.style.backgroundImage !== '')")
     assert pictured == [kind is HostilePictures] * len(pictured)
@@ -466,13 +483,70 @@ def test_names_are_shown_and_not_run(running, made, tmp_path, kind):
     assert indices(running, "#grid") == [t for t in range(T) if "日本語" in ODD[t % len(ODD)]]
 
 
-def test_a_page_that_lacks_a_part_says_so(running, made, tmp_path):
-    import shutil
+def rewritten(made, folder, name, change):
+    """A copy of the page of whose data one part is changed."""
+    page = folder / "report"
+    shutil.copytree(made.page.parent, page)
+    file = page / "data" / f"{name}.js"
+    call = re.fullmatch(rf'DM\.put\("{name}",(.*)\);\n', file.read_text())
+    assert call is not None
+    content = json.loads(call[1])
+    change(content)
+    file.write_text(f'DM.put("{name}",{json.dumps(content)});\n')
+    return page / "index.html"
 
+
+def test_what_fresh_networks_say_is_what_is_told(running, made, tmp_path):
+    target = next(s["target"] for s in made.verified["searches"] if s["method"] == "datamodel" and s["size"])
+
+    def confirm(content):
+        (search,) = (s for s in content["answers"][str(target)]["searches"] if s["method"] == "datamodel")
+        told = {"models": 64, "mean": -0.7, "low": -1.1, "high": -0.3, "right": 9, "share": [9 / 64, 0.07, 0.25]}
+        search.update(confirmed={**told, "confidence": None}, breaks=[2, 5], repairs=[8])
+
+    running.open(rewritten(made, tmp_path, "targets-0", confirm), f"#t={target}")
+    assert text(running, ".sentence").endswith("networks get it wrong in 55 of 64 trainings.")
+    told = text(running, ".beside")
+    assert "Counted with 64 fresh networks that no search has seen." in told
+    assert "The same networks break 2 other predictions: 2 5." in told
+    assert "repair 1 other prediction: 8." in told
+    assert "measured −0.70 [−1.10, −0.30], right in 9 of 64" in text(running, ".course output")
+    assert running.ask("document.querySelectorAll('.measured.confirmed').length") == 1
+    assert running.messages() == []
+
+
+def test_sets_that_repair_are_told_as_such(running, made, tmp_path):
+    target = next(s["target"] for s in made.verified["searches"] if s["method"] == "datamodel" and s["size"])
+    running.open(rewritten(made, tmp_path, "run", lambda content: content.update(repair=True)), f"#t={target}")
+    assert re.search(r"networks get it right in \d+ of \d+ trainings\.$", text(running, ".sentence"))
+    other = next(t for t in range(T) if t not in ASKED)
+    go(running, f"t={other}")
+    assert "stand most against this target" in text(running, ".sentence")
+    shown = strongest(made.models.weights[:, other], -1)
+    assert indices(running, ".members") == shown[:24]
+
+
+def test_behaviours_are_targets_too(running, made):
+    """Several targets as one: their picture is theirs side by side, their weights are the mean."""
+    settings = changed(made.settings, name="more", methods="datamodel")
+    data = load(settings)
+    asked = targets_named("pair: 3, 7, 12, 19", Examples(made.learner), 0)
+    verify_targets(settings, by_the_rule(data, made.models), made.models, asked)
+    report(settings, made.learner)
+    running.open(page_folder(settings) / "index.html", f"#t={T}")
+    assert text(running, "#portrait .kind") == "pair"
+    assert running.ask("document.querySelectorAll('#portrait .montage .thumb').length") == 4
+    weights = made.models.weights[:, [3, 7, 12, 19]].mean(1)
+    first = running.ask("[...document.querySelector('.strongest').querySelectorAll('a')].map(a => Number(a.hash.slice(3)))")
+    assert first == strongest(weights, 1)[:6]
+    assert text(running, "#count") == "21 of 21 targets"
+    assert running.messages() == []
+
+
+def test_a_page_that_lacks_a_part_says_so(running, made, tmp_path):
     copy = tmp_path / "report"
     shutil.copytree(made.page.parent, copy)
     (copy / "data" / "run.js").unlink()
     running.call("Page.navigate", url="about:blank")
     running.call("Page.navigate", url=(copy / "index.html").as_uri())
     running.wait("document.getElementById('trouble')?.textContent.includes('data/run.js cannot be loaded')")
-    assert STRONGEST >= 6

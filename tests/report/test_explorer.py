@@ -1,6 +1,7 @@
 """What the explorer makes of weights, against the same by brute force; thumbnails, against the pictures that went in."""
 
 import base64
+import itertools
 import json
 import re
 from types import SimpleNamespace
@@ -181,7 +182,7 @@ def test_twins_are_found_and_told_by_their_difference():
     assert tuple(found[0]) == (4, 17, 0.0)
     assert found[1][:2] == (9, 3)
     assert found[1].difference == pytest.approx(np.sqrt(((train[3].astype(float) - test[9]) ** 2).mean()))
-    assert all(a.difference <= b.difference for a, b in zip(found, found[1:], strict=False))
+    assert all(a.difference <= b.difference for a, b in itertools.pairwise(found))
 
 
 # Thumbnails.
@@ -258,9 +259,7 @@ def test_rows_of_features_are_seen_as_cells(d):
     assert set(np.unique(shown[2]).tolist()) <= {0, 128}
     if d <= 64:
         z = (test[0] - train.mean(0)) / train.std(0)
-        np.testing.assert_allclose(
-            shown[0].ravel()[:d], 127.5 * (1 - np.clip(z / 2.5, -1, 1)), atol=1.01
-        )
+        np.testing.assert_allclose(shown[0].ravel()[:d], 127.5 * (1 - np.clip(z / 2.5, -1, 1)), atol=1.01)
 
 
 def test_what_is_seen_is_pictures_or_nothing_else():
@@ -285,7 +284,9 @@ def test_scripts_hold_json_and_nothing_that_ends_them(tmp_path):
     content = {"a": [1.23456789, float("nan"), np.float32(np.inf), np.int64(3)], "b": "</script>\u2028é", 5: np.arange(2)}
     write_script(tmp_path, "x", content)
     text = (tmp_path / "x.js").read_text(encoding="ascii")
-    found = json.loads(re.fullmatch(r'DM\.put\("x",(.*)\);\n', text)[1])
+    call = re.fullmatch(r'DM\.put\("x",(.*)\);\n', text)
+    assert call is not None
+    found = json.loads(call[1])
     assert found == {"a": [1.2346, None, None, 3], "b": "</script>\u2028é", "5": [0, 1]}
     assert plain(SimpleNamespace) is SimpleNamespace
 

@@ -163,12 +163,13 @@ DM.answer = (() => {
     const alt = `${called(false, about.target)}${known ? `, ${className(about.label)}` : ""}`;
     const name = h("bdi.name");
     nameOf(false, about.target).then((text) => name.replaceChildren(text));
-    const number = called(false, about.target);
+    const told = called(false, about.target);
+    const number = DM.pictures.isBehaviour(about.target) ? told : told[0].toUpperCase() + told.slice(1);
     return h(
       "div.portrait",
       {},
       h("div.large", {}, thumb(false, about.target, alt)),
-      h("div.who", {}, h("p.kind", {}, number[0].toUpperCase() + number.slice(1)), known ? h("p.class", {}, className(about.label)) : "", name, facts(about)),
+      h("div.who", {}, h("p.kind", {}, number), known ? h("p.class", {}, className(about.label)) : "", name, facts(about)),
       h("div.steps", {}, step(about.target, -1, "Previous"), step(about.target, 1, "Next")),
     );
   }
