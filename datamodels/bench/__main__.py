@@ -11,7 +11,7 @@ from datamodels.bench.devices import bench_devices
 from datamodels.bench.fit import DEFAULT, bench_fit, size_named
 from datamodels.bench.gpu_check import GPU, PLACES
 from datamodels.bench.gpu_plan import gpu_check
-from datamodels.bench.page import bench_page
+from datamodels.bench.page import bench_page, shots
 from datamodels.bench.prior import bench_prior
 from datamodels.bench.record import Record, file_name
 from datamodels.bench.regress import bench_regress
@@ -37,7 +37,7 @@ SYNTHETIC: dict[str, Callable[..., tuple[Record, str]]] = {
 OF_A_RUN = {"devices": bench_devices}
 OF_WEIGHTS: dict[str, Callable[..., tuple[Record, str]]] = {"regress": bench_regress, "samples": bench_samples}
 GPU_CHECK = "gpu-check"
-FIT, REPAIR, CLUSTER = "fit", "repair", "cluster"
+FIT, REPAIR, CLUSTER, SHOTS = "fit", "repair", "cluster", "shots"
 
 
 def main() -> None:
@@ -49,13 +49,14 @@ def main() -> None:
         "devices: a verification by half of the cores, and by both halves. "
         "workers: how often models are trained that several workers share. "
         "page: how long the page of a run of CIFAR-10's size takes, how large it is, how soon it stands. "
+        "shots: of the first screen of a run's page, wide and narrow. "
         "lasso: of few models or many, against scikit-learn. "
         "samples: LDS against the number of models of a run, with a prior and without. "
         "repair: how often the sets that repair wrong predictions name wrongly labelled images. "
         "cluster: the engine on a Ray cluster against the local one, its writer's rows per second, and how it scales. "
         "gpu-check: whether a GPU, and this package on it, does what it should."
     )
-    benches = [*OF_MODELS, *SYNTHETIC, *OF_A_RUN, *OF_WEIGHTS, FIT, REPAIR, CLUSTER, GPU_CHECK]
+    benches = [*OF_MODELS, *SYNTHETIC, *OF_A_RUN, *OF_WEIGHTS, FIT, REPAIR, CLUSTER, SHOTS, GPU_CHECK]
     parser = argument_parser("python -m datamodels.bench", about)
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
     parser.add_argument("--gpu", help="number of the GPU, or cpu (default: what is there)")
@@ -76,6 +77,9 @@ def main() -> None:
     settings, args = parse(sys.argv[1:], parser)
     if args.bench is None:
         raise InputError(f"which bench? There are {', '.join(benches)}")
+    if args.bench == SHOTS:
+        print(*shots(settings, args.out or Path()), sep="\n")
+        return
     passed = True
     for result, table in _measured(settings, args):
         print(table, flush=True)

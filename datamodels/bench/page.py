@@ -18,6 +18,7 @@ from datamodels import __version__
 from datamodels.bench.chromium import CHROMIUM, chromium
 from datamodels.bench.record import Record, describe
 from datamodels.brittleness import Outcome
+from datamodels.durable import write_file
 from datamodels.errors import InputError
 from datamodels.machine import describe_machine
 from datamodels.regress.results import provenance, write
@@ -113,6 +114,29 @@ def _opened(page: Path) -> Record:
         "first_screen_seconds": [round(seconds[0], 2), round(seconds[OPENED // 2], 2)],
         "first_screen_megabytes": round(sum(file.stat().st_size for file in files) / 1e6, 2),
     }
+
+
+WIDTHS = {1280: 900, 390: 844}
+"""Of the screens that a page is shown on, with their heights."""
+
+
+def shots(settings: Settings, out: Path) -> list[Path]:
+    """The first screen of a run's page as PNGs, page-RUN-1280.png and page-RUN-390.png in a folder; their paths.
+
+    Raises InputError where the run has no page, or there is no Chromium.
+    """
+    page = page_folder(settings) / "index.html"
+    if not page.is_file():
+        raise InputError(f"there is no {page}; run python -m datamodels.report with the same config")
+    found = []
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as profile, chromium(Path(profile)) as browser:
+        for width, height in WIDTHS.items():
+            browser.size(width, height)
+            browser.open(page)
+            found.append(out / f"page-{Path(settings.run.dir).name}-{width}.png")
+            write_file(found[-1], browser.screenshot())
+    return found
 
 
 def _make_up(settings: Settings, verified: int, n: int, t: int) -> None:

@@ -1,9 +1,12 @@
 """The bench of the page, small: it makes a whole page, tells its size, and leaves nothing behind."""
 
+import io
+
 import pytest
+from PIL import Image
 
 from datamodels.bench.chromium import CHROMIUM
-from datamodels.bench.page import Made, bench_page
+from datamodels.bench.page import Made, bench_page, shots
 from datamodels.errors import InputError
 from datamodels.settings import parse
 
@@ -39,3 +42,17 @@ def test_a_made_up_learner_shows_pictures_and_trains_nothing():
     assert made.names(False, [7]) == ["test/00007.png"]
     with pytest.raises(InputError, match="cannot be trained"):
         made.train([None])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
+def test_the_first_screen_of_a_page_is_shot_wide_and_narrow(tmp_path):
+    settings = parse(["--run.dir", str(tmp_path / "mine")])[0]
+    (tmp_path / "mine" / "report").mkdir(parents=True)
+    page = tmp_path / "mine" / "report" / "index.html"
+    page.write_text("<html data-stands=all><body>page</body></html>")
+    found = shots(settings, tmp_path / "out")
+    assert [file.name for file in found] == ["page-mine-1280.png", "page-mine-390.png"]
+    assert [Image.open(io.BytesIO(file.read_bytes())).size for file in found] == [(1280, 900), (390, 844)]
+    page.unlink()
+    with pytest.raises(InputError, match=r"there is no .*index\.html; run"):
+        shots(settings, tmp_path)

@@ -1,5 +1,6 @@
 """The page in a real browser, Chromium without a window: what a person looks for is found, and is what the arrays say."""
 
+import dataclasses
 import importlib.resources
 import importlib.util
 import json
@@ -540,6 +541,30 @@ def test_behaviours_are_targets_too(running, made):
     first = running.ask("[...document.querySelector('.strongest').querySelectorAll('a')].map(a => Number(a.hash.slice(3)))")
     assert first == strongest(weights, 1)[:6]
     assert text(running, "#count") == "21 of 21 targets"
+    assert running.messages() == []
+
+
+def test_a_page_of_weights_for_some_targets_shows_all(running, made, tmp_path):
+    copy, some = tmp_path / "run", slice(5, 15)
+    shutil.copytree(made.page.parents[1], copy, ignore=shutil.ignore_patterns("report", "verify.*"))
+    settings = changed(made.settings, name="some", methods="datamodel")
+    settings = dataclasses.replace(settings, run=dataclasses.replace(settings.run, dir=str(copy)))
+    models, folder = made.models, stage_folder(settings, "regress")
+    metrics = {**models.metrics, "per_target": {name: values[some] for name, values in models.metrics["per_target"].items()}}
+    meta = {**models.meta, "targets": [5, 15]}
+    write(folder, models.weights[:, some], models.bias[some], models.lam[some], models.heldout, metrics, meta)
+    verify_targets(settings, by_the_rule(load(settings), models), Datamodels.load(folder), [7])
+    report(settings, made.learner)
+    running.open(page_folder(settings) / "index.html", "#t=0")
+    assert text(running, ".sentence") == "Nobody has asked about this target, and there are no weights of it."
+    assert text(running, "#beside") == "There are no weights of this target."
+    assert text(running, "#count") == "20 of 20 targets"
+    for target in (7, 14):
+        go(running, f"t={target}")
+        assert indices(running, ".strongest")[:6] == strongest(models.weights[:, target], 1)[:6]
+        assert set(indices(running, "#near")) == set(range(5, 15)) - {target}
+    go(running, "i=3")
+    assert indices(running, "#image .back > div:first-child") == [5 + t for t in strongest(models.weights[3, some], 1)]
     assert running.messages() == []
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from datamodels.brittleness import Outcome
-from datamodels.report.figures import verified_figure
+from datamodels.report.figures import METHOD_COLOURS, METHODS, colour_of, line_of, name_of, verified_figure
 from datamodels.report.gallery import Gallery, shortened
 from datamodels.report.run import SCRIPTS
 from datamodels.report.summary import accuracy
@@ -83,6 +83,13 @@ def test_targets_are_told_by_number_and_by_name_where_they_have_one():
     named = text_of(verified_figure(verdicts, "title", Gallery(but(names=odd))))
     assert {f"{k} · {shortened(Gallery(but(names=odd)).name(False, k), 34)}" for k in range(T)} <= set(named)
     assert {str(k) for k in range(T)} <= set(text_of(verified_figure(verdicts, "title", Gallery(but(names=None)))))
+
+
+def test_methods_of_somebody_elses_scores_are_called_by_their_names():
+    assert name_of("datamodel") == METHODS["datamodel"]
+    assert name_of("scores:my\x1btrak") == r"removed, by my\x1btrak"
+    assert colour_of("scores:a") == colour_of("scores:a") != colour_of("datamodel") == METHOD_COLOURS["datamodel"]
+    assert line_of("scores:a") == "-"
 
 
 def test_long_names_lose_their_middle():

@@ -107,6 +107,7 @@ DM.answer = (() => {
 
   function sentence(way, about) {
     const these = (number) => (number === 1 ? ["this ", h("strong", {}, "one"), ` training ${things(1)}`] : ["these ", h("strong", {}, `${number}`), ` training ${things(number)}`]);
+    if (way.kind === "weights" && !way.size) return ["Nobody has asked about this target, and there are no weights of it."];
     if (way.kind === "weights") {
       const which = ["These ", h("strong", {}, `${way.size}`), ` training ${things(way.size)}`];
       const what = DM.run.repair ? " stand most against this target" : " carry this target most";
@@ -128,6 +129,7 @@ DM.answer = (() => {
 
   function beside(way, about) {
     const lines = [];
+    if (way.kind === "weights" && !way.size) return lines;
     if (way.kind === "weights") {
       lines.push(`The line is what the weights predict; what networks do without these ${DM.run.things} nobody has tried. `);
       lines.push(h("code", {}, `python -m datamodels.verify --targets ${about.target}`), " finds out.");
@@ -332,9 +334,9 @@ DM.answer = (() => {
       h("p.beside", {}, beside(way, about)),
       choice(ways, way, about),
       made.element,
-      course(way, made.cards),
+      way.order.length ? course(way, made.cards) : "",
       table(ways, about),
-      byName(way),
+      way.order.length ? byName(way) : "",
     );
     if (keepsFocus && byId("way")) byId("way").focus();
   }

@@ -34,7 +34,7 @@ DM.plot = (() => {
     const X = (value) => left + ((value - x[0]) / (x[1] - x[0] || 1)) * (width - left - RIGHT);
     const Y = (value) => height - BOTTOM - ((value - y[0]) / (y[1] - y[0] || 1)) * (height - TOP - BOTTOM);
     const figure = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label });
-    const [xs, ys] = [ticks(x[0], x[1], Math.max(2, width / 90)).filter((t) => !whole || Number.isInteger(t)), ticks(y[0], y[1], height / 42)];
+    const [xs, ys] = [ticks(x[0], x[1], Math.max(3, width / 80)).filter((t) => !whole || Number.isInteger(t)), ticks(y[0], y[1], height / 42)];
     for (const tick of ys) {
       figure.append(svg("line", { class: tick === 0 ? "zero" : "rule", x1: left, x2: width - RIGHT, y1: Y(tick), y2: Y(tick) }));
       figure.append(svg("text", { class: "tick", x: left - 6, y: Y(tick) + 4, "text-anchor": "end" }, fixed(tick, decimals(ys))));
