@@ -1,6 +1,6 @@
 "use strict";
-/* What all of the page's scripts share: its data, which comes in scripts that are loaded when they are needed, and elements made
-   of text. Nothing here or elsewhere makes HTML of data: text becomes text nodes. */
+/* What all of the page's scripts share: its data, in scripts that are loaded when they are needed, and elements made of text.
+   Nothing here or elsewhere makes HTML of data: text becomes text nodes. */
 
 window.DM = (() => {
   const slots = new Map();

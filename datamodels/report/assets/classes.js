@@ -14,9 +14,41 @@ DM.classes = (() => {
   function table(gives) {
     const used = gives[0].map((_, target) => target).filter((target) => gives.some((row) => row[target] !== null));
     const most = Math.max(...gives.flat().map((value) => Math.abs(value ?? 0)));
-    const head = h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "from ╲ to"), used.map((target) => h("th", { scope: "col" }, h("span", {}, className(target))))));
-    const rows = gives.map((row, label) => h("tr", {}, h("th", { scope: "row" }, className(label)), used.map((target) => h("td", { style: shade(row[target], most) }, fixed(row[target], Math.abs(row[target]) < 9.95 ? 1 : 0)))));
-    return h("div.heat", { tabindex: "0", role: "region", "aria-label": "Table of classes" }, h("table", {}, h("caption.hidden", {}, "Mean over the targets of a class (columns) of the sum of weights of the training images of a class (rows)"), head, h("tbody", {}, rows)));
+    const head = h(
+      "thead",
+      {},
+      h(
+        "tr",
+        {},
+        h("th", { scope: "col" }, "from ╲ to"),
+        used.map((target) => h("th", { scope: "col" }, h("span", {}, className(target)))),
+      ),
+    );
+    const rows = gives.map((row, label) =>
+      h(
+        "tr",
+        {},
+        h("th", { scope: "row" }, className(label)),
+        used.map((target) =>
+          h("td", { style: shade(row[target], most) }, fixed(row[target], Math.abs(row[target]) < 9.95 ? 1 : 0)),
+        ),
+      ),
+    );
+    return h(
+      "div.heat",
+      { tabindex: "0", role: "region", "aria-label": "Table of classes" },
+      h(
+        "table",
+        {},
+        h(
+          "caption.hidden",
+          {},
+          "Mean over the targets of a class (columns) of the sum of weights of the training images of a class (rows)",
+        ),
+        head,
+        h("tbody", {}, rows),
+      ),
+    );
   }
 
   function lists(takes) {
@@ -25,11 +57,47 @@ DM.classes = (() => {
     const show = (label) => {
       const found = takes[label];
       const most = Math.max(...found.map(([, value]) => Math.abs(value)));
-      holder.replaceChildren(h("ol.bars", {}, found.map(([from, value]) => h("li", {}, h("span", {}, className(from)), h("span.scale", {}, h(`span.bar.${value >= 0 ? "carrier" : "opponent"}`, { "aria-hidden": "true", style: { width: `${(100 * Math.abs(value)) / most}%` } }), h("span.weight", {}, fixed(value)))))));
+      holder.replaceChildren(
+        h(
+          "ol.bars",
+          {},
+          found.map(([from, value]) =>
+            h(
+              "li",
+              {},
+              h("span", {}, className(from)),
+              h(
+                "span.scale",
+                {},
+                h(`span.bar.${value >= 0 ? "carrier" : "opponent"}`, {
+                  "aria-hidden": "true",
+                  style: { width: `${(100 * Math.abs(value)) / most}%` },
+                }),
+                h("span.weight", {}, fixed(value)),
+              ),
+            ),
+          ),
+        ),
+      );
     };
-    const select = h("select", { id: "to-class", onchange: (event) => show(Number(event.target.value)) }, known.map(([label]) => h("option", { value: label }, className(label))));
+    const select = h(
+      "select",
+      { id: "to-class", onchange: (event) => show(Number(event.target.value)) },
+      known.map(([label]) => h("option", { value: label }, className(label))),
+    );
     if (known.length) show(known[0][0]);
-    return h("div", {}, h("p", {}, h("label", { for: "to-class" }, "To targets of "), select, " each class gives, the most giving and the most taking ones:"), holder);
+    return h(
+      "div",
+      {},
+      h(
+        "p",
+        {},
+        h("label", { for: "to-class" }, "To targets of "),
+        select,
+        " each class gives, the most giving and the most taking ones:",
+      ),
+      holder,
+    );
   }
 
   async function prepare() {

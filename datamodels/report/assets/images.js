@@ -22,7 +22,16 @@ DM.images = (() => {
 
   function listed(title, found) {
     if (!found.length) return h("div", {}, h("h4", {}, title), h("p.note", {}, "None."));
-    return h("div", {}, h("h4", {}, title), h("ul.strip", {}, found.map(([target, weight]) => h("li", {}, card(false, target, h("span.weight", {}, fixed(weight)))))));
+    return h(
+      "div",
+      {},
+      h("h4", {}, title),
+      h(
+        "ul.strip",
+        {},
+        found.map(([target, weight]) => h("li", {}, card(false, target, h("span.weight", {}, fixed(weight))))),
+      ),
+    );
   }
 
   /** Show a training image. */
@@ -35,15 +44,25 @@ DM.images = (() => {
     nameOf(true, image).then((text) => name.replaceChildren(text));
     const [first, second] = about.times;
     const own = DM.run.trainTargets.indexOf(image);
-    const itself = own < 0 ? "" : h("p", {}, h("a", { href: `#t=${DM.run.tests + own}` }, "It is a target as well: what carries it."));
+    const itself =
+      own < 0 ? "" : h("p", {}, h("a", { href: `#t=${DM.run.tests + own}` }, "It is a target as well: what carries it."));
     byId("image").replaceChildren(
       h("div.large", {}, thumb(true, image, `${called(true, image)}${label >= 0 ? `, ${className(label)}` : ""}`)),
       h(
         "div.who",
         {},
-        h("h3", { id: "image-title", tabindex: "-1" }, `Training ${DM.run.things.slice(0, -1)} ${image}${label >= 0 ? `: ${className(label)}` : ""}`),
+        h(
+          "h3",
+          { id: "image-title", tabindex: "-1" },
+          `Training ${DM.run.things.slice(0, -1)} ${image}${label >= 0 ? `: ${className(label)}` : ""}`,
+        ),
         name,
-        h("p", {}, `Among the ${DM.run.among} strongest carriers of ${targets(first)}, and among the ${DM.run.among} strongest opponents of ${targets(second)}. The sum of its weights over all targets is ${fixed(about.total)}.`),
+        h(
+          "p",
+          {},
+          `Among the ${DM.run.among} strongest carriers of ${targets(first)}, and among the ${DM.run.among} strongest `,
+          `opponents of ${targets(second)}. The sum of its weights over all targets is ${fixed(about.total)}.`,
+        ),
         itself,
       ),
       h("div.back", {}, listed("It carries most", about.carries), listed("It harms most", about.harms)),
@@ -53,7 +72,9 @@ DM.images = (() => {
   const note = {
     carry: () => `How many targets have it among their ${DM.run.among} strongest carriers.`,
     harm: () => `How many targets have it among their ${DM.run.among} strongest opponents.`,
-    doubted: () => "The sum of their weights over all targets is lowest: networks that saw them get more wrong. Wrong labels look like this, and so do odd images.",
+    doubted: () =>
+      "The sum of their weights over all targets is lowest: networks that saw them get more wrong. " +
+      "Wrong labels look like this, and so do odd images.",
     wrong: () => `Test ${DM.run.things} that the store's networks get wrong in nearly all trainings: how often they are right.`,
     twins: () => `Pairs in train and test that look most alike: the root mean square of their difference, of 255.`,
   };

@@ -22,7 +22,10 @@ DM.map = (() => {
     const name = `${url} ${inverted}`;
     if (!sheets.has(name)) {
       const image = Object.assign(new Image(), { src: url });
-      sheets.set(name, image.decode().then(() => (inverted ? invertedOf(image) : image)));
+      sheets.set(
+        name,
+        image.decode().then(() => (inverted ? invertedOf(image) : image)),
+      );
     }
     return sheets.get(name);
   }
@@ -50,7 +53,17 @@ DM.map = (() => {
     const { width, height } = DM.run.tiles;
     const [x, y] = at(k);
     context.imageSmoothingEnabled = !DM.run.tiles.pixelated;
-    context.drawImage(image, where.column * where.stepX, where.row * where.stepY, width, height, x - size / 2, y - size / 2, size, (size * height) / width);
+    context.drawImage(
+      image,
+      where.column * where.stepX,
+      where.row * where.stepY,
+      width,
+      height,
+      x - size / 2,
+      y - size / 2,
+      size,
+      (size * height) / width,
+    );
     context.strokeStyle = colour(DM.run.labels[first + k]);
     context.lineWidth = 2;
     context.strokeRect(x - size / 2, y - size / 2, size, (size * height) / width);
@@ -88,7 +101,11 @@ DM.map = (() => {
     const target = first + k;
     const label = DM.run.labels[target];
     byId("map-range").value = rank.indexOf(k);
-    byId("map-seen").replaceChildren(thumb(false, target), h("a", { href: `#t=${target}` }, called(false, target)), label >= 0 ? `, ${className(label)}` : "");
+    byId("map-seen").replaceChildren(
+      thumb(false, target),
+      h("a", { href: `#t=${target}` }, called(false, target)),
+      label >= 0 ? `, ${className(label)}` : "",
+    );
   }
 
   let rank = [];
@@ -103,11 +120,18 @@ DM.map = (() => {
     range.max = count() - 1;
     range.addEventListener("input", () => tell(rank[Number(range.value)]));
     canvas.addEventListener("pointermove", (event) => tell(nearest(event)));
-    canvas.addEventListener("click", (event) => { window.location.hash = `t=${first + nearest(event)}`; });
+    canvas.addEventListener("click", (event) => {
+      window.location.hash = `t=${first + nearest(event)}`;
+    });
     new ResizeObserver(() => draw()).observe(canvas);
     dark.addEventListener("change", draw);
     const labels = [...new Set(DM.run.labels)].filter((label) => label >= 0).sort((a, b) => a - b);
-    if (labels.length <= 20) byId("map-key").append(...labels.map((label) => h("span.key", {}, h("span.dot", { "aria-hidden": "true", style: { background: colour(label) } }), className(label))));
+    if (labels.length <= 20)
+      byId("map-key").append(
+        ...labels.map((label) =>
+          h("span.key", {}, h("span.dot", { "aria-hidden": "true", style: { background: colour(label) } }), className(label)),
+        ),
+      );
     tell(rank[0]);
   }
 

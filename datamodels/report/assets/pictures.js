@@ -4,7 +4,6 @@
 DM.pictures = (() => {
   const { h, load } = DM;
 
-  const columnOf = (image) => DM.run.trainTargets.indexOf(image);
   const isBehaviour = (target) => target >= DM.run.targets;
 
   /** What a class is called; a dash where it is not known. */
@@ -95,7 +94,11 @@ DM.pictures = (() => {
   function card(isTrain, index, ...below) {
     const label = labelOf(isTrain, index);
     const known = label >= 0 ? [h("b", {}, className(label)), " "] : [];
-    const number = h("span.number", {}, isTrain || !isBehaviour(index) ? `${index}` : DM.run.behaviours[index - DM.run.targets].name);
+    const number = h(
+      "span.number",
+      {},
+      isTrain || !isBehaviour(index) ? `${index}` : DM.run.behaviours[index - DM.run.targets].name,
+    );
     const link = h("a.card", { href: `#${isTrain ? "i" : "t"}=${index}` }, thumb(isTrain, index));
     const caption = h("span.caption", {}, known, number, below);
     link.append(caption);
@@ -107,5 +110,5 @@ DM.pictures = (() => {
     return link;
   }
 
-  return { called, className, labelOf, nameOf, allNames, thumb, card, place, columnOf, isBehaviour };
+  return { called, className, labelOf, nameOf, allNames, thumb, card, place, isBehaviour };
 })();

@@ -19,7 +19,8 @@ DM.plot = (() => {
     return found;
   }
 
-  const decimals = (values) => (values.length > 1 ? Math.max(0, Math.min(4, -Math.floor(Math.log10(values[1] - values[0]) + 1e-9))) : 0);
+  const decimals = (values) =>
+    values.length > 1 ? Math.max(0, Math.min(4, -Math.floor(Math.log10(values[1] - values[0]) + 1e-9))) : 0;
 
   /** A range somewhat wider than the values. */
   function around(values, share = 0.06) {
@@ -34,18 +35,31 @@ DM.plot = (() => {
     const X = (value) => left + ((value - x[0]) / (x[1] - x[0] || 1)) * (width - left - RIGHT);
     const Y = (value) => height - BOTTOM - ((value - y[0]) / (y[1] - y[0] || 1)) * (height - TOP - BOTTOM);
     const figure = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label });
-    const [xs, ys] = [ticks(x[0], x[1], Math.max(3, width / 80)).filter((t) => !whole || Number.isInteger(t)), ticks(y[0], y[1], height / 42)];
+    const [xs, ys] = [
+      ticks(x[0], x[1], Math.max(3, width / 80)).filter((t) => !whole || Number.isInteger(t)),
+      ticks(y[0], y[1], height / 42),
+    ];
     for (const tick of ys) {
-      figure.append(svg("line", { class: tick === 0 ? "zero" : "rule", x1: left, x2: width - RIGHT, y1: Y(tick), y2: Y(tick) }));
-      figure.append(svg("text", { class: "tick", x: left - 6, y: Y(tick) + 4, "text-anchor": "end" }, fixed(tick, decimals(ys))));
+      figure.append(
+        svg("line", { class: tick === 0 ? "zero" : "rule", x1: left, x2: width - RIGHT, y1: Y(tick), y2: Y(tick) }),
+      );
+      figure.append(
+        svg("text", { class: "tick", x: left - 6, y: Y(tick) + 4, "text-anchor": "end" }, fixed(tick, decimals(ys))),
+      );
     }
     for (const tick of xs) {
-      figure.append(svg("text", { class: "tick", x: X(tick), y: height - BOTTOM + 16, "text-anchor": "middle" }, fixed(tick, decimals(xs))));
+      figure.append(
+        svg("text", { class: "tick", x: X(tick), y: height - BOTTOM + 16, "text-anchor": "middle" }, fixed(tick, decimals(xs))),
+      );
     }
     figure.append(svg("line", { class: "axis", x1: left, x2: width - RIGHT, y1: height - BOTTOM, y2: height - BOTTOM }));
-    figure.append(svg("text", { class: "label", x: (left + width - RIGHT) / 2, y: height - 4, "text-anchor": "middle" }, xLabel));
+    figure.append(
+      svg("text", { class: "label", x: (left + width - RIGHT) / 2, y: height - 4, "text-anchor": "middle" }, xLabel),
+    );
     const middle = (TOP + height - BOTTOM) / 2;
-    figure.append(svg("text", { class: "label", transform: `translate(11 ${middle}) rotate(-90)`, "text-anchor": "middle" }, yLabel));
+    figure.append(
+      svg("text", { class: "label", transform: `translate(11 ${middle}) rotate(-90)`, "text-anchor": "middle" }, yLabel),
+    );
     return { svg: figure, X, Y, bottom: height - BOTTOM, top: TOP, left, right: width - RIGHT };
   }
 
@@ -85,7 +99,7 @@ DM.plot = (() => {
   }
 
   /**
-   * A figure with a slider through its points. `draw(width)` gives `{plot, points}`, points `{x, y, text}` in the order in which the
+   * A figure with a slider through its points. `draw(width)` gives `{plot, points}`, points `{x, y, text}` in the order of the
    * slider goes; `legend` are pairs of a mark and words.
    */
   function figure(holder, { draw, legend = [], name }) {

@@ -1,5 +1,5 @@
 "use strict";
-/* The page begins: what it opens with is loaded, the address says which target is shown, the rest follows when there is time. */
+/* The page begins: what it opens with is loaded, the address says which target is shown, the rest follows. */
 
 (() => {
   const { byId, load, unpack } = DM;
@@ -40,7 +40,9 @@
 
   /** Until the thumbnails of the first screen can be seen, or cannot be had. */
   function seen() {
-    const urls = new Set([...byId("answer").querySelectorAll(".thumb")].map((box) => box.style.backgroundImage.slice(5, -2)).filter(Boolean));
+    const urls = new Set(
+      [...byId("answer").querySelectorAll(".thumb")].map((box) => box.style.backgroundImage.slice(5, -2)).filter(Boolean),
+    );
     const images = [...urls].map((url) => Object.assign(new Image(), { src: url }).decode());
     return Promise.allSettled(images);
   }

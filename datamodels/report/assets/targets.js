@@ -27,7 +27,8 @@ DM.targets = (() => {
     unasked: ["not asked about", (size) => size < 0],
   };
 
-  const text = (target) => `${target} ${called(false, target)} ${className(DM.run.labels[target])} ${names[target] ?? ""}`.toLowerCase();
+  const text = (target) =>
+    `${target} ${called(false, target)} ${className(DM.run.labels[target])} ${names[target] ?? ""}`.toLowerCase();
 
   /** The targets that pass the filters, in order; numbers that are not known come last, in either direction. */
   function chosen() {
@@ -97,14 +98,27 @@ DM.targets = (() => {
     window.location.hash = `t=${list[next]}`;
   }
 
-  const columns = (links) => Math.max(1, links.findIndex((link) => link.offsetTop > links[0].offsetTop) < 0 ? links.length : links.findIndex((link) => link.offsetTop > links[0].offsetTop));
+  const columns = (links) =>
+    Math.max(
+      1,
+      links.findIndex((link) => link.offsetTop > links[0].offsetTop) < 0
+        ? links.length
+        : links.findIndex((link) => link.offsetTop > links[0].offsetTop),
+    );
 
   function keys(event) {
     const links = [...byId("grid").querySelectorAll("a")];
     const at = links.indexOf(document.activeElement);
     if (at < 0) return;
     const across = columns(links);
-    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, ArrowDown: at + across, ArrowUp: at - across, Home: 0, End: links.length - 1 }[event.key];
+    const to = {
+      ArrowRight: at + 1,
+      ArrowLeft: at - 1,
+      ArrowDown: at + across,
+      ArrowUp: at - across,
+      Home: 0,
+      End: links.length - 1,
+    }[event.key];
     if (to === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     if (to >= links.length && showing < list.length) more();
@@ -123,19 +137,33 @@ DM.targets = (() => {
     const labels = [...new Set(DM.run.labels)].filter((label) => label >= 0).sort((a, b) => a - b);
     options(byId("of-class"), [["", "all"], ...labels.map((label) => [label, className(label)])]);
     byId("of-class").closest("label").hidden = labels.length === 0;
-    options(byId("of-size"), Object.entries(SIZES).map(([key, [words]]) => [key, words]));
-    options(byId("sort"), Object.entries(SORTS).map(([key, [words]]) => [key, words]));
+    options(
+      byId("of-size"),
+      Object.entries(SIZES).map(([key, [words]]) => [key, words]),
+    );
+    options(
+      byId("sort"),
+      Object.entries(SORTS).map(([key, [words]]) => [key, words]),
+    );
     const known = [...DM.run.lds].filter(Number.isFinite);
     const [low, high] = known.length ? [Math.min(...known), Math.max(...known)] : [0, 1];
     Object.assign(byId("of-lds"), { min: Math.floor(low * 100) / 100, max: Math.ceil(high * 100) / 100, step: 0.01 });
     byId("of-lds").value = byId("of-lds").min;
     const tell = () => {
-      byId("of-lds-value").textContent = byId("of-lds").value === byId("of-lds").min ? "any" : `≥ ${fixed(Number(byId("of-lds").value))}`;
+      byId("of-lds-value").textContent =
+        byId("of-lds").value === byId("of-lds").min ? "any" : `≥ ${fixed(Number(byId("of-lds").value))}`;
     };
     byId("of-lds").addEventListener("input", tell);
     tell();
     for (const id of ["find", "of-class", "of-right", "of-size", "of-lds", "sort"]) byId(id).addEventListener("input", refresh);
-    byId("find").addEventListener("focus", async () => { names = await allNames(); refresh(); }, { once: true });
+    byId("find").addEventListener(
+      "focus",
+      async () => {
+        names = await allNames();
+        refresh();
+      },
+      { once: true },
+    );
     byId("down").addEventListener("click", () => {
       const pressed = byId("down").getAttribute("aria-pressed") !== "true";
       byId("down").setAttribute("aria-pressed", `${pressed}`);
