@@ -80,11 +80,12 @@ def write_content(folder: Path, parts: Parts, evidence: Record) -> None:
         _write_images(folder, parts, found, advance)
         for side in _named_sides(parts.examples):
             _write_names(folder, parts.examples, side)
-        write_script(folder, "rankings", _rankings(parts, found, seen))
+        of_store = _of_store(parts)
+        write_script(folder, "rankings", _rankings(parts, found, seen, of_store))
         write_script(folder, "map", _map(parts, found))
         write_script(folder, "classes", _classes(parts.examples, found))
         write_script(folder, "evidence", evidence)
-        write_script(folder, "run", _run(parts, found, seen))
+        write_script(folder, "run", _run(parts, found, seen, of_store))
         advance()
 
 
@@ -263,9 +264,9 @@ def _lds(parts: Parts, number: int) -> Array:
     return found
 
 
-def _run(parts: Parts, found: _OfWeights, seen: _Seen) -> Record:
+def _run(parts: Parts, found: _OfWeights, seen: _Seen, of_store: _OfStore) -> Record:
     examples, answers, labels = parts.examples, parts.answers, _labels(parts)
-    learner, of_store = examples.learner, _of_store(parts)
+    learner = examples.learner
     asked = set(answers.asked)
     sizes = np.array([_size_of(answers, target, asked) for target in range(len(labels))])
     first = answers.first()
@@ -322,9 +323,8 @@ def _opened_without_answers(margins: Array, parts: Parts) -> int:
 # Lists, map, classes.
 
 
-def _rankings(parts: Parts, found: _OfWeights, seen: _Seen) -> Record:
+def _rankings(parts: Parts, found: _OfWeights, seen: _Seen, of_store: _OfStore) -> Record:
     learner, totals = parts.examples.learner, found.by_image.total
-    of_store = _of_store(parts)
     tests = parts.examples.targets.examples.tests
     known = np.asarray(learner.test_labels)[:tests] >= 0
     wrong = np.flatnonzero(known & (of_store.right[:tests] < 1 - UNCERTAIN))
@@ -334,7 +334,6 @@ def _rankings(parts: Parts, found: _OfWeights, seen: _Seen) -> Record:
         "doubted": doubts(totals, np.asarray(learner.train_labels)),
         "wrong": [[int(t), float(of_store.right[t])] for t in wrong[np.argsort(of_store.margin[wrong], kind="stable")][:30]],
         "twins": seen.twins,
-        "compared": parts.examples.seen,
     }
 
 

@@ -238,7 +238,21 @@ def _page(settings: Settings, parts: Parts, summary: Record, figures: Mapping[st
     )
 
 
-SCRIPTS = ("base", "pictures", "plot", "ways", "course", "answer", "targets", "images", "map", "classes", "evidence", "tables", "start")
+SCRIPTS = (
+    "base",
+    "pictures",
+    "plot",
+    "ways",
+    "course",
+    "answer",
+    "targets",
+    "images",
+    "map",
+    "classes",
+    "evidence",
+    "tables",
+    "start",
+)
 """In the order in which the page loads them."""
 
 

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pytest
+import torch
 
 from datamodels.bench.chromium import CHROMIUM, chromium
 from datamodels.data import load, prepare
@@ -445,6 +446,9 @@ class Hostile:
         self.name, self.provenance, self.models_at_once = "hostile", {}, 1
         self.class_names = tuple(f"<img src=x onerror=alert({k})>" for k in range(10))
 
+    def train(self, models):
+        raise NotImplementedError
+
     def names(self, of_train, numbers):
         return [ODD[k % len(ODD)] for k in numbers]
 
@@ -482,6 +486,30 @@ def test_names_are_shown_and_not_run(running, made, tmp_path, kind):
     set_value(running, "find", "日本語")
     running.wait("document.querySelectorAll('#grid a').length < 20")
     assert indices(running, "#grid") == [t for t in range(T) if "日本語" in ODD[t % len(ODD)]]
+
+
+class OfFeatures(Hostile):
+    """A learner of rows of features."""
+
+    def __init__(self, learner):
+        super().__init__(learner)
+        self.class_names = learner.class_names
+        rng = np.random.default_rng(0)
+        sides = (SimpleNamespace(images=torch.from_numpy(rng.normal(size=(k, 30)))) for k in (N, T))
+        self.data = SimpleNamespace(has_pictures=False, **dict(zip(("train", "test"), sides, strict=True)))
+
+
+def test_rows_of_features_are_shown_as_cells(running, made, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(made.page.parents[1], copy, ignore=shutil.ignore_patterns("report"))
+    settings = dataclasses.replace(made.settings, run=dataclasses.replace(made.settings.run, dir=str(copy)))
+    report(settings, OfFeatures(made.learner))
+    running.size(1280)
+    running.open(page_folder(settings) / "index.html", "#t=7")
+    assert "A cell for each feature" in text(running, "#portrait .note")
+    assert running.ask("document.querySelector('.large .thumb').style.backgroundImage").startswith('url("data/test-0.')
+    assert "Which training examples" in text(running, "h1")
+    assert running.messages() == []
 
 
 def rewritten(made, folder, name, change):

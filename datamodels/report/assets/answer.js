@@ -35,11 +35,12 @@ DM.answer = (() => {
     const name = h("bdi.name");
     nameOf(false, about.target).then((text) => name.replaceChildren(text));
     const told = called(false, about.target);
+    const cells = DM.run.seen === "features" ? h("p.note", {}, "A cell for each feature: dark above its mean over S.") : "";
     const number = DM.pictures.isBehaviour(about.target) ? told : told[0].toUpperCase() + told.slice(1);
     return h(
       "div.portrait",
       {},
-      h("div.large", {}, thumb(false, about.target, alt)),
+      h("div.large", {}, thumb(false, about.target, alt), cells),
       h("div.who", {}, h("p.kind", {}, number), known ? h("p.class", {}, className(about.label)) : "", name, facts(about)),
       h("div.steps", {}, step(about.target, -1, "Previous"), step(about.target, 1, "Next")),
     );
