@@ -552,7 +552,7 @@ def test_sets_that_repair_are_told_as_such(running, made, tmp_path):
     go(running, f"t={other}")
     assert "stand most against this target" in text(running, ".sentence")
     shown = strongest(made.models.weights[:, other], -1)
-    assert indices(running, ".members") == shown[:24]
+    assert indices(running, ".members") == shown[:12]
 
 
 def test_behaviours_are_targets_too(running, made):

@@ -4,6 +4,7 @@
 DM.ways = (() => {
   const { h, load, unpack, pairs } = DM;
   const { className } = DM.pictures;
+  const SUGGESTED = 12;
 
   /** Everything that the page has of a target: numbers, strongest images, neighbours, answers. */
   async function of(target) {
@@ -70,7 +71,7 @@ DM.ways = (() => {
   }
 
   function ofWeights(about) {
-    const strongest = DM.run.repair ? about.opponents : about.carriers;
+    const strongest = (DM.run.repair ? about.opponents : about.carriers).slice(0, SUGGESTED);
     let total = 0;
     const drops = strongest.map(([, weight]) => (total += weight));
     const base = { mean: about.margin };
@@ -164,7 +165,10 @@ DM.ways = (() => {
     const lines = [];
     if (way.kind === "weights" && !way.size) return lines;
     if (way.kind === "weights") {
-      lines.push(`The line is what the weights predict; what networks do without these ${DM.run.things} nobody has tried. `);
+      lines.push(
+        "The line starts at the mean margin of the store's networks, which saw parts of S, and falls as the weights say; ",
+      );
+      lines.push(`what networks do without these ${DM.run.things} nobody has tried. `);
       lines.push(h("code", {}, `python -m datamodels.verify --targets ${about.target}`), " finds out.");
       return lines;
     }
