@@ -23,6 +23,8 @@ def test_the_wheel_holds_kernels_configs_and_templates(tmp_path):
     (wheel,) = tmp_path.glob(f"datamodels-{__version__}-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"datamodels/{folder.name}/{f.name}" for folder in (KERNELS, CONFIGS) for f in folder.iterdir()}
+    assets = ROOT / "datamodels" / "report" / "assets"
+    expected |= {f"datamodels/report/assets/{f.name}" for f in assets.iterdir()}
     expected |= {"datamodels/report/page.html.j2", "datamodels/store/FORMAT.md", "datamodels/py.typed"}
     assert expected <= names
     assert not any(name.startswith(("tests", "runs")) for name in names)

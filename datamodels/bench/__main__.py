@@ -13,6 +13,7 @@ from datamodels.bench.devices import bench_devices
 from datamodels.bench.fit import DEFAULT, bench_fit, size_named
 from datamodels.bench.gpu_check import GPU, PLACES
 from datamodels.bench.gpu_plan import gpu_check
+from datamodels.bench.page import bench_page, shots
 from datamodels.bench.prior import bench_prior
 from datamodels.bench.record import Record, file_name
 from datamodels.bench.regress import bench_regress
@@ -29,7 +30,12 @@ from datamodels.settings import Settings, argument_parser, parse
 from datamodels.training import device_named
 
 OF_MODELS = {"train": bench_train, "accuracy": bench_accuracy, "prior": bench_prior}
-SYNTHETIC = {"store": bench_store, "workers": bench_workers, "lasso": bench_lasso}
+SYNTHETIC: dict[str, Callable[..., tuple[Record, str]]] = {
+    "store": bench_store,
+    "page": bench_page,
+    "workers": bench_workers,
+    "lasso": bench_lasso,
+}
 OF_A_RUN = {"devices": bench_devices}
 OF_WEIGHTS: dict[str, Callable[..., tuple[Record, str]]] = {
     "regress": bench_regress,
@@ -37,7 +43,7 @@ OF_WEIGHTS: dict[str, Callable[..., tuple[Record, str]]] = {
     "court": bench_court,
 }
 GPU_CHECK = "gpu-check"
-FIT, REPAIR, CLUSTER, COST = "fit", "repair", "cluster", "cost"
+FIT, REPAIR, CLUSTER, COST, SHOTS = "fit", "repair", "cluster", "cost", "shots"
 FIGURES: dict[str, Callable[[Record], bytes]] = {"samples": samples_figure, COST: cost_figure}
 
 
@@ -49,6 +55,8 @@ def main() -> None:
         "store, regress: of synthetic rows, against the disk and against other solvers. fit: a whole regression. "
         "devices: a verification by half of the cores, and by both halves. "
         "workers: how often models are trained that several workers share. "
+        "page: how long the page of a run of CIFAR-10's size takes, how large it is, how soon it stands. "
+        "shots: of the first screen of a run's page, wide and narrow. "
         "lasso: of few models or many, against scikit-learn. "
         "samples: LDS against the number of models of a run, with a prior and without. "
         "repair: how often the sets that repair wrong predictions name wrongly labelled images. "
@@ -57,13 +65,13 @@ def main() -> None:
         "cluster: the engine on a Ray cluster against the local one, its writer's rows per second, and how it scales. "
         "gpu-check: whether a GPU, and this package on it, does what it should."
     )
-    benches = [*OF_MODELS, *SYNTHETIC, *OF_A_RUN, *OF_WEIGHTS, FIT, REPAIR, COST, CLUSTER, GPU_CHECK]
+    benches = [*OF_MODELS, *SYNTHETIC, *OF_A_RUN, *OF_WEIGHTS, FIT, REPAIR, COST, CLUSTER, SHOTS, GPU_CHECK]
     parser = argument_parser("python -m datamodels.bench", about)
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
     parser.add_argument("--gpu", help="number of the GPU, or cpu (default: what is there)")
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
     counts += "; samples: draws of models (3); prior: networks (4); workers: models (2000); devices: rounds (1)"
-    counts += "; lasso: rounds (3); repair: targets (60)"
+    counts += "; lasso: rounds (3); repair: targets (60); page: verified targets (300)"
     counts += "; court: searches (1000); cost: targets whose |R| is verified (5)"
     counts += "; cluster: overhead's rounds (3), ingest's rows (10240), scaling's blocks a worker (4)"
     parser.add_argument("--n", type=int, help=counts)
@@ -82,6 +90,9 @@ def main() -> None:
     settings, args = parse(sys.argv[1:], parser)
     if args.bench is None:
         raise InputError(f"which bench? There are {', '.join(benches)}")
+    if args.bench == SHOTS:
+        print(*shots(settings, args.out or Path()), sep="\n")
+        return
     passed = True
     for result, table in _measured(settings, args):
         print(table, flush=True)

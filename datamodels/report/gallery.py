@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+
+import numpy as np
 
 from datamodels.errors import shown
 from datamodels.learners import Learner, Named, Pictures
@@ -16,6 +19,11 @@ from datamodels.verify.known import Behaviour, Examples, Targets
 UNKNOWN = "–"
 MOST_ASIDE = 5
 """Pictures of a behaviour's targets in a row, and rows of them."""
+MOST_CELLS = 1024
+"""Of a row of features that is shown; of longer ones neighbours are shown by their mean."""
+MOST_DEVIATIONS = 2.5
+PICTURES, FEATURES = "pictures", "features"
+"""What there is to be seen of examples."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +97,57 @@ class Gallery:
         """The name of one."""
         return self.names(of_train, [index])[0]
 
+    @property
+    def seen(self) -> str | None:
+        """What there is to be seen of them: pictures, or rows of features; None where there is neither."""
+        return PICTURES if self.pictured else FEATURES if self._features is not None else None
+
+    def looks(self, of_train: bool, indices: Sequence[int]) -> Array:
+        """What is to be seen of some, uint8 (len(indices), H, W, 1 or 3): a picture, or a cell for each feature, grey where it
+        is as in the mean over S, dark where it is larger. To be asked only where something is `seen`.
+        """
+        found = self.pictures(of_train, indices)
+        if found is not None:
+            return found
+        assert self._features is not None
+        mean, deviation, sides = self._scale
+        rows = (_of_split(self._features, of_train)[list(indices)].astype(np.float64) - mean) / deviation
+        shades = np.rint(127.5 * (1 - np.clip(rows / MOST_DEVIATIONS, -1, 1))).astype(np.uint8)
+        return _as_cells(shades, sides)
+
+    @cached_property
+    def _features(self) -> Any:
+        """The data of a learner whose examples are rows of features; None for others."""
+        data = getattr(self.learner, "data", None)
+        return data if getattr(data, "has_pictures", True) is False else None
+
+    @cached_property
+    def _scale(self) -> tuple[Array, Array, tuple[int, int]]:
+        """Mean and deviation of each feature over S, and the height and width of its cells."""
+        rows = _of_split(self._features, True).astype(np.float64)
+        width = math.ceil(math.sqrt(min(rows.shape[1], MOST_CELLS)))
+        height = -(-min(rows.shape[1], MOST_CELLS) // width)
+        return rows.mean(0), np.maximum(rows.std(0), 1e-12), (height, width)
+
     def pictures(self, of_train: bool, indices: Sequence[int]) -> Array | None:
         """Pictures uint8 (len(indices), H, W, 1 or 3); None where the learner has none."""
         return pictures_of(self.learner, of_train, indices)
+
+
+def _of_split(data: Any, of_train: bool) -> Array:
+    """Rows of features (n, d), without copying them."""
+    found: Array = (data.train if of_train else data.test).images.numpy()
+    return found
+
+
+def _as_cells(shades: Array, sides: tuple[int, int]) -> Array:
+    """Shades (k, d) as cells (k, H, W, 1), neighbours by their mean where there are more than cells; what is over is grey."""
+    cells = sides[0] * sides[1]
+    if shades.shape[1] > cells:
+        edges = np.linspace(0, shades.shape[1], cells + 1).astype(int)
+        shades = (np.add.reduceat(shades.astype(np.int64), edges[:-1], axis=1) // np.diff(edges)).astype(np.uint8)
+    filled = np.pad(shades, ((0, 0), (0, cells - shades.shape[1])), constant_values=128)
+    return filled.reshape(len(shades), *sides, 1)
 
 
 def shortened(text: str, most: int) -> str:

@@ -1,57 +1,72 @@
-"""The report of a run, of the verdicts of one `verify.name`: summary.json, PNGs and SVGs, and index.html with all in it."""
+"""The report of a run, of the verdicts of one `verify.name`: summary.json, figures as PNG and SVG, and a page to explore.
+
+RUN/report/index.html   the page: opened from disk, it loads nothing from anywhere else
+RUN/report/page/        its style and scripts, as they lie in `assets/`
+RUN/report/data/        what it shows, see `content`
+RUN/report/*.png, *.svg the figures for papers
+"""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import functools
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
 import yaml
 
 from datamodels import __version__
-from datamodels.brittleness import Outcome
 from datamodels.durable import new_folder, only_maker, read_json, tidy, write_json
 from datamodels.errors import InputError
 from datamodels.learners import Learner
 from datamodels.machine import describe_machine
 from datamodels.reading import Unreadable, require
 from datamodels.regress import Datamodels
+from datamodels.report import evidence
+from datamodels.report.answers import Answers, judged
+from datamodels.report.content import Parts, write_content
 from datamodels.report.figures import (
     CARRY,
     DONE,
     Picture,
     cdf_figure,
+    colour_of,
     drops_figure,
     heldout_figure,
-    method_called,
+    name_of,
     random_subsets_figure,
-    target_figure,
     verified_figure,
 )
 from datamodels.report.gallery import Gallery
+from datamodels.report.summary import by_method, by_rule, summarise
 from datamodels.runs import page_folder, read_seconds, read_store, stage_folder, verdicts_folder
 from datamodels.settings import REPAIR, Settings
 from datamodels.store import Store
+from datamodels.subsets import Array, IndexArray
 from datamodels.verify.known import Examples
-from datamodels.verify.methods import DATAMODEL
 from datamodels.verify.questions.random_subsets import read_margins
-from datamodels.verify.record import SUPPORT, VERDICTS, RemovalRecord, SearchRecord, Verified, read_verified
-from datamodels.verify.summary import REACHED, beside, drop_correlations, median_size, unsearched
+from datamodels.verify.record import SUPPORT, VERDICTS, Verified, read_verified
+from datamodels.verify.summary import REACHED, drop_correlations, unsearched
 from datamodels.verify.typed import to_json
+
+ASSETS = Path(__file__).parent / "assets"
+MOST_ROWS = 1000
+"""Of a table of the page; all rows are in verify.csv, and all of a target's with the target."""
+MOST_WORK = 1e12
+"""Multiplications and additions for the figure of held-out models; of more models than that allows the first are shown."""
 
 Record = dict[str, Any]
 
 
 def report(settings: Settings, learner: Learner) -> str:
-    """Make the page, its pictures and summary.json; say in one line where the page is.
+    """Make the page, its figures and summary.json; say in one line where the page is.
 
     Raises InputError when a stage before is missing, or was made from another state of the store.
     """
@@ -68,98 +83,29 @@ def report(settings: Settings, learner: Learner) -> str:
     with only_maker(folder, f"report: waiting for another process that is making {folder}"):
         if _is_made(folder, made_from):
             return already
-        _make(settings, examples, store, models, verified, made_from, start)
+        parts = Parts(examples, store, models, Answers(verified, models, examples.targets), Path(settings.run.dir).name)
+        _make(settings, parts, made_from, start)
     return f"report: {folder / 'index.html'}"
 
 
-def _make(
-    settings: Settings, examples: Gallery, store: Store, models: Datamodels, verified: Verified, made_from: str, start: float
-) -> None:
+def _make(settings: Settings, parts: Parts, made_from: str, start: float) -> None:
+    verified, examples = parts.answers.verified, parts.examples
     with new_folder(page_folder(settings), replace=True) as temporary:
-        pictures = _pictures(store, models, verified, examples, verdicts_folder(settings))
-        for name, picture in pictures.items():
+        figures, numbers = _figures(parts, verdicts_folder(settings))
+        for name, picture in figures.items():
             (temporary / f"{name}.png").write_bytes(picture.png)
             (temporary / f"{name}.svg").write_bytes(picture.svg)
-        seconds = {**read_seconds(settings), "report": round(time.monotonic() - start, 2)}
+        shutil.copytree(ASSETS, temporary / "page")
+        (temporary / "data").mkdir()
+        write_content(temporary / "data", parts, numbers)
         summary = {
-            **summarise(store, models, verified, examples.targets.examples.tests),
-            "seconds": seconds,
+            **summarise(parts.store, parts.models, verified, examples.targets.examples.tests),
+            "seconds": {**read_seconds(settings), "report": round(time.monotonic() - start, 2)},
             "machine": describe_machine(),
             "made_from": made_from,
         }
-        page = _page(settings, examples, verified, summary, pictures)
-        (temporary / "index.html").write_text(page, encoding="utf-8")
+        (temporary / "index.html").write_text(_page(settings, parts, summary, figures), encoding="utf-8")
         write_json(temporary / "summary.json", summary)
-
-
-def summarise(store: Store, models: Datamodels, verified: Verified, tests: int) -> Record:
-    """The figures of the run, of whose targets the first so many are test images.
-
-    Those about removals are of the fixed size where there is one; `by_rule` has them all.
-    """
-    rules = {rule: _summarise_rule(verdicts) for rule, verdicts in _by_rule(verified).items()}
-    main = next((rule for rule in rules if rule != SUPPORT), SUPPORT)
-    rules.setdefault(main, _summarise_rule([]))
-    return {
-        "models": len(store.done),
-        "heldout_models": len(models.heldout),
-        "lds": models.metrics["mean"]["lds"],
-        "accuracy": _accuracy(store, tests),
-        "rule": main,
-        **rules[main],
-        "by_rule": rules,
-        "goal": verified.goal,
-        "by_method": {method: _summarise_method(found, DONE[verified.goal]) for method, found in _by_method(verified).items()},
-        "random_subsets": to_json(verified.random_subsets),
-        "drop_correlations": drop_correlations(verified.counterfactuals),
-        "models_retrained": verified.models_used,
-        "version": __version__,
-        "machine": describe_machine(),
-        "store_digest": models.meta["store_digest"],
-    }
-
-
-def _summarise_method(searches: list[SearchRecord], done: str) -> Record:
-    breaks, repairs = beside(searches)
-    return {
-        "targets": len(searches),
-        done: sum(search.size is not None for search in searches),
-        "median_size": median_size(searches),
-        "others_broken": breaks,
-        "others_repaired": repairs,
-        "models_per_target": float(np.mean([search.models for search in searches])) if searches else None,
-    }
-
-
-def _accuracy(store: Store, tests: int) -> float | None:
-    """Share of pairs of model and test image that are right, over all models of the store; None where no target is one."""
-    parts = (store.done[k : k + 1000] for k in range(0, len(store.done), 1000))
-    right = sum(int((store.margins(ids)[:, :tests] > 0).sum()) for ids in parts)
-    return right / (len(store.done) * tests) if tests else None
-
-
-def _summarise_rule(verdicts: list[RemovalRecord]) -> Record:
-    tried = [v for v in verdicts if v.after]
-
-    def mean(values: list[float]) -> float | None:
-        return float(np.mean(values)) if values else None
-
-    def drop(after: Callable[[RemovalRecord], Outcome | None]) -> float | None:
-        found = [(v.before, after(v)) for v in tried]
-        return mean([before.mean_margin - outcome.mean_margin for before, outcome in found if outcome is not None])
-
-    return {
-        "targets": len(verdicts),
-        "tried": len(tried),
-        "mean_size": mean([v.size for v in tried]),
-        "mean_margin_drop_removed": drop(lambda v: v.after),
-        "mean_margin_drop_control": drop(lambda v: v.control),
-        "right_before": sum(v.right_before for v in tried),
-        "flipped_removed": sum(v.flipped for v in verdicts),
-        "flipped_control": sum(v.control_flipped for v in verdicts),
-        "repaired_removed": sum(v.repaired for v in verdicts),
-        "repaired_control": sum(v.control_repaired for v in verdicts),
-    }
 
 
 def _read_verified(settings: Settings, models: Datamodels, store: Store, classes: int) -> Verified:
@@ -193,93 +139,69 @@ def _is_made(folder: Path, made_from: str) -> bool:
     return bool(summary["made_from"] == made_from)
 
 
-def _by_rule(verified: Verified) -> dict[str, list[RemovalRecord]]:
-    rules: dict[str, list[RemovalRecord]] = {}
-    for verdict in verified.removals:
-        rules.setdefault(verdict.rule, []).append(verdict)
-    return rules
-
-
-def _by_method(verified: Verified) -> dict[str, list[SearchRecord]]:
-    methods: dict[str, list[SearchRecord]] = {}
-    for search in verified.searches:
-        methods.setdefault(search.method, []).append(search)
-    return methods
-
-
 def _title(rule: str, goal: str) -> str:
     if rule == SUPPORT:
         return f"the smallest set that {REACHED[goal]} it"
     return f"the {rule} {'smallest' if goal == REPAIR else 'largest'} weights"
 
 
-def _target_picture(verdict: RemovalRecord) -> str:
-    return f"target-{verdict.target}-{verdict.rule}"
+# Figures for the critic: as files, and as numbers from which the page draws them.
 
 
-def _pictures(store: Store, models: Datamodels, verified: Verified, examples: Gallery, folder: Path) -> dict[str, Picture]:
-    """Every picture of the report, by name; `folder` is that of the verdicts."""
-    true = store.margins(models.heldout)[:, models.targets].astype(np.float32)
-    predicted = models.predict(store.masks(models.heldout))
-    pictures = {"heldout": heldout_figure(predicted, true, np.array(models.metrics["per_target"]["lds"]))}
-    searches = _by_method(verified)
-    if searches:
-        pictures["cdf"] = cdf_figure(searches, examples.things, verified.goal)
-    if verified.counterfactuals:
-        pictures["drops"] = drops_figure(verified.counterfactuals, drop_correlations(verified.counterfactuals), examples.things)
+def _figures(parts: Parts, folder: Path) -> tuple[dict[str, Picture], Record]:
+    """Every figure of the report by name, as files and as numbers; `folder` is that of the verdicts."""
+    verified, things = parts.answers.verified, parts.examples.things
+    figures: dict[str, Picture] = {}
+    numbers: Record = {"things": things, "repair": verified.goal == REPAIR}
+    predicted, true = _heldout(parts)
+    lds = np.array(parts.models.metrics["per_target"]["lds"])
+    figures["heldout"] = heldout_figure(predicted, true, lds)
+    numbers["heldout"] = {**evidence.pairs(predicted, true), "lds": evidence.bars(lds), "models": len(true)}
+    if searches := by_method(verified):
+        figures["cdf"] = cdf_figure(searches, things, verified.goal)
+        numbers["cdf"] = evidence.shares(searches)
+    if found := verified.counterfactuals:
+        correlations = drop_correlations(found)
+        figures["drops"] = drops_figure(found, correlations, things)
+        numbers["drops"] = evidence.drops(found, correlations)
     margins = read_margins(folder, verified.random_subsets.subsets) if verified.random_subsets else None
     if verified.random_subsets and margins:
-        pictures["random-subsets"] = random_subsets_figure(margins.predicted, margins.true, verified.random_subsets)
-    probes = {search.target: search.probes for search in searches.get(DATAMODEL, [])}
-    for rule, verdicts in _by_rule(verified).items():
+        figures["random-subsets"] = random_subsets_figure(margins.predicted, margins.true, verified.random_subsets)
+        numbers["random-subsets"] = evidence.on_random_subsets(margins.predicted, margins.true, verified.random_subsets)
+    for rule, verdicts in by_rule(verified).items():
         tried = [v for v in verdicts if v.after]
-        pictures |= {_target_picture(v): target_figure(v, examples, probes.get(v.target, ())) for v in tried}
         if tried:
-            pictures[f"verified-{rule}"] = verified_figure(tried, f"Removed: {_title(rule, verified.goal)}", examples)
-    return pictures
+            title = f"Removed: {_title(rule, verified.goal)}"
+            figures[f"verified-{rule}"] = verified_figure(tried[:MOST_ROWS], title, parts.examples)
+            numbers[f"verified-{rule}"] = evidence.removed(tried[:MOST_ROWS])
+    return figures, numbers
 
 
-class _Shown(NamedTuple):
-    """A removal as the page shows it; `first` is the first of its target with a figure."""
-
-    record: RemovalRecord
-    title: str
-    class_name: str
-    figure: str | None
-    first: bool
-    members: Sequence[tuple[int, str, str, float]]
-    """Of named examples those of R: index, name, class and weight."""
+def _heldout(parts: Parts) -> tuple[Array, Array]:
+    """Predicted and true margins (m, T') of the held-out models, or of the first of them where there are very many."""
+    models = parts.models
+    ids = _heldout_ids(parts)
+    true: Array = parts.store.margins(ids)[:, models.targets].astype(np.float32)
+    return models.predict(parts.store.masks(ids)), true
 
 
-def _members(verdict: RemovalRecord, examples: Gallery) -> list[tuple[int, str, str, float]]:
-    if not examples.named:
-        return []
-    indices = list(verdict.removed_indices)
-    classes = [examples.class_name(label) for label in examples.learner.train_labels[indices].tolist()]
-    return list(zip(indices, examples.names(True, indices), classes, verdict.removed_weights, strict=True))
+def _heldout_ids(parts: Parts) -> IndexArray:
+    n, t = parts.models.weights.shape
+    return parts.models.heldout[: max(1, int(MOST_WORK / n / t))]
 
 
-def _others(examples: Gallery, targets: Sequence[int] | None) -> str:
-    """Other predictions that a set turns, by name and number; nothing where that is not known."""
-    return ", ".join(f"{target} {examples.of_target(target)}".strip() for target in targets or ())
+# The page's text and tables, around what its scripts show.
 
 
-def _page(settings: Settings, examples: Gallery, verified: Verified, summary: Record, pictures: dict[str, Picture]) -> str:
-    embedded = {name: "data:image/png;base64," + base64.b64encode(picture.png).decode() for name, picture in pictures.items()}
+def _page(settings: Settings, parts: Parts, summary: Record, figures: Mapping[str, Picture]) -> str:
+    verified, examples = parts.answers.verified, parts.examples
     rules = [
-        {**values, "title": _title(rule, verified.goal), "figure": embedded.get(f"verified-{rule}")}
+        {**values, "rule": rule, "title": _title(rule, verified.goal), "figure": f"verified-{rule}" in figures}
         for rule, values in summary["by_rule"].items()
     ]
-    seen: set[int] = set()
-    verdicts = []
-    for v in sorted(verified.removals, key=lambda v: v.target):
-        first = v.after is not None and v.target not in seen
-        figure, members = embedded.get(_target_picture(v)), _members(v, examples)
-        verdicts.append(_Shown(v, _title(v.rule, verified.goal), examples.class_name(v.label), figure, first, members))
-        seen |= {v.target} if v.after else set()
     environment = jinja2.Environment(loader=jinja2.PackageLoader("datamodels.report", "."), autoescape=True)
     return environment.get_template("page.html.j2").render(
-        run=Path(settings.run.dir).name,
+        run=parts.title,
         alpha=settings.store.alpha,
         train_images=len(examples.learner.train_labels),
         test_images=examples.targets.examples.tests,
@@ -287,15 +209,16 @@ def _page(settings: Settings, examples: Gallery, verified: Verified, summary: Re
         looks=verified.looks,
         base_models=verified.verify.get("base_models"),
         max_size=verified.verify.get("max_size"),
-        heldout=embedded["heldout"],
         rules=rules,
-        cdf=embedded.get("cdf"),
-        drops=embedded.get("drops"),
-        random_subsets=embedded.get("random-subsets"),
+        figures=set(figures),
+        heldout_shown=len(_heldout_ids(parts)),
         on_random_subsets=verified.random_subsets,
-        methods={search.method: method_called(search.method) for search in verified.searches},
+        method_name=name_of,
+        colour_of=colour_of,
         base=verified.base,
-        searches=sorted(verified.searches, key=lambda s: (s.target, s.method)),
+        searches=sorted(verified.searches, key=lambda s: (s.target, s.method))[:MOST_ROWS],
+        searches_in_all=len(verified.searches),
+        judged=judged,
         unsearched=sorted(unsearched(verified)),
         class_name=examples.class_name,
         named=examples.targets_named,
@@ -305,9 +228,34 @@ def _page(settings: Settings, examples: Gallery, verified: Verified, summary: Re
         done=DONE[verified.goal],
         carry=CARRY[verified.goal],
         things=examples.things,
-        verdicts=verdicts,
+        removals=sorted(verified.removals, key=lambda v: v.target)[:MOST_ROWS],
+        removals_in_all=len(verified.removals),
         summary=summary,
+        scripts=SCRIPTS,
         version=__version__,
         store_digest=summary["store_digest"],
         settings=yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(settings))), sort_keys=False),
     )
+
+
+SCRIPTS = (
+    "base",
+    "pictures",
+    "plot",
+    "ways",
+    "course",
+    "answer",
+    "targets",
+    "images",
+    "map",
+    "classes",
+    "evidence",
+    "tables",
+    "start",
+)
+"""In the order in which the page loads them."""
+
+
+def _others(examples: Gallery, targets: Sequence[int] | None) -> str:
+    """Other predictions that a set turns, by name and number; nothing where that is not known."""
+    return ", ".join(f"{target} {examples.of_target(target)}".strip() for target in targets or ())

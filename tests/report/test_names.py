@@ -1,6 +1,5 @@
 """Pages of examples that have no pictures, or names that come from other people's file systems."""
 
-import base64
 import json
 import re
 import warnings
@@ -13,12 +12,13 @@ import numpy as np
 import pytest
 
 from datamodels.brittleness import Outcome
-from datamodels.report.figures import FITS_THUMBNAIL, target_figure, verified_figure
+from datamodels.report.figures import METHOD_COLOURS, METHODS, colour_of, line_of, name_of, verified_figure
 from datamodels.report.gallery import Gallery, shortened
-from datamodels.report.run import _accuracy
+from datamodels.report.run import SCRIPTS
+from datamodels.report.summary import accuracy
 from datamodels.resources import CONFIGS
-from datamodels.verify.record import Probe, RemovalRecord
-from tests.learners.test_given import N, T, but
+from datamodels.verify.record import RemovalRecord
+from tests.learners.test_given import T, but
 from tests.worker.test_own import README
 
 ODD = (
@@ -67,41 +67,15 @@ def odd(self, of_train, indices):
     return [ODD[index] for index in indices]
 
 
-@pytest.mark.parametrize("pictures", [None, lambda self, of_train, indices: np.zeros((len(indices), 8, 8, 1), np.uint8)])
-@pytest.mark.parametrize("names", [None, odd])
-def test_a_figure_shows_what_there_is_of_its_examples(pictures, names):
-    examples = Gallery(but(pictures=pictures, names=names, class_names=("$x$", "<b>", "\u202ec")))
+def test_a_figure_takes_names_for_text():
+    examples = Gallery(but(names=odd, class_names=("$x$", "<b>", "\u202ec")))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        picture = target_figure(removal(1, N), examples, [Probe(3, 0.0, 8, "held", OUTCOME, 0.5)])
-    lines = text_of(picture)
+        picture = verified_figure([removal(target, 3) for target in range(T)], "title", examples)
     assert picture.png.startswith(b"\x89PNG")
-    text = "\n".join(lines)
-    # As text, and not as formulas; what would turn text round or end the file is escaped.
-    assert "$x$" in text
-    assert r"\u202ec" in text
+    lines = text_of(picture)
+    assert {f"{k} · {shortened(examples.name(False, k), 34)}" for k in range(T)} <= set(lines)
     assert not any(ord(c) < 32 or c in "\u202e\udc80" for line in lines for c in line)
-    for index in range(N):
-        name = examples.name(True, index)
-        wanted = [name] if names is not None else [f"no. {index}"] if pictures is None else []
-        for each in wanted:
-            assert shortened(each, FITS_THUMBNAIL) in text or shortened(each, 34) in text, each
-        assert f"{1 / (1 + index):.2f}" in text
-    assert ("no. 3" in text) == (pictures is names is None)
-    assert ("training images" in text) == (pictures is not None)
-
-
-def test_long_names_of_classes_stand_above_the_weights():
-    def lines(*class_names):
-        return text_of(target_figure(removal(1, 3), Gallery(but(class_names=class_names)), []))
-
-    assert "cat: 1.00" in lines("cat", "cat", "cat")
-    assert {"automobile", "1.00"} <= set(lines("automobile", "automobile", "automobile"))
-
-
-def test_where_there_are_no_pictures_there_are_no_blank_squares():
-    assert b"<image" not in target_figure(removal(1, 5), Gallery(but(pictures=None)), []).svg
-    assert b"<image" in target_figure(removal(1, 5), Gallery(but()), []).svg
 
 
 def test_targets_are_told_by_number_and_by_name_where_they_have_one():
@@ -109,6 +83,13 @@ def test_targets_are_told_by_number_and_by_name_where_they_have_one():
     named = text_of(verified_figure(verdicts, "title", Gallery(but(names=odd))))
     assert {f"{k} · {shortened(Gallery(but(names=odd)).name(False, k), 34)}" for k in range(T)} <= set(named)
     assert {str(k) for k in range(T)} <= set(text_of(verified_figure(verdicts, "title", Gallery(but(names=None)))))
+
+
+def test_methods_of_somebody_elses_scores_are_called_by_their_names():
+    assert name_of("datamodel") == METHODS["datamodel"]
+    assert name_of("scores:my\x1btrak") == r"removed, by my\x1btrak"
+    assert colour_of("scores:a") == colour_of("scores:a") != colour_of("datamodel") == METHOD_COLOURS["datamodel"]
+    assert line_of("scores:a") == "-"
 
 
 def test_long_names_lose_their_middle():
@@ -188,14 +169,26 @@ def test_a_function_of_ones_own_goes_the_whole_road_to_its_page(cancer):
     by_target = {row[0]: row for row in page.rows if len(row) > 5}
     assert [by_target[str(target)][1] for target in removals] == shown
     assert {by_target[str(target)][2] for target in removals} <= {"malignant", "benign"}
-    # The full names of R, with their weights.
-    members = [tuple(row) for row in page.rows if len(row) == 4 and row[0].isdigit()]
-    for removal in removals.values():
-        for index, weight in zip(removal["removed_indices"], removal["removed_weights"], strict=True):
-            row = (str(index), examples_name(f"{ODD[index % len(ODD)]}/{index}"))
-            assert any(member[:2] == row and member[3] == f"{weight:.2f}" for member in members)
+    # The full names of all, and of each target its R.
+    for side, number in (("train", 400), ("test", 169)):
+        assert content_of(cancer, f"names-{side}-0") == [
+            examples_name(ODD[k % len(ODD)] + f"/{k}" * (side == "train")) for k in range(number)
+        ]
+    answers = {int(t): answer for k in (0, 1) for t, answer in content_of(cancer, f"targets-{k}")["answers"].items()}
+    for target, removal in removals.items():
+        (found,) = (r for r in answers[target]["removals"] if r["rule"] == "10")
+        assert found["order"] == removal["removed_indices"]
+        assert found["drops"] == pytest.approx(np.cumsum(removal["removed_weights"]), rel=1e-4)
     assert "Which training examples made" in text
     assert " images" not in re.sub("<details><summary>Settings.*", "", text, flags=re.DOTALL)
+
+
+def content_of(run, name):
+    """What a script of a page's data puts there: one call, with JSON and nothing else in it."""
+    text = (run / "report" / "data" / f"{name}.js").read_text(encoding="ascii")
+    found = re.fullmatch(rf'DM\.put\("{re.escape(name)}",(.*)\);\n', text)
+    assert found is not None
+    return json.loads(found[1])
 
 
 def examples_name(name):
@@ -207,14 +200,14 @@ def examples_name(name):
 
 def test_nothing_in_a_name_is_obeyed(cancer):
     text, page = page_of(cancer)
-    assert page.tags.count("script") == 1
+    assert page.tags.count("script") == len(SCRIPTS)
     assert "alert(1)</script>" not in text
     assert "49" not in {row[1] for row in page.rows if len(row) > 5}
     assert not re.search("[\x00-\x08\x0b-\x1f\u202a-\u202e\u2066-\u2069]", text)
     for file in (cancer / "report").glob("*.svg"):
         assert ElementTree.parse(file).getroot().tag.endswith("svg")
-    embedded = {base64.b64decode(found) for found in re.findall(r"data:image/png;base64,([^\"]+)", text)}
-    assert embedded == {file.read_bytes() for file in (cancer / "report").glob("*.png")}
+    for file in (cancer / "report" / "data").glob("*.js"):
+        content_of(cancer, file.stem)
 
 
 def test_a_function_without_labels_and_names_has_a_page_by_indices(tmp_path, command):
@@ -228,15 +221,16 @@ def test_a_function_without_labels_and_names_has_a_page_by_indices(tmp_path, com
     flags = [part for key, value in values.items() for part in (f"--{key}", value)]
     done = command("", "-C", CONFIGS / "digits.yaml", *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    text, page = page_of(tmp_path / "run")
-    assert "<summary>R by name" not in text
+    _, page = page_of(tmp_path / "run")
     assert not any("name" in row for row in page.rows)
-    (file, *_) = sorted((tmp_path / "run" / "report").glob("target-*-3.svg"))
-    assert {line for line in re.findall(r">(no\. \d+)<", file.read_text()) if line}
+    opened = content_of(tmp_path / "run", "run")
+    assert (opened["named"], opened["seen"], opened["tiles"]) == (False, None, None)
+    assert not list((tmp_path / "run" / "report" / "data").glob("names-*"))
+    assert not list((tmp_path / "run" / "report" / "data").glob("*.png"))
 
 
 def test_accuracy_is_of_test_images_alone():
     margins = np.array([[1.0, -1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
     store: Any = SimpleNamespace(done=np.arange(2), margins=lambda ids: margins[ids])
-    assert _accuracy(store, 2) == 0.75
-    assert _accuracy(store, 0) is None
+    assert accuracy(store, 2) == 0.75
+    assert accuracy(store, 0) is None
