@@ -75,7 +75,8 @@ class Answers:
             "order": order,
             "drops": drops,
             "probes": [_probe(probe) for probe in sorted(search.probes, key=lambda probe: probe.size)],
-            "confirmed": outcome(confirmed(search)),
+            "confirmed": outcome(search.confirmed),
+            "twoModes": search.two_modes,
             "models": search.models,
             "breaks": search.breaks,
             "repairs": search.repairs,
@@ -111,16 +112,10 @@ def _looks_good(size: int) -> float:
     return float(1.0 / (1.0 + abs(np.log2(size / 8.0))))
 
 
-def confirmed(search: SearchRecord) -> Outcome | None:
-    """What fresh networks say of the set, where any were asked."""
-    found: Outcome | None = getattr(search, "confirmed", None)
-    return found
-
-
 def judged(search: SearchRecord) -> Outcome | None:
     """What is to be believed of the set that a search ends with: what fresh networks say, or else those that found it."""
     last = search.last
-    return confirmed(search) or (last.outcome if last else None)
+    return search.confirmed or (last.outcome if last else None)
 
 
 def outcome(found: Outcome | None) -> Record | None:

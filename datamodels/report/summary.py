@@ -53,6 +53,8 @@ def _summarise_method(searches: list[SearchRecord], done: str) -> Record:
         "targets": len(searches),
         done: sum(search.size is not None for search in searches),
         "median_size": median_size(searches),
+        "median_by_majority": median_size(searches, majority=True),
+        "with_two_modes": sum(search.two_modes for search in searches),
         "others_broken": breaks,
         "others_repaired": repairs,
         "models_per_target": float(np.mean([search.models for search in searches])) if searches else None,

@@ -178,6 +178,7 @@ DM.ways = (() => {
       lines.push(`Without ${way.controlSize} random ${things(way.controlSize)} ${kind} instead: ${rightIn(way.control)}. `);
     }
     if (way.fresh) lines.push(`Counted with ${way.outcome.models} fresh networks that no search has seen. `);
+    if (way.twoModes) lines.push("Some of the networks asked lie far above the others. ");
     for (const [turned, verb] of [
       [way.breaks, "break"],
       [way.repairs, "repair"],
