@@ -441,10 +441,16 @@ def _searches(bench: Bench, made: dict[Point, Made], number: int) -> tuple[dict[
 
 
 def _orders(bench: Bench, made: dict[Point, Made], targets: Sequence[int]) -> Orders:
-    """The orders of images that scores make: of the target's class, the largest first, for all methods alike."""
+    """The orders of images that scores make: of the target's class, the largest first, for all methods alike.
+
+    Sizes are tried where the weights of one and the same datamodel say: that of most models with the prior of gradients.
+    """
     known, columns = Targets(Examples(bench.learner)), list(targets)
     scores = {point.name: found.scores[:, columns].astype(np.float64) for point, found in made.items()}
-    weights = np.zeros((bench.store.meta.num_train, len(columns)))  # no search is told where to begin
+    covariates, networks, _ = _prior(bench, PRIOR, 0)
+    m = _numbers(bench)[-1]
+    guide = bench.made(Point(PRIOR, networks, m).name, partial(_of_models, bench, m, covariates))
+    weights = guide.scores[:, columns].astype(np.float64)
     base = OfBaseModels(bench.folder, bench.settings, bench.engine, columns)
     return Orders(bench.settings.verify, bench.learner, known, columns, weights, None, scores, base)
 

@@ -72,6 +72,7 @@ def test_every_point_has_its_price_and_the_lds_of_scipy_and_is_kept(small, monke
     oracle = [spearmanr(masks @ same[:, t], true[:, t]).statistic for t in range(T)]
     assert record["lds_of_the_class_alone"] == pytest.approx(np.nan_to_num(oracle).mean(), abs=1e-6)
     json.dumps(record, allow_nan=False)
+    assert any(row["flipped"] for row in record["rows"])
     assert record["searched_targets"] == sorted(set(record["searched_targets"]))
     assert len(record["searched_targets"]) == 2
     assert "TRAK (dattri): 2 networks" in table
