@@ -3,7 +3,8 @@
 To lie beside certificate.json. data.npz has x_train (N, H, W, C) or (N, d), y_train, x_test and y_test as the certificate's
 networks see them, which their digests tell. Networks are trained one after another by the certificate's recipe, in float32, on
 S and without R. Their random numbers are PyTorch's own: these are not the certificate's networks, and what must come out again
-is the verdict. Exit code 0 where it does, 1 where it does not or nothing is certain, 2 where the data are others.
+is the verdict. Exit code 0 where it does, 1 where it does not or networks
+are too few to tell, 2 where the data are others.
 """  # noqa: D415
 
 import argparse
@@ -150,16 +151,24 @@ def main() -> int:
         labels[removed] = told["relabelled"]
     number = max(2, args.networks or max(len(told[kind]["networks"]) for kind in ("before", "after")))
     verdicts = []
-    for name, own, seen in (("S", y, torch.ones_like(without)), ("without R", labels, without)):
+    after = "without R" if told["relabelled"] is None else "R relabelled"
+    for name, own, seen in (("S", y, torch.ones_like(without)), (after, labels, without)):
         models = (trained(x, own, seen, recipe, told["classes"]) for _ in range(number))
         margins = [margin(model, x_test[targets], y_test[targets], recipe) for model in models]
         mean, low, high = interval(margins)
         verdicts.append("flipped" if high <= 0 else "held" if low > 0 else "undecided")
         print(f"{name}: {' '.join(f'{value:.3f}' for value in margins)}")
         print(f"{name}: mean margin {mean:.3f}, 95 % interval {low:.3f} to {high:.3f}: {verdicts[-1]}", flush=True)
-    same = verdicts == (["held", "flipped"] if told["claim"] == "flipped" else ["flipped", "held"])
-    print(f"{'confirmed' if same else 'not confirmed'}: certified as {told['claim']}")
-    return 0 if same else 1
+    wanted = ["held", "flipped"] if told["claim"] == "flipped" else ["flipped", "held"]
+    certified = f"certified as {told['claim']}"
+    if verdicts == wanted:
+        print(f"confirmed: {certified}")
+        return 0
+    if all(found in (one, "undecided") for found, one in zip(verdicts, wanted, strict=True)):
+        print(f"undecided: {certified}; {number} networks are too few to tell, try --networks {4 * number}")
+    else:
+        print(f"not confirmed: {certified}")
+    return 1
 
 
 if __name__ == "__main__":

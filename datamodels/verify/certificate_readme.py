@@ -74,20 +74,23 @@ def readme(found: Certificate) -> str:
 
 def _claim(found: Certificate) -> list[str]:
     kept = "are left out" if found.relabelled is None else f"are told to be of class {found.relabelled}"
+    after = "without R" if found.relabelled is None else "R relabelled"
     turned = "wrong" if found.claim == "flipped" else "right"
     images = [f"| {_index(image)} | {_name(image)} | {image.label} | `{image.digest or '–'}` |" for image in found.images]
     columns = ["| index | name | label | SHA-256 |", "| --- | --- | --- | --- |"]
     return [
-        f"# Target {_cell(found.name)}: {found.claim} by {len(found.images)} training images",
+        f"# Target {_cell(found.name)}: {found.claim} by {len(found.images)} training image{'s' * (len(found.images) > 1)}",
         "",
-        f"Networks trained on all {found.num_train} images of S have the target {_opposite(turned)}. When the images R below",
-        f"{kept}, networks trained otherwise alike have it {turned}: their mean margin, the right class's logit less",
-        f"the largest other one, is {'at most' if turned == 'wrong' else 'above'} 0 beyond doubt (Student's t, 95 %).",
+        f"Networks trained on all {found.num_train} images of S have the target {_opposite(turned)} in the mean. When the",
+        f"images R below {kept}, networks trained otherwise alike have it {turned} in the mean: their mean margin, the right",
+        f"class's logit less the largest other one, is {'at most' if turned == 'wrong' else 'above'} 0 beyond doubt",
+        "(Student's t, 95 %). That is not said of each network: the target is right in",
+        f"{_right(found.before.outcome)} of them before, and in {_right(found.after.outcome)} after.",
         "",
         "| trained on | networks | mean margin | interval | verdict |",
         "| --- | --- | --- | --- | --- |",
         f"| S | {_figures(found.before.outcome)} | {found.before.verdict} |",
-        f"| without R | {_figures(found.after.outcome)} | {found.after.verdict} |",
+        f"| {after} | {_figures(found.after.outcome)} | {found.after.verdict} |",
         "",
         f"R, as the method {_cell(found.method)} has found it; indices are those of S, digests are of {found.digests_of}:",
         "",
@@ -168,6 +171,11 @@ def _made(found: Certificate) -> list[str]:
 
 def _figures(outcome: Outcome) -> str:
     return f"{outcome.models} | {outcome.mean_margin:.2f} | {outcome.low:.2f} to {outcome.high:.2f}"
+
+
+def _right(outcome: Outcome) -> str:
+    """As '6 of 24'."""
+    return f"{round(outcome.correct * outcome.models)} of {outcome.models}"
 
 
 def _opposite(turned: str) -> str:

@@ -214,6 +214,26 @@ def test_the_script_refuses_other_images(made, tmp_path, capsys, monkeypatch):
     assert "x_train, y_train" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("margins", "said"),
+    [
+        ((1.0, 1.2, -1.0, -1.2), "confirmed: certified as flipped"),
+        ((1.0, 1.2, 1.0, -1.2), "undecided: certified as flipped; 2 networks are too few to tell, try --networks 8"),
+        ((1.0, 1.2, 1.0, 1.2), "not confirmed: certified as flipped"),
+        ((1.0, -1.2, 1.0, 1.2), "not confirmed: certified as flipped"),
+    ],
+)
+def test_the_script_tells_too_few_networks_from_a_certificate_that_is_wrong(margins, said, made, capsys, monkeypatch):
+    drawn = iter(margins)
+    monkeypatch.setattr(plain, "trained", lambda *_: None)
+    monkeypatch.setattr(plain, "margin", lambda *_: next(drawn))
+    monkeypatch.setattr(plain, "interval", lambda m: (sum(m) / 2, min(m), max(m)))
+    monkeypatch.setattr(plain, "__file__", str(made / "retrain.py"))
+    monkeypatch.setattr(sys, "argv", ["retrain.py", str(made / "data.npz"), "--networks", "2"])
+    assert plain.main() == int(not said.startswith("confirmed"))
+    assert capsys.readouterr().out.splitlines()[-1] == said
+
+
 def test_the_scripts_interval_is_scipys():
     rng = np.random.default_rng(0)
     for number in (2, 3, 5, 8, 33, 200):

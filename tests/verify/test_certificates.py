@@ -124,6 +124,9 @@ def test_it_says_what_the_rule_and_scipy_say(made):
     assert told["claim"] == "flipped"
     page = (made / "10-datamodel" / "README.md").read_text()
     assert f"flipped by {len(removed)} training images" in page
+    right = [sum(each["margin"] > 0 for each in told[kind]["networks"]) for kind in ("before", "after")]
+    numbers = [len(told[kind]["networks"]) for kind in ("before", "after")]
+    assert f"{right[0]} of {numbers[0]} of them before, and in {right[1]} of {numbers[1]} after." in page
     assert "no script for PyTorch alone" in page
     assert not (made / "10-datamodel" / "retrain.py").exists()
 
