@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtrit
 from scipy.stats import rankdata
 
 from datamodels.subsets import Array
@@ -13,6 +14,7 @@ from datamodels.subsets import Array
 FloatArray = npt.NDArray[np.float64]
 
 LEVEL = 0.95
+FEW_TARGETS = 10
 FEWEST_REPEATED = 10
 """Masks with several trainings each, for a ceiling."""
 MOST_RANKS = 2**28
@@ -89,7 +91,15 @@ def _pearson(a: FloatArray, b: FloatArray) -> FloatArray:
 
 
 def over_targets(values: FloatArray, resamples: int, seed: int) -> Interval:
-    """Of the mean of values (T,), the models being as they are: targets are drawn again, with replacement."""
+    """Of the mean of values (T,), the models being as they are: targets are drawn again, with replacement.
+
+    Of fewer than 10 targets the bootstrap says little: Student's t of them, or of one the whole range of a correlation.
+    """
+    if len(values) < FEW_TARGETS:
+        mean, half = float(values.mean()), 2.0
+        if len(values) > 1:
+            half = float(-stdtrit(len(values) - 1, (1 - LEVEL) / 2) * values.std(ddof=1) / np.sqrt(len(values)))
+        return Interval(max(-1.0, mean - half), min(1.0, mean + half))
     rng = np.random.default_rng([seed, 0])
     means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
     return Interval.of(np.array(means))

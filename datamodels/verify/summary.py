@@ -13,14 +13,14 @@ from datamodels.verify.known import Targets
 from datamodels.verify.record import KINDS, SUPPORT, CounterfactualRecord, SearchRecord, Verified
 
 OF_OUTCOME = ("mean_margin", "low", "high", "correct")
-COLUMNS = ("target", "label", "method", "verdict", "size", "majority", "models", *OF_OUTCOME, "breaks", "repairs", "name")
+COLUMNS = ("target", "label", "method", "verdict", "size", "majority", "models", "judged", *OF_OUTCOME, "breaks", "repairs", "name")
 BEFORE = {FLIP: "not right before", REPAIR: "not wrong before"}
 REACHED = {FLIP: "flips", REPAIR: "repairs"}
 
 
 def table(verified: Verified, targets: Targets) -> str:
-    """One line for each target and method: its verdict, |R|, |R| by the majority rule, models asked for, and what those say
-    that prove it.
+    """One line for each target and method: its verdict, |R|, |R| by the majority rule, how many models were asked for and how
+    many judged it, and what these say, with the interval at the level of their look.
 
     `breaks` and `repairs` are the other predictions that the set turns, numbers with spaces between; `name` what the target is
     called, empty for a test image that has but its index.
@@ -33,11 +33,11 @@ def table(verified: Verified, targets: Targets) -> str:
         last = search.last
         outcome = [getattr(last.outcome, name) for name in OF_OUTCOME] if last else [None] * len(OF_OUTCOME)
         beside = [" ".join(map(str, turned or ())) for turned in (search.breaks, search.repairs)]
-        writer.writerow([*about, search.models, *outcome, *beside, name(search.target)])
+        writer.writerow([*about, search.models, last.outcome.models if last else None, *outcome, *beside, name(search.target)])
     for target in unsearched(verified):
         base = verified.base[target]
         outcome = [getattr(base.outcome, name) for name in OF_OUTCOME]
-        of_base = [target, base.label, "", BEFORE[verified.goal], None, None, base.outcome.models]
+        of_base = [target, base.label, "", BEFORE[verified.goal], None, None, base.outcome.models, base.outcome.models]
         writer.writerow([*of_base, *outcome, "", "", name(target)])
     return text.getvalue()
 
