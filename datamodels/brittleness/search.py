@@ -11,21 +11,26 @@ be confirmed begin within `ratio` of those that would not.
 three times. The a-th attempt of a search has the level 0.025 · ¾ · ¼^(a−1), and of this each look a share (see `Effort`),
 so that over all attempts and looks together a search ends with a set whose true mean margin is above 0 at most 2.5 % of the
 time (Bonferroni), whatever the curve was: Student's t, with what is known of the spread (see `spread`). An attempt that fails
-belongs to the search then, and a larger set is wanted.
+belongs to the search then, and a larger set is wanted. Where the search's own networks vary by far more than was known, or vary
+though those on all of S did not, what was known is forgotten, and they alone tell of the spread.
+
+That is so of margins that are about normal, or skewed as real ones are. Where a few networks of a hundred lie far above all
+others, a confirmation may well meet none of them: then it is about 5 % (see `modes`, and `bench.court`).
 
 What comes out is an upper bound on the true minimum.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtr, stdtrit
+from scipy.special import fdtrc, ndtr, stdtrit
 
 from datamodels.brittleness.curve import Curve, Factor, Measured
-from datamodels.brittleness.judging import Outcome, judge
+from datamodels.brittleness.judging import NOTHING_KNOWN, Outcome, judge
 from datamodels.brittleness.modes import HighMode, below, high_mode
 from datamodels.brittleness.spread import Spread
 from datamodels.subsets import Array
@@ -44,15 +49,23 @@ AS_PREDICTED = Factor(1.0, 0.5)
 """What is thought of predicted drops before a search has tried them."""
 CERTAIN = Spread(0.0, 1e9)
 """Of a learner without chance."""
+ROUNDING = 1e-3
+"""Of the base margin: two networks of one set that differ by more have chance in them."""
+TOO_WIDE = 0.05
+"""How rarely networks vary by so much more than was known that it is forgotten, where they vary alike."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How many networks a search spends: `first` on a size at a time, `looks` in all when a confirmation is looked at."""
+    """How many networks a search spends: `first` on a size at a time, `looks` in all when a confirmation is looked at.
+
+    `otherwise` is what it spends once networks of one set differ, where it was thought that they do not.
+    """
 
     first: int
     looks: tuple[int, ...]
     ratio: float
+    otherwise: Effort | None = None
 
     @classmethod
     def of(cls, first: int, most: int, ratio: float) -> Effort:
@@ -60,9 +73,9 @@ class Effort:
         return cls(first, tuple(sorted({max(2, -(-most // 4)), max(2, -(-most // 2)), most})), ratio)
 
     @classmethod
-    def without_chance(cls, ratio: float) -> Effort:
-        """Of a learner whose networks all say the same: one decides."""
-        return cls(1, (1,), ratio)
+    def without_chance(cls, otherwise: Effort) -> Effort:
+        """Of a learner whose networks all say the same on all of S: one decides, as long as they do without R."""
+        return cls(1, (1,), otherwise.ratio, otherwise)
 
     def tail(self, attempt: int, look: int) -> float:
         """How often one look of an attempt may take a margin of 0 for less: more networks have more of it, as their square."""
@@ -142,19 +155,38 @@ class Search:
         """Take in the margins of all networks of the step; those that diverged, with NaN, do not count."""
         assert self.step is not None
         finite = margins[np.isfinite(margins)].astype(np.float64)
+        size = self.step.size
+        self._forget(finite)
+        if self.effort.otherwise is not None and not self.is_certain:
+            self.effort = self.effort.otherwise
+            if self.step.fresh:
+                self._fail(self._together(finite), finite)
+                return
         if self.step.fresh:
             self._confirm(finite)
             return
-        size = self.step.size
         self.seen[size] = finite
         self.asked[size] = self.step.networks
         self._choose()
 
+    def _forget(self, new: Array) -> None:
+        """Forget what was known of the spread where these networks, and all before, say that it is wider."""
+        assert self.step is not None
+        size, _, fresh = self.step
+        if self.is_certain:
+            of_set = np.append(self.seen.get(size, new[:0]), new)
+            if len(of_set) and np.ptp(of_set) > ROUNDING * self.base.mean:
+                self.spread = NOTHING_KNOWN
+            return
+        squares, degrees = _within([*(margins for of, margins in self.seen.items() if fresh or of != size), new])
+        known = self.spread.degrees and self.spread.variance and degrees
+        if known and fdtrc(degrees, self.spread.degrees, squares / degrees / self.spread.variance) < TOO_WIDE:
+            self.spread = NOTHING_KNOWN
+
     def _confirm(self, fresh: Array) -> None:
         assert self.step is not None
         size, asked, _ = self.step
-        look = self.effort.looks.index(asked)
-        together = {**self.seen, size: np.concatenate([self.seen.get(size, fresh[:0]), fresh])}
+        look, together = self.effort.looks.index(asked), self._together(fresh)
         outcome = self._judged(fresh, look)
         last = look + 1 == len(self.effort.looks)
         if outcome is not None and self._is_enough(outcome.high) and self._in_spite_of_modes(together, fresh, look):
@@ -162,9 +194,19 @@ class Search:
         elif not last and self._may_still_pass(fresh, size):
             self.step = Step(size, self.effort.looks[look + 1], True)
         else:
-            self.seen, self.failed[size] = together, fresh
-            self.attempt += 1
-            self._choose()
+            self._fail(together, fresh)
+
+    def _together(self, fresh: Array) -> dict[int, Array]:
+        """All that was seen, with the networks of the present step."""
+        assert self.step is not None
+        size = self.step.size
+        return {**self.seen, size: np.concatenate([self.seen.get(size, fresh[:0]), fresh])}
+
+    def _fail(self, together: dict[int, Array], fresh: Array) -> None:
+        assert self.step is not None
+        self.seen, self.failed[self.step.size] = together, fresh
+        self.attempt += 1
+        self._choose()
 
     def _is_enough(self, margin: float) -> bool:
         return margin < 0 if self.strict else margin <= 0
@@ -233,7 +275,7 @@ class Search:
         passes = ndtr((-depth - mean) / np.sqrt(variance + of_one / self.effort.looks[-1]))
         if self.is_certain:  # without chance what was seen once is known
             for size, margins in self.seen.items():
-                deep[size - 1] = passes[size - 1] = all(map(self._is_enough, margins))
+                deep[size - 1] = passes[size - 1] = len(margins) > 0 and all(map(self._is_enough, margins))
         return mean, deep, passes
 
     @property
@@ -257,9 +299,7 @@ class Search:
     @property
     def variance(self) -> tuple[float, float]:
         """Of one network's margin, from all sets seen, and its degrees of freedom."""
-        sets = [margins for margins in self.seen.values() if len(margins) > 1]
-        squares = sum(float(((margins - margins.mean()) ** 2).sum()) for margins in sets)
-        variance, degrees = self.spread.moderated(squares, sum(len(margins) - 1 for margins in sets))
+        variance, degrees = self.spread.moderated(*_within(self.seen.values()))
         # Where nothing at all is known, one probe has to be taken first: half of the base margin is a guess.
         return (variance, degrees) if degrees else ((self.base.mean / 2) ** 2, 1.0)
 
@@ -268,3 +308,9 @@ class Search:
         look, most = len(self.effort.looks) - 1, self.effort.looks[-1]
         tail = self.effort.tail(self.attempt, look)
         return float(-stdtrit(self.spread.degrees + max(most - 1, 1), tail) * np.sqrt(variance / most))
+
+
+def _within(of_sets: Iterable[Array]) -> tuple[float, int]:
+    """The sum of squares of margins about the mean of their own set, and its degrees of freedom."""
+    sets = [margins for margins in of_sets if len(margins) > 1]
+    return sum(float(((margins - margins.mean()) ** 2).sum()) for margins in sets), sum(len(margins) - 1 for margins in sets)

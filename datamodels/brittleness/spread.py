@@ -46,7 +46,9 @@ def spread_at_the_edge(margins: Array) -> Spread:
     values = margins[np.isfinite(margins).all(1)].astype(np.float64)
     if len(values) < 2:
         return Spread()
-    return spread_of(values[:, at_the_edge(values.mean(0))].var(0, ddof=1), len(values) - 1)
+    found = spread_of(values[:, at_the_edge(values.mean(0))].var(0, ddof=1), len(values) - 1)
+    # Targets vary together: a network is good or bad for many. So all of them tell of no more degrees than one may.
+    return Spread(found.variance, min(found.degrees, len(values) - 1))
 
 
 def at_the_edge(mean: Array) -> IndexArray:

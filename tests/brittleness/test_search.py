@@ -21,6 +21,10 @@ def normal(rng, number):
     return rng.normal(0, 0.5, number)
 
 
+def at_its_mean(rng, number):
+    return np.zeros(number)
+
+
 def run(truth, drops, seed=0, spread=SPREAD, effort=EFFORT, draw: Draw = normal, factor=AS_PREDICTED, strict=False):
     """A search over sets of true margins (K,), all its networks, and its steps."""
     rng, steps = np.random.default_rng(seed), []
@@ -76,7 +80,11 @@ def test_a_search_ends_whatever_is_predicted_and_what_it_finds_was_proved_by_fre
 def test_without_chance_the_smallest_is_found_with_one_network_a_set(at, scale, ratio):
     truth, drops = falling(at, 80)
     search, heard, _ = run(
-        truth - 1e-9, scale * drops, spread=CERTAIN, effort=Effort.without_chance(ratio), draw=lambda rng, n: np.zeros(n)
+        truth - 1e-9,
+        scale * drops,
+        spread=CERTAIN,
+        effort=Effort.without_chance(Effort.of(2, 24, ratio)),
+        draw=lambda rng, n: np.zeros(n),
     )
     assert search.high is not None
     assert at <= search.high <= max(at, np.floor(ratio * at))
@@ -157,10 +165,51 @@ def test_networks_that_diverged_do_not_count_and_are_asked_for_again():
     assert len(steps) < 60
 
 
+def plateau(cases, draw, spread, effort=EFFORT):
+    """Of so many searches along an order whose margin levels off just above 0, the share that call a set flipped."""
+    truth, drops = falling(8, 30)
+    found = [run(np.maximum(truth, 0.02), drops, seed, spread, effort, draw)[0] for seed in range(cases)]
+    return sum(search.high is not None for search in found) / cases
+
+
+def test_where_networks_vary_far_more_without_images_what_was_known_on_all_of_s_is_forgotten():
+    truth, drops = falling(8)
+    forgot = [run(truth, drops, seed, draw=lambda rng, n: rng.normal(0, 2, n))[0].spread == Spread() for seed in range(40)]
+    assert np.mean(forgot) > 0.9
+    assert np.mean([run(truth, drops, seed)[0].spread == SPREAD for seed in range(40)]) > 0.8
+
+
+def test_a_learner_that_has_chance_only_where_images_are_missing_is_not_believed_by_one_network():
+    certain = Effort.without_chance(EFFORT)
+    cases = 50
+    assert plateau(cases, normal, CERTAIN, certain) <= WRONG + 2 * (WRONG / cases) ** 0.5
+    truth, drops = falling(8)
+    search, heard, _ = run(truth, drops, 0, CERTAIN, certain)
+    assert search.high is not None
+    assert search.confirmed is not None
+    assert search.confirmed.models >= EFFORT.looks[0]
+    assert all(step_size <= search.high for step_size, fresh in heard if fresh)
+    # Rounding is no chance.
+    rounded: Draw = lambda rng, n: rng.normal(-1e-3, 1e-6, n)  # noqa: E731
+    search, heard, _ = run(truth, drops, 0, CERTAIN, certain, rounded)
+    assert search.high == 8
+    assert all(len(margins) == 1 for margins in heard.values())
+
+
+def test_without_chance_a_set_whose_network_diverges_is_not_taken_for_one_that_flips():
+    truth, drops = falling(8)
+    truth = truth - 1e-9
+    truth[5] = np.nan  # of 6 images
+    search, _, steps = run(truth, 1.3 * drops, 0, CERTAIN, Effort.without_chance(EFFORT), lambda rng, n: np.zeros(n))
+    assert search.high == 8
+    assert search.attempt == 0
+    assert any(step.size == 6 for step in steps)
+
+
 def test_to_repair_a_margin_of_just_0_is_not_enough():
     truth, drops = np.zeros(1), np.ones(1)
     at_0: Draw = lambda rng, n: np.zeros(n)  # noqa: E731
-    certain = Effort.without_chance(1.0)
+    certain = Effort.without_chance(EFFORT)
     assert run(truth, drops, spread=CERTAIN, effort=certain, draw=at_0)[0].high == 1
     assert run(truth, drops, spread=CERTAIN, effort=certain, draw=at_0, strict=True)[0].high is None
 

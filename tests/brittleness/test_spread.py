@@ -63,3 +63,9 @@ def test_a_mode_above_is_seen_across_sets_and_one_below_is_none():
     assert high_mode([-margins for margins in above]) is None
     assert high_mode([]) is None
     assert high_mode([np.array([1.0])] * 9) is None
+
+
+def test_networks_that_are_better_or_worse_for_all_targets_tell_of_no_more_degrees_than_there_are_networks():
+    rng = np.random.default_rng(0)
+    margins = rng.normal(0, 1, 100) + rng.normal(0, 0.5, (4, 1)) + rng.normal(0, 0.01, (4, 100))
+    assert spread_at_the_edge(margins).degrees <= 3

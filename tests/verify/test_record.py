@@ -124,3 +124,18 @@ def test_other_formats_are_refused(tmp_path, version):
     write_sealed(tmp_path / "verify.json", {"format_version": version})
     with pytest.raises(InputError, match=f"has format version {version}, this program reads 7; give --verify.name"):
         read_verified(tmp_path / "verify.json", N, T, CLASSES)
+
+
+def test_the_majority_rule_takes_the_smallest_set_from_which_on_at_most_half_of_the_networks_are_right():
+    def majority(base, of_sizes):
+        probes = [
+            Probe(size, 0.0, 4, "undecided", Outcome(4, 0.0, -1.0, 1.0, correct, 0.0, 1.0, None), 0.0)
+            for size, correct in of_sizes
+        ]
+        tried = max(size for size, _ in of_sizes)
+        return SearchRecord(0, 0, "datamodel", None, "censored", None, tried, (), (), base, 0, tuple(probes)).majority
+
+    assert majority(1.0, [(8, 0.25), (2, 0.5), (4, 0.75), (6, 0.5)]) == 6
+    assert majority(1.0, [(8, 0.75), (6, 0.0)]) is None
+    assert majority(-1.0, [(8, 0.75), (4, 0.5), (6, 1.0)]) == 6
+    assert majority(-1.0, [(8, 0.5), (4, 1.0)]) is None

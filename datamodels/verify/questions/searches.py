@@ -83,10 +83,9 @@ class SearchQuestion(Question):
     def of(cls, orders: Orders, method: str, target: int, base: Measured, before: Before) -> SearchQuestion:
         """The search along a method's order for a target whose margin on all of S is known, as is what all columns are."""
         order, chosen = orders.of(method, target), orders.settings
+        effort = Effort.of(chosen.models, chosen.most_models, chosen.ratio)
         if before.is_certain:
-            effort = Effort.without_chance(chosen.ratio)
-        else:
-            effort = Effort.of(chosen.models, chosen.most_models, chosen.ratio)
+            effort = Effort.without_chance(effort)
         # Of a mean over several columns the spread of single ones says nothing.
         known = before.is_certain or not orders.targets.is_behaviour(target)
         search = Search(
@@ -128,7 +127,7 @@ class SearchQuestion(Question):
 
     def _beside(self, margins: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The other columns that are wrong now and were right, both beyond doubt, and the other way, by margins (J, T)."""
-        if self.before.is_certain:
+        if self.search.is_certain:
             margins = np.concatenate([margins, margins])  # one speaks for all
         right, wrong = beyond_doubt(margins, margins.shape[1] * len(self.search.effort.looks))
         own = set(self.orders.targets.members(self.target))
