@@ -62,12 +62,16 @@ EngineFor = Callable[[Settings], AbstractContextManager[Engine]]
 
 @dataclass(frozen=True)
 class Checked:
-    """That a certificate is confirmed: `compared` says how its margins were, `outcome` and `fresh` are of new networks."""
+    """That a certificate is confirmed: `compared` says how its margins were, `outcome` and `fresh` are of new networks
+    without R, `outcome_on_all` and `fresh_on_all` of new ones on S.
+    """
 
     certificate: str
     compared: str
     fresh: int
     outcome: Outcome
+    fresh_on_all: int
+    outcome_on_all: Outcome
 
 
 def check(settings: Settings, engine_for: EngineFor, path: Path) -> str:
@@ -81,19 +85,23 @@ def check(settings: Settings, engine_for: EngineFor, path: Path) -> str:
     with engine_for(within) as engine:
         refuse_contradictions(found, Examples(engine.learner))
         _refuse_other_data(found, engine)
+        _refuse_other_target(found, Examples(engine.learner))
         _refuse_other_recipe(found, within, engine)
         with alone(within) as verify:
             open_store(within, engine)
             same = _trained_again(found, within, engine, verify / "proofs")
             compared = _compared(found, same, machine_of(engine))
             fresh = _fresh(found, within, engine)
+            on_all = _fresh_on_all(found, within, engine)
         assert fresh.outcome is not None
-        checked = Checked(str(path), compared, len(fresh.margins), fresh.outcome)
+        assert on_all.outcome is not None
+        checked = Checked(str(path), compared, len(fresh.margins), fresh.outcome, len(on_all.margins), on_all.outcome)
         write_json(Path(within.run.dir) / CHECKED, to_json(checked))
     outcome = fresh.outcome
     interval = f"mean margin {outcome.mean_margin:.2f} ({outcome.low:.2f} to {outcome.high:.2f})"
     return (
-        f"confirmed: target {shown(found.name, 80)} {found.claim}: {compared}; {len(fresh.margins)} fresh networks, {interval}"
+        f"confirmed: target {shown(found.name, 80)} {found.claim}: {compared}; {len(fresh.margins)} fresh networks, {interval};"
+        f" {len(on_all.margins)} on S, {on_all.outcome.mean_margin:.2f}{_unchecked(found)}"
     )
 
 
@@ -142,6 +150,22 @@ def _refuse_other_sets(found: Certificate, examples: Examples) -> None:
         raise Refused("R is all of S, and no network can be trained without it")
     if found.relabelled is not None and not 0 <= found.relabelled < examples.classes:
         raise Refused(f"it relabels images as class {found.relabelled}, and the classes run from 0 to {examples.classes - 1}")
+
+
+def _refuse_other_target(found: Certificate, examples: Examples) -> None:
+    """Raise Refused where a certificate calls its target something else than what its columns are."""
+    labels = {int(examples.labels[column]) for column in found.columns}
+    label = labels.pop() if len(labels) == 1 else -1
+    if (found.label, found.classes) != (label, examples.classes):
+        told = f"class {found.label} of {found.classes}"
+        raise Refused(f"it says that its target is of {told}, and that is of {label} of {examples.classes}")
+    if len(found.columns) > 1 and found.target >= examples.t:
+        return  # a behaviour, whose name and number are its maker's
+    column = found.columns[0]
+    name = examples.name(column) or str(column)
+    if len(found.columns) > 1 or (found.target, found.name) != (column, name):
+        said = f"{found.target}, {shown(found.name, 80)}"
+        raise Refused(f"it says that its target is {said}, and its margins are of {column}, {shown(name, 80)}")
 
 
 def _refuse_other_keys(found: Certificate, judged: Judged, told: str) -> None:
@@ -264,15 +288,34 @@ def _number(margin: float | None) -> str:
 
 
 def _fresh(found: Certificate, settings: Settings, engine: Engine) -> Looked:
-    """Networks that nobody has seen. Raises Refused where they do not bear the claim out."""
+    """Fresh networks without R. Raises Refused where they do not bear the claim out."""
     to = -1 if found.relabelled is None else found.relabelled
     steps = [times * len(found.after.networks) for times in TIMES]
     fresh = Looked(found.mask(), to, RECHECK_FROM, steps, found.columns)
+    return _borne_out(fresh, reached_by(found.claim), "without R", settings, engine)
+
+
+def _fresh_on_all(found: Certificate, settings: Settings, engine: Engine) -> Looked:
+    """Fresh networks on S: those of the certificate may be the few, of many, that have the target as it wants them.
+
+    Raises Refused where they do not have it as the certificate says.
+    """
+    steps = [times * len(found.before.networks) for times in TIMES]
+    fresh = Looked(found.mask(tuple(found.removed)), -1, RECHECK_FROM, steps, found.columns)
+    return _borne_out(fresh, FLIPPED if found.wanted == HELD else HELD, "on S", settings, engine)
+
+
+def _borne_out(fresh: Looked, verdict: str, told: str, settings: Settings, engine: Engine) -> Looked:
     asked([fresh], retraining(settings, engine), engine, "recheck")
     outcome = fresh.outcome
     assert outcome is not None
-    if outcome.verdict != reached_by(found.claim):
+    if outcome.verdict != verdict:
         interval = f"{outcome.mean_margin:.2f} ({outcome.low:.2f} to {outcome.high:.2f})"
         certain = "do not decide" if outcome.verdict == UNDECIDED else f"are judged {outcome.verdict}"
-        raise Refused(f"{len(fresh.margins)} fresh networks without R {certain}: mean margin {interval}")
+        raise Refused(f"{len(fresh.margins)} fresh networks {told} {certain}: mean margin {interval}")
     return fresh
+
+
+def _unchecked(found: Certificate) -> str:
+    """What of a certificate a check leaves open, in words."""
+    return "" if found.put_back is None else "; what it says of images put back was not trained again"

@@ -205,7 +205,7 @@ def put(*place, value):
         (put("images", 0, "label", value=3), "is another here than the certificate tells of (label 3 there"),
         (put("images", 0, "index", value=N), "R is not made of different indices"),
         (put("images", 1, "digest", value="0" * 64), "is another here than the certificate tells of (digest"),
-        (put("targets", 0, "index", value=8), "target 8 is another here|there is nothing|digest|label"),
+        (put("targets", 0, "index", value=8), "target 8 is another here|digest|label|it says that its target is"),
         (put("targets", 0, "index", value=99), "its target is not made of different indices"),
         (put("train_digest", value="0" * 64), "the training set here is another"),
         (put("targets_digest", value="0" * 64), "the set of targets here is another"),
@@ -215,6 +215,10 @@ def put(*place, value):
         (put("put_back", "singly", 0, "images", value=[N - 1]), "put-back image that is none of R"),
         (put("put_back", "of_images", value=1), "as many images to be put back"),
         (put("relabelled", value=4), "relabels images as class 4"),
+        (put("name", value="3"), "it says that its target is 10, 3, and its margins are of 10, 10"),
+        (put("target", value=3), "it says that its target is 3, 10, and its margins are of 10, 10"),
+        (put("label", value=-1), "it says that its target is of class -1 of"),
+        (put("classes", value=1000), "of 1000, and that is of"),
     ],
 )
 def test_what_is_not_so_is_refused_with_the_reason(made, tmp_path, change, reason):
@@ -266,6 +270,28 @@ def test_fresh_networks_must_bear_the_claim_out(made, tmp_path, monkeypatch):
     monkeypatch.setattr(Additive, "train", fresh_are_right(Additive.train))
     with pytest.raises(Refused, match=r"\d+ fresh networks without R are judged held"):
         checked(made / "10-datamodel", tmp_path / "other")
+
+
+def test_fresh_networks_must_have_the_target_on_s_as_those_of_the_certificate(made, tmp_path, monkeypatch):
+    """A target that networks on S have wrong, but for those few that the certificate tells of."""
+    monkeypatch.setattr(Additive, "train", fresh_on_all_are_wrong(Additive.train))
+    with pytest.raises(Refused, match=r"\d+ fresh networks on S are judged flipped"):
+        checked(made / "10-datamodel", tmp_path / "other")
+
+
+def test_it_is_said_that_images_put_back_were_not_trained_again(made, tmp_path):
+    assert "what it says of images put back was not trained again" in checked(made / "10-datamodel", tmp_path / "other")
+
+
+def fresh_on_all_are_wrong(train):
+    def other(self, models):
+        found = train(self, models)
+        for k, model in enumerate(models):
+            if model.key[3] >= 10**6 and model.mask.all():
+                found.arrays["margins"][k] -= 99
+        return found
+
+    return other
 
 
 def fresh_are_right(train):
