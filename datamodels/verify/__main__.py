@@ -72,7 +72,9 @@ def _do(settings: Settings, args: argparse.Namespace, gpu: str | None) -> None:
     with engine_of(settings, gpu, engine=args.engine) as engine:
         if args.certify is not None:
             put_back = MOST_PUT_BACK if args.putback is None else args.putback
-            wanted = Wanted(args.certify, args.method or DATAMODEL, args.out, put_back, bool(args.with_data))
+            wanted = Wanted(
+                args.certify, DATAMODEL if args.method is None else args.method, args.out, put_back, bool(args.with_data)
+            )
             print(told(*certify(settings, engine, wanted)))
         elif models is not None and args.targets is not None:
             targets = targets_named(args.targets, Examples(engine.learner), settings.verify.seed)

@@ -13,7 +13,20 @@ from datamodels.verify.known import Targets
 from datamodels.verify.record import KINDS, SUPPORT, CounterfactualRecord, SearchRecord, Verified
 
 OF_OUTCOME = ("mean_margin", "low", "high", "correct")
-COLUMNS = ("target", "label", "method", "verdict", "size", "majority", "models", "judged", *OF_OUTCOME, "breaks", "repairs", "name")
+COLUMNS = (
+    "target",
+    "label",
+    "method",
+    "verdict",
+    "size",
+    "majority",
+    "models",
+    "judged",
+    *OF_OUTCOME,
+    "breaks",
+    "repairs",
+    "name",
+)
 BEFORE = {FLIP: "not right before", REPAIR: "not wrong before"}
 REACHED = {FLIP: "flips", REPAIR: "repairs"}
 
