@@ -38,6 +38,8 @@ FLIP, REPAIR = "flip", "repair"
 LONGEST_CONFIG, DEEPEST_CONFIG = 2**16, 8
 MOST_MODELS = 2**20
 """Of models for one purpose of the verification."""
+MOST_OF_A_SET = 20_000
+"""Models of one set: their repetitions are numbered by who wants them, half a million apart."""
 
 
 @dataclass(frozen=True)
@@ -236,17 +238,17 @@ class VerifySettings:
         "sizes, as 5,20,80: remove the largest weights, the smallest, and random images, for predicted against measured drops",
     )
     models: int = count(
-        3,
+        2,
         "models that a search trains for a set at a time, until it knows which set to have confirmed",
         low=2,
-        high=MOST_MODELS,
+        high=MOST_OF_A_SET,
     )
     most_models: int = count(
         24,
         "models of the last of three looks at a set that is to be confirmed, and of a recheck; two thirds as many for a "
         "removal of a fixed size, a third for a counterfactual",
         low=2,
-        high=MOST_MODELS,
+        high=MOST_OF_A_SET,
     )
     base_models: int = count(32, "models trained on all of S, for the margin before", low=2, high=MOST_MODELS)
     ratio: float = real(1.25, "the search ends when a set that flips is so many times one that does not", low=1.0)

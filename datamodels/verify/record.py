@@ -30,6 +30,9 @@ TOP, RANDOM, BOTTOM = KINDS = ("top", "random", "bottom")
 REPAIRED = "repaired"
 """The verdict of a set that makes a wrong prediction right."""
 
+LEAST_BY_MAJORITY = 4
+"""Networks of a set that the majority rule goes by."""
+
 Count = Annotated[int, Between(0, MOST)]
 Size = Annotated[int, Between(1, MOST)]
 Label = Annotated[int, Between(-1, MOST)]
@@ -85,7 +88,7 @@ class SearchRecord:
     margins, with the set that was found, `breaks` are those that were right beyond doubt and are wrong beyond doubt now,
     `repairs` those the other way, by the networks that judged the set, at a level for all columns and looks together (see
     `judging.beyond_doubt`); None where no set was found. `two_modes` says that some of the search's networks lie far above the
-    others (see `brittleness.modes`).
+    others, or where sets repair far below (see `brittleness.modes`).
     """
 
     target: Index
@@ -117,10 +120,12 @@ class SearchRecord:
     @property
     def majority(self) -> int | None:
         """|R| by the rule of earlier papers: the smallest set tried of which at most half of the networks are right, or where
-        sets repair more than half, and so all larger ones tried; None where the largest is not.
+        sets repair more than half, and so all larger ones tried; None where the largest is not. Sets of which fewer than 4
+        networks tell, and not all the same, are left out.
         """
         found = None
-        for probe in sorted(self.probes, key=lambda probe: -probe.size):
+        told = [p for p in self.probes if p.outcome.models >= LEAST_BY_MAJORITY or p.outcome.low == p.outcome.high]
+        for probe in sorted(told, key=lambda probe: -probe.size):
             if (probe.outcome.correct <= 0.5) == (self.base_margin < 0):
                 break
             found = probe.size

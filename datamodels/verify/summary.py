@@ -89,7 +89,8 @@ def _of_method(method: str, does: str, searches: Sequence[SearchRecord]) -> str:
     )
     cost = f", {np.mean([search.models for search in searches]):.0f} models each" if searches else ""
     apart = sum(search.two_modes for search in searches)
-    modes = f", {apart} with networks far above the others" if apart else ""
+    far = "below" if does == REACHED[REPAIR] else "above"
+    modes = f", in {apart} searches a few networks lie far {far} the others" if apart else ""
     return f"{method} {does} {len(found)} of {len(searches)} predictions{size}{cost}{modes}{_beside(searches)}"
 
 

@@ -9,11 +9,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, ttest_1samp
 
 from datamodels.errors import InputError
 from datamodels.evaluate import evaluate
-from datamodels.evaluate.correlations import Interval, drawn_masks, resampled, some_targets, spearman
+from datamodels.evaluate.correlations import Interval, drawn_masks, over_targets, resampled, some_targets, spearman
 from datamodels.evaluate.evaluation import Judged
 from datamodels.regress import Datamodels
 from datamodels.regress.run import regress_store
@@ -125,9 +125,16 @@ def test_the_interval_over_targets_is_that_of_a_mean(tmp_path):
     masks, weights, margins = drawn()
     weights[:, ::2] = np.random.default_rng(1).normal(size=weights[:, ::2].shape)
     of = evaluate(weights, store_of(tmp_path / "s", masks, margins), resamples=4000).scores[0]
-    error = np.std(of.per_target) / np.sqrt(T)
-    assert of.over_targets.high - of.over_targets.low == pytest.approx(3.92 * error, rel=0.1)
-    assert of.over_targets.low < of.lds < of.over_targets.high
+    # Of few targets Student's t, of many the bootstrap.
+    assert T < 10
+    oracle = ttest_1samp(of.per_target, 0).confidence_interval(0.95)
+    assert of.over_targets.low == pytest.approx(max(oracle.low, -1))
+    assert of.over_targets.high == pytest.approx(min(oracle.high, 1))
+    many = np.random.default_rng(2).normal(0.3, 0.2, 40)
+    found = over_targets(many, 4000, 0)
+    assert found.high - found.low == pytest.approx(3.92 * np.std(many) / np.sqrt(40), rel=0.1)
+    assert found.low < many.mean() < found.high
+    assert over_targets(many[:1], 9, 0) == Interval(-1.0, 1.0)
 
 
 def test_many_targets_are_resampled_in_part_and_evenly():

@@ -196,7 +196,7 @@ def test_a_verification_by_scores_is_recorded_shown_and_not_mixed_with_that_of_a
     assert set(found.inputs) == {"scores:a"}
     report(chosen, engine.learner)
     page = (page_folder(chosen) / "index.html").read_text(encoding="utf-8")
-    assert "removed, by the scores a" in page
+    assert "removed, by a" in page
     assert "scores:a" in json.loads((page_folder(chosen) / "summary.json").read_text())["by_method"]
     verify_targets(chosen, engine, models, [12])
     np.save(tmp_path / "a.npy", -RULE.weights)
