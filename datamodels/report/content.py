@@ -267,8 +267,7 @@ def _lds(parts: Parts, number: int) -> Array:
 def _run(parts: Parts, found: _OfWeights, seen: _Seen, of_store: _OfStore) -> Record:
     examples, answers, labels = parts.examples, parts.answers, _labels(parts)
     learner = examples.learner
-    asked = set(answers.asked)
-    sizes = np.array([_size_of(answers, target, asked) for target in range(len(labels))])
+    sizes = np.array([_size_of(answers, target) for target in range(len(labels))])
     first = answers.first()
     return {
         "title": parts.title,
@@ -304,14 +303,12 @@ def _methods(answers: Answers) -> list[str]:
     return list(dict.fromkeys(search.method for search in answers.verified.searches))
 
 
-ASKED, NOT_ASKED = 0, -1
-"""In the place of a size: a target for which no set was found, one that nobody asked about."""
+NONE_FOUND, NOT_SEARCHED = 0, -1
+"""In the place of a size: a target of which searches found no set, one that was not searched, asked about or not."""
 
 
-def _size_of(answers: Answers, target: int, asked: set[int]) -> int:
-    if target not in asked:
-        return NOT_ASKED
-    return answers.size(target) or ASKED
+def _size_of(answers: Answers, target: int) -> int:
+    return (answers.size(target) or NONE_FOUND) if target in answers.searches else NOT_SEARCHED
 
 
 def _opened_without_answers(margins: Array, parts: Parts) -> int:

@@ -256,7 +256,7 @@ def test_filters_and_orders_are_those_of_the_arrays(browser, made):
     set_value(browser, "of-size", "found")
     assert set(sizes) <= set(grid()) <= set(ASKED)
     set_value(browser, "of-size", "unasked")
-    assert grid() == [t for t in range(T) if t not in ASKED]
+    assert grid() == [t for t in range(T) if t not in {s["target"] for s in made.verified["searches"]}]
     set_value(browser, "of-size", "any")
     least = round(float(np.median(lds)), 2)
     set_value(browser, "of-lds", least)
@@ -309,8 +309,18 @@ def test_a_link_opens_at_its_target_and_an_unknown_one_at_the_first(running, mad
     assert running.ask("document.getElementById('answer').dataset.target") == "19"
     running.open(made.page, "#i=5")
     assert "Training image 5" in text(running, "#image-title")
+    assert running.ask("document.getElementById('trouble').hidden")
     running.open(made.page, "#t=4711")
-    assert int(running.ask("document.getElementById('answer').dataset.target")) in ASKED
+    first = running.ask("document.getElementById('answer').dataset.target")
+    assert int(first) in ASKED
+    assert text(running, "#trouble") == "There is no target 4711 here."
+    go(running, "t=19")
+    assert running.ask("document.getElementById('trouble').hidden")
+    running.ask("window.location.hash = 'i=4711'")
+    running.wait("document.getElementById('trouble').textContent === 'There is no training image 4711 here.'")
+    assert running.ask("document.getElementById('answer').dataset.target") == "19"
+    running.ask("window.location.hash = ''")
+    running.wait(f"document.getElementById('answer').dataset.target === '{first}'")
     assert running.messages() == []
 
 
@@ -509,6 +519,7 @@ def test_rows_of_features_are_shown_as_cells(running, made, tmp_path):
     assert "A cell for each feature" in text(running, "#portrait .note")
     assert running.ask("document.querySelector('.large .thumb').style.backgroundImage").startswith('url("data/test-0.')
     assert "Which training examples" in text(running, "h1")
+    assert "in shades of their cells" in text(running, "#rank-twins")
     assert running.messages() == []
 
 
@@ -542,6 +553,40 @@ def test_what_fresh_networks_say_is_what_is_told(running, made, tmp_path):
     assert "measured −0.70 [−1.10, −0.30], right in 9 of 64" in text(running, ".course output")
     assert running.ask("document.querySelectorAll('.measured.confirmed').length") == 1
     assert running.messages() == []
+
+
+def test_a_target_that_was_asked_about_and_not_searched_says_why(running, made, tmp_path):
+    told = {"models": 16, "mean": 0.21, "low": -0.1, "high": 0.5, "right": 9, "share": [9 / 16, 0.3, 0.8], "confidence": None}
+
+    def unsearched(content):
+        content["answers"]["5"] = {"base": told, "searches": [], "removals": []}
+
+    running.size(1280)
+    running.open(rewritten(made, tmp_path, "targets-0", unsearched), "#t=5")
+    beside = text(running, ".beside")
+    assert "right in 9 of 16, which is not right beyond doubt, so that no set was searched for." in beside
+    assert "parts of S" not in beside
+    assert "--targets" not in beside
+    assert "0 removed: margin predicted 0.21, measured 0.21" in running.ask(
+        "(() => { const range = document.getElementById('along'); range.value = 0;"
+        " range.dispatchEvent(new Event('input')); return document.querySelector('.course output').textContent; })()"
+    )
+    assert running.messages() == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_bars_of_weights_are_to_scale(browser, width):
+    browser.size(width)
+    for target in range(T):
+        go(browser, f"t={target}")
+        rows = browser.ask(
+            "[...document.querySelectorAll('#beside .bar')].map(bar => [parseFloat(bar.style.width),"
+            " bar.getBoundingClientRect().width])"
+        )
+        shares, widths = np.array(rows).T
+        full = widths[np.argmax(shares)] / shares.max()
+        assert full * 100 > 60
+        assert np.allclose(widths, np.maximum(full * shares, 2), atol=0.1)
 
 
 def test_sets_that_repair_are_told_as_such(running, made, tmp_path):

@@ -76,11 +76,15 @@ DM.images = (() => {
       "The sum of their weights over all targets is lowest: networks that saw them get more wrong. " +
       "Wrong labels look like this, and so do odd images.",
     wrong: () => `Test ${DM.run.things} that the store's networks get wrong in nearly all trainings: how often they are right.`,
-    twins: () => `Pairs in train and test that look most alike: the root mean square of their difference, of 255.`,
+    twins: () =>
+      `Pairs in train and test that look most alike: the root mean square of their difference, of 255${
+        DM.run.seen === "features" ? ", in shades of their cells" : ""
+      }.`,
   };
 
   function pair([target, image, difference]) {
-    const same = difference === 0 ? "identical" : fixed(difference, 1);
+    // Of rows of features only shades are compared, which are alike where numbers differ.
+    const same = difference === 0 && DM.run.seen === "pictures" ? "identical" : fixed(difference, 1);
     return h("li.pair", {}, card(false, target), card(true, image), h("span.weight", {}, same));
   }
 

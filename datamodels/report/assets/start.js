@@ -11,7 +11,16 @@
     if (!found) return null;
     const number = Number(found[2]);
     const most = found[1] === "t" ? DM.run.labels.length : DM.run.train;
-    return number < most ? { kind: found[1], number } : null;
+    return { kind: found[1], number, known: number < most };
+  }
+
+  /** Say so where the address names a target or an image that there is not. */
+  function tellUnknown(wanted) {
+    const unknown = wanted !== null && !wanted.known;
+    byId("trouble").hidden = !unknown;
+    const what = wanted && wanted.kind === "t" ? "target" : `training ${DM.run.things.slice(0, -1)}`;
+    byId("trouble").textContent = unknown ? `There is no ${what} ${wanted.number} here.` : "";
+    return unknown;
   }
 
   function to(section, heading) {
@@ -22,7 +31,12 @@
 
   async function follow() {
     const wanted = asked();
-    if (!wanted) return;
+    if (tellUnknown(wanted)) to("trouble", "trouble");
+    if (!wanted && !window.location.hash) {
+      await DM.answer.show(DM.run.first);
+      DM.targets.mark(DM.run.first);
+    }
+    if (!wanted || !wanted.known) return;
     if (wanted.kind === "t") {
       await DM.answer.show(wanted.number);
       DM.targets.mark(wanted.number);
@@ -53,7 +67,8 @@
     DM.run = await load("run");
     for (const name of PACKED) DM.run[name] = unpack(DM.run[name]);
     const wanted = asked();
-    await DM.answer.show(wanted && wanted.kind === "t" ? wanted.number : DM.run.first);
+    tellUnknown(wanted);
+    await DM.answer.show(wanted && wanted.known && wanted.kind === "t" ? wanted.number : DM.run.first);
     await seen();
     document.documentElement.dataset.stands = "first";
     DM.tables.prepare();
@@ -62,7 +77,7 @@
       await idle();
       await part.prepare();
     }
-    if (wanted && wanted.kind === "i") await follow();
+    if (wanted && wanted.known && wanted.kind === "i") await follow();
     document.documentElement.dataset.stands = "all";
   }
 

@@ -23,8 +23,8 @@ DM.targets = (() => {
     few: ["1 to 5", (size) => size >= 1 && size <= 5],
     some: ["6 to 20", (size) => size >= 6 && size <= 20],
     many: ["over 20", (size) => size > 20],
-    none: ["asked, none found", (size) => size === 0],
-    unasked: ["not asked about", (size) => size < 0],
+    none: ["searched, none found", (size) => size === 0],
+    unasked: ["not searched", (size) => size < 0],
   };
 
   const text = (target) =>

@@ -164,6 +164,14 @@ DM.ways = (() => {
   function beside(way, about) {
     const lines = [];
     if (way.kind === "weights" && !way.size) return lines;
+    if (way.kind === "weights" && about.answer) {
+      const what = DM.run.repair ? "wrong" : "right";
+      const why = about.answer.searches.length ? "" : `, which is not ${what} beyond doubt, so that no set was searched for`;
+      lines.push(`Networks trained on all ${DM.run.train.toLocaleString("en")} ${DM.run.things}: ${rightIn(way.base)}${why}. `);
+      lines.push("The line starts at their mean margin, and falls as the weights say; ");
+      lines.push(`what networks do without these ${DM.run.things} nobody has tried.`);
+      return lines;
+    }
     if (way.kind === "weights") {
       lines.push(
         "The line starts at the mean margin of the store's networks, which saw parts of S, and falls as the weights say; ",
