@@ -105,7 +105,7 @@ def _make(settings: Settings, parts: Parts, made_from: str, start: float) -> Non
             "made_from": made_from,
         }
         (temporary / "index.html").write_text(_page(settings, parts, summary, figures), encoding="utf-8")
-        write_json(temporary / "summary.json", summary)
+        write_json(temporary / "summary.json", {**summary, "files": _files(temporary)})
 
 
 def _read_verified(settings: Settings, models: Datamodels, store: Store, classes: int) -> Verified:
@@ -131,12 +131,18 @@ def _made_from(verified: Verified, models: Datamodels) -> str:
 
 
 def _is_made(folder: Path, made_from: str) -> bool:
+    """Whether the page is there, of this and with all of its files."""
     try:
         summary = read_json(folder / "summary.json")
-        require(summary, {"made_from": str}, folder / "summary.json")
+        require(summary, {"made_from": str, "files": int}, folder / "summary.json")
     except Unreadable:
         return False
-    return bool(summary["made_from"] == made_from)
+    return bool(summary["made_from"] == made_from and summary["files"] == _files(folder))
+
+
+def _files(folder: Path) -> int:
+    """How many files a page has beside summary.json."""
+    return sum(file.is_file() and file.name != "summary.json" for file in folder.rglob("*"))
 
 
 def _title(rule: str, goal: str) -> str:

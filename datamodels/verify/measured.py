@@ -98,7 +98,9 @@ class Supports:
         self.itself = _training_images(models)
 
     def of(self, target: int, max_size: int = 100) -> Support:
-        """The support of one target. Raises InputError where the weights are not of it."""
+        """The support of one target. Raises InputError where the weights are not of it, or no image may be named."""
+        if max_size < 1:
+            raise InputError(f"max_size is how many images a support may have, 1 or more, not {max_size}")
         self.models.of(target)
         target, is_measured = int(target), target in self.before
         found = replace(

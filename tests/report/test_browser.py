@@ -215,7 +215,9 @@ def test_the_slider_goes_along_the_order(browser, made):
         outcome = "measured {mean_margin:.2f} [{low:.2f}, {high:.2f}]".format(**probe).replace("-", "−")
         assert outcome in text(browser, ".course output")
     # Every probe is drawn with its interval, the base before them, the control where there is one.
-    assert browser.ask("document.querySelectorAll('.course .measured.removed').length") == len(search["probes"])
+    drawn = "document.querySelectorAll('.course .measured.removed, .course .measured.confirmed').length"
+    assert browser.ask(drawn) == len(search["probes"])
+    assert browser.ask("document.querySelectorAll('.course .measured.confirmed').length") == (search["size"] is not None)
     assert browser.ask("document.querySelectorAll('.course .measured.base').length") == 1
     assert browser.ask("document.querySelectorAll('.course .measured.control').length") == 1
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -170,8 +171,6 @@ def test_doing_it_all_again_changes_nothing(run):
 
 def test_a_run_grows_and_its_old_weights_are_not_mixed_with_it(run, tmp_path):
     """Last stages refuse what was made from an earlier state of the store."""
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     assert command("worker", copy, "--gpu", "cpu", store__num_models=96).returncode == 0
@@ -183,8 +182,6 @@ def test_a_run_grows_and_its_old_weights_are_not_mixed_with_it(run, tmp_path):
 
 
 def test_a_verification_of_another_version_is_refused(run, tmp_path):
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     told = json.loads((copy / "verify" / "verify.json").read_text())
@@ -198,8 +195,6 @@ def test_a_verification_of_another_version_is_refused(run, tmp_path):
 
 
 def test_the_page_shows_all_targets_of_a_name_and_each_name_has_its_own(run, tmp_path):
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     first = contents(copy / "report")
@@ -264,8 +259,6 @@ def test_bad_input_is_one_sentence_exit_2_and_nothing_is_touched(run, tmp_path, 
 
 
 def test_verdicts_are_not_shown_beside_other_weights(run, tmp_path):
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     before = contents(copy / "report")
@@ -274,6 +267,14 @@ def test_verdicts_are_not_shown_beside_other_weights(run, tmp_path):
     assert refused.returncode == 2
     assert "is of other weights than those that are there now" in refused.stderr
     assert contents(copy / "report") == before
+
+
+def test_a_page_that_lacks_a_file_is_made_again(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "report" / "data" / "run.js").unlink()
+    assert command("report", copy).returncode == 0
+    assert (copy / "report" / "data" / "run.js").read_bytes() == (run / "report" / "data" / "run.js").read_bytes()
 
 
 def test_stages_out_of_order_say_which_comes_first(tmp_path):

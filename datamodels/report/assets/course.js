@@ -45,9 +45,8 @@ DM.course = (() => {
     DM.plot.line(plot, line, { class: "predicted" });
     if (way.base.low !== undefined) DM.plot.measured(plot, 0, way.base, "base");
     for (const probe of way.probes)
-      DM.plot.measured(plot, probe.size, probe.outcome, way.confirmed && probe.size === way.size ? "replaced" : "removed");
+      DM.plot.measured(plot, probe.size, probe.outcome, way.confirmed && probe.size === way.size ? "confirmed" : "removed");
     if (way.control) DM.plot.measured(plot, way.size, way.control, "control");
-    if (way.confirmed) DM.plot.measured(plot, way.size, way.confirmed, "confirmed");
     return plot;
   }
 
