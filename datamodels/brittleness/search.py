@@ -296,6 +296,11 @@ class Search:
         means = np.array([self.seen[size].mean() for size in sizes], np.float64)
         return self.curve.given(np.array(sizes, int), means, np.array([variance / len(self.seen[size]) for size in sizes]))
 
+    def spread_beside(self, size: int) -> Spread:
+        """What is known of one set's spread without its own networks: before the search, and from its other sets."""
+        variance, degrees = self.spread.moderated(*_within(margins for of, margins in self.seen.items() if of != size))
+        return Spread(variance, degrees) if degrees else NOTHING_KNOWN
+
     @property
     def variance(self) -> tuple[float, float]:
         """Of one network's margin, from all sets seen, and its degrees of freedom."""

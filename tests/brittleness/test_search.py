@@ -238,6 +238,18 @@ def test_the_curve_is_the_posterior_of_its_gaussian_process():
     assert prior == pytest.approx(np.diag(covariance), rel=0.02)
 
 
+def test_what_is_known_beside_one_set_leaves_its_own_networks_out():
+    truth, drops = falling(9)
+    search, _, _ = run(truth, drops)
+    size = next(iter(search.seen))
+    others = [margins for of, margins in search.seen.items() if of != size]
+    squares = sum(((margins - margins.mean()) ** 2).sum() for margins in others) + 10 * 0.25
+    degrees = sum(len(margins) - 1 for margins in others) + 10
+    assert search.spread == SPREAD
+    found = search.spread_beside(size)
+    assert (found.variance, found.degrees) == pytest.approx((squares / degrees, degrees))
+
+
 def test_orders():
     weights = np.array([0.1, -1.0, 0.5, 0.0, 0.3])
     assert by_weight(weights, 10).tolist() == [2, 4, 0]

@@ -204,9 +204,10 @@ class SearchQuestion(Question):
             outcome, verdict = self.outcome, HELD if self.orders.repairs else FLIPPED
         else:
             margins, confidences = (np.concatenate([self.heard[step][k] for step in steps if step]) for k in (0, 1))
-            if np.isfinite(margins).sum() < 2 - bool(self.search.spread.degrees):
+            spread = self.search.spread_beside(size)
+            if np.isfinite(margins).sum() < 2 - bool(spread.degrees):
                 return None
-            outcome = judge(margins, confidences, spread=self.search.spread)
+            outcome = judge(margins, confidences, spread=spread)
             as_before = FLIPPED if self.orders.repairs else HELD
             verdict = as_before if outcome.verdict == as_before else UNDECIDED  # nothing more is claimed of it
         drop = float(self.drops[size - 1])
