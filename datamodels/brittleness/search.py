@@ -305,8 +305,11 @@ class Search:
     def variance(self) -> tuple[float, float]:
         """Of one network's margin, from all sets seen, and its degrees of freedom."""
         variance, degrees = self.spread.moderated(*_within(self.seen.values()))
-        # Where nothing at all is known, one probe has to be taken first: half of the base margin is a guess.
-        return (variance, degrees) if degrees else ((self.base.mean / 2) ** 2, 1.0)
+        if self.is_certain:
+            return variance, degrees
+        # Where nothing at all is known, one probe has to be taken first: half of the base margin is a guess. And networks of
+        # few possible margins may agree by chance.
+        return (max(variance, (ROUNDING * self.base.mean) ** 2), degrees) if degrees else ((self.base.mean / 2) ** 2, 1.0)
 
     def _depth(self, variance: float) -> float:
         """How far below 0 the mean of the last look must be, for the whole of its interval to be."""

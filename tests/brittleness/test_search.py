@@ -238,6 +238,25 @@ def test_the_curve_is_the_posterior_of_its_gaussian_process():
     assert prior == pytest.approx(np.diag(covariance), rel=0.02)
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    at=st.integers(1, 30),
+    seed=st.integers(0, 99),
+    known=st.sampled_from([Spread(), SPREAD, CERTAIN, Spread(1e-6, 10)]),
+    most=st.sampled_from([2, 24]),
+)
+def test_margins_that_take_few_values_break_nothing(at, seed, known, most):
+    def few(rng, number):
+        return rng.choice([-0.25, 0.0, 0.0, 0.0, 0.25], number)
+
+    truth, drops = falling(at, 30)
+    effort = Effort.of(2, most, 1.1)
+    search, _, _ = run(
+        np.round(truth * 4) / 4, drops, seed, known, Effort.without_chance(effort) if known == CERTAIN else effort, few
+    )
+    assert search.high is None or search.confirmed is not None
+
+
 def test_what_is_known_beside_one_set_leaves_its_own_networks_out():
     truth, drops = falling(9)
     search, _, _ = run(truth, drops)
