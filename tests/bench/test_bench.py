@@ -258,8 +258,8 @@ def test_without_a_name_the_command_asks_for_a_bench(command):
     assert (asked.returncode, asked.stderr) == (
         2,
         "error: which bench? There are "
-        "train, accuracy, prior, store, workers, lasso, devices, regress, samples, court, fit, repair, cost, cluster, "
-        "gpu-check\n",
+        "train, accuracy, prior, store, page, workers, lasso, devices, regress, samples, court, fit, repair, cost, cluster, "
+        "shots, gpu-check\n",
     )
 
 

@@ -306,7 +306,7 @@ def test_pictures_that_ffcv_keeps_as_jpeg_go_to_a_page(tmp_path, settings):
         data__test_images=0,
         store__num_models=64,
     )
-    found, page = gone(run)
+    found, sheets = gone(run)
     assert load(run).train.images.shape == (40, 8, 8, 3)
     assert {"0", "3"} == found["base"].keys()
-    assert page.count("<img") > 2
+    assert sheets > 0
