@@ -4,14 +4,20 @@
 >>> run = Run("runs/digits")                                                # doctest: +SKIP
 >>> run.explain(3)                         # what carries target 3, and what speaks against it   # doctest: +SKIP
 >>> run.support(3)                         # images whose removal should flip it, and how sure that is   # doctest: +SKIP
->>> from datamodels.verify import verify   # and whether it does: `verify("configs/digits.yaml", [3])`   # doctest: +SKIP
+>>> from datamodels.verify import verify   # and whether it does: `verify("digits", [3])`   # doctest: +SKIP
 """
 
 import importlib
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodels.errors import refuse_too_little_for_libraries, tell_in_a_sentence_before_a_command
+from datamodels.platforms import refuse_windows
+
+# Python has not set the name yet while it looks for what `python -m` is to run: only commands of ours come here so.
+_COMMAND = sys.argv[:1] == ["-m"] and any(name.partition(".")[0] == __name__ for name in sys.orig_argv)
+_SCRIPT = Path(sys.argv[0]).stem == __name__ if sys.argv else False
+refuse_windows(_COMMAND or _SCRIPT)
 
 if TYPE_CHECKING:
     from datamodels.data import from_dataset
@@ -35,10 +41,11 @@ _LIES_IN = {
 }
 
 
-# Python has not set the name yet while it looks for what `python -m` is to run: only commands of ours come here so.
-if sys.argv[:1] == ["-m"] and any(name.partition(".")[0] == __name__ for name in sys.orig_argv):
+if _COMMAND:
+    from datamodels.errors import refuse_too_little_for_libraries, tell_in_a_sentence_before_a_command
+
     tell_in_a_sentence_before_a_command()
-    if f"{__name__}.store" not in sys.orig_argv:  # whose libraries are fewer
+    if not {__name__, f"{__name__}.store"} & set(sys.orig_argv):  # the first looks which command it is, the other needs fewer
         refuse_too_little_for_libraries()
 
 

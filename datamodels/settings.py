@@ -9,22 +9,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
-import fastargs.config
-import yaml
 from fastargs import Config, Param, Section
-from terminaltables import AsciiTable
 
+from datamodels import __version__
 from datamodels.checkers import Choice, FolderName, OwnOr, Text, count, not_encoded, real, seed_of, setting, switch
+from datamodels.commands import COMMANDS
+from datamodels.configs import config_named, read_config
 from datamodels.errors import InputError, shown
-from datamodels.reading import Unreadable, read_text
-from datamodels.resources import CONFIGS
+from datamodels.help import Lines, Shown, settings_in_words
+from datamodels.resources import CONFIGS, SUFFIX, shipped_configs
 
-DEFAULT_CONFIG = "cifar10.yaml"
+DEFAULT_CONFIG = "cifar10"
 BUILT_IN = "built-in"
 NO_ARRAYS = NO_SOURCE = NO_TARGETS = NO_FILES = "none"
 ALL, OFFICIAL = "all", "official"
@@ -35,7 +34,6 @@ PLAIN, PADDED, COMPILED, COMPILED_PADDED = PROGRAMS = ("plain", "padded", "compi
 VERIFY = "verify"
 LOCAL, RAY = ENGINES = ("local", "ray")
 FLIP, REPAIR = "flip", "repair"
-LONGEST_CONFIG, DEEPEST_CONFIG = 2**16, 8
 MOST_MODELS = 2**20
 """Of models for one purpose of the verification."""
 MOST_OF_A_SET = 20_000
@@ -340,41 +338,49 @@ SECTIONS: dict[str, type[Any]] = {
 }
 
 Record = dict[str, Any]
-TAG = "tag:yaml.org,2002:"
-PLAIN_TAGS = [TAG + kind for kind in ("str", "int", "float", "bool", "null", "timestamp", "merge", "value")]
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """A command's: its errors are InputErrors, its help is plain text, and it knows which sections the command uses."""
+
+    def __init__(self, *, sections: Collection[str] = (), **more: Any) -> None:
+        super().__init__(**{"formatter_class": Lines, "allow_abbrev": False, **more})
+        self.sections = sections
+
     def error(self, message: str) -> NoReturn:
+        """See argparse."""
         raise InputError(f"{message} (--help lists what there is)")
 
 
-def parse(argv: Sequence[str], parser: argparse.ArgumentParser | None = None) -> tuple[Settings, argparse.Namespace]:
-    """Settings from `-C file.yaml` (repeatable, later ones win), then from `--section.name value`.
+def argument_parser(name: str, description: str = "") -> Parser:
+    """A parser for `parse`, to which a command can add arguments of its own. `name` is one of COMMANDS, or of a program's own."""
+    command = COMMANDS.get(name)
+    prog, sections = (name, tuple(SECTIONS)) if command is None else (command.prog, command.sections)
+    parser = Parser(prog=prog, description=description, sections=sections)
+    parser.add_argument("--version", action="version", version=f"datamodels {__version__}")
+    return parser
 
-    `parser`, from `argument_parser`, may bring further arguments; they come back in the namespace. Raises InputError for an
-    unknown key, a value outside its bounds, or a file that cannot be read.
+
+def parse(argv: Sequence[str], parser: Parser | None = None) -> tuple[Settings, argparse.Namespace]:
+    """Settings from `-C` (repeatable, later ones win; a file, or the name of a shipped config), then `--section.name value`.
+
+    `parser`, from `argument_parser`, may bring further arguments; they come back in the namespace. With `--help` among the
+    arguments the help is printed, with the values that the settings have under the others. Raises InputError for an unknown
+    key, a value outside its bounds, or a file that cannot be read.
     """
     config, parser = _declare(), parser or argument_parser("datamodels")
+    _add_config_argument(parser)
     if {"-h", "--help"} & set(argv):
-        _augment(config, parser)
+        given = _collect(config, _of_settings(config).parse_known_args(list(argv))[0])
+        parser.epilog = _settings_told(config, parser.sections, given)
         parser.print_help()
         raise SystemExit(0)
-    _add_arguments(config, parser)
+    _add_flags(config, parser)
     args, unknown = parser.parse_known_args(list(argv))
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{_nearest_flag(unknown[0], parser)}")
-    files = [Path(name) for name in args.config_file] or [CONFIGS / DEFAULT_CONFIG]
-    for file in files:
-        config.collect(_read_yaml(file, config))
-    given = {key: value for key, value in vars(args).items() if "." in key and value is not None}
-    config.collect(given)
+    _collect(config, args)
     return _build(config), args
-
-
-def argument_parser(prog: str, description: str = "") -> argparse.ArgumentParser:
-    """A parser for `parse`, to which a stage can add arguments of its own."""
-    return _Parser(prog=prog, description=description, allow_abbrev=False)
 
 
 def engine_arguments(parser: argparse.ArgumentParser, of_gpu: str, metavar: str | None = None) -> None:
@@ -402,95 +408,58 @@ def _declare() -> Config:
     return config
 
 
-def _add_arguments(config: Config, parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-file", "-C", action="append", default=[], metavar="FILE")
+def _add_config_argument(parser: Parser) -> None:
+    told = f"a config: a YAML file, or one of those that are shipped by name, {', '.join(shipped_configs())}; of several "
+    told += f"later ones win (default: {DEFAULT_CONFIG})"
+    parser.add_argument("--config-file", "-C", action="append", default=[], metavar="CONFIG", help=told)
+
+
+def _add_flags(config: Config, parser: Parser) -> None:
     for path in config.entries:
         parser.add_argument("--" + ".".join(path), help=argparse.SUPPRESS)
 
 
-def _augment(config: Config, parser: argparse.ArgumentParser) -> None:
-    # fastargs reads sys.argv while it draws its table of settings; nothing of ours may be on it then. And its lines are
-    # control sequences, which are noise in a file or a pager.
-    argv, sys.argv = sys.argv, sys.argv[:1]
-    table, fastargs.config.SingleTable = fastargs.config.SingleTable, AsciiTable
-    try:
-        config.augment_argparse(parser)
-    finally:
-        sys.argv, fastargs.config.SingleTable = argv, table
+def _of_settings(config: Config) -> Parser:
+    """A parser of configs and settings alone, for help about a command line that is not finished."""
+    parser = Parser(add_help=False)
+    _add_config_argument(parser)
+    _add_flags(config, parser)
+    return parser
 
 
-def _read_yaml(file: Path, config: Config) -> Record:
-    """The settings of a config file, each as the text that stands there."""
-    try:
-        text = read_text(file, LONGEST_CONFIG)
-    except Unreadable as e:
-        raise InputError(f"cannot read the config {file}: it {e.why}") from e
-    try:
-        _refuse_excess(text, file)
-        root = yaml.compose(text, yaml.SafeLoader)
-    except (yaml.YAMLError, ValueError) as e:
-        raise InputError(f"the config {file} is not YAML: {shown(' '.join(str(e).split()), 300)}") from e
-    flat = {}
-    for section, part in _pairs(root, file):
-        for name, node in _pairs(part, file):
-            path = (section, name)
-            if path not in config.entries:
-                raise InputError(f"unknown key {'.'.join(path)} in {file}{_nearest('.'.join(path), config)}")
-            if ".".join(path) in flat:
-                raise InputError(f"{'.'.join(path)} comes twice in {file}")
-            flat[".".join(path)] = _text(node, ".".join(path), file)
-    return flat
+def _collect(config: Config, args: argparse.Namespace) -> str:
+    """Read the configs that are given, then the flags; what gave the values, in words."""
+    files = [config_named(name) for name in args.config_file] or [CONFIGS / f"{DEFAULT_CONFIG}{SUFFIX}"]
+    known = [".".join(path) for path in config.entries]
+    for file in files:
+        config.collect(read_config(file, known))
+    given = {key: value for key, value in vars(args).items() if "." in key and value is not None}
+    config.collect(given)
+    return ", ".join(args.config_file or [DEFAULT_CONFIG]) + (", and of the flags given" if given else "")
 
 
-def _refuse_excess(text: str, file: Path) -> None:
-    """Raise InputError for aliases, by which a few lines can stand for millions, and for nesting, before anything is built."""
-    depth = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.AliasEvent):
-            raise InputError(f"the config {file} has an alias, *{shown(event.anchor or '', 80)}; write out what it stands for")
-        if depth > DEEPEST_CONFIG:
-            raise InputError(f"the config {file} is nested more than {DEEPEST_CONFIG} levels deep")
+def _settings_told(config: Config, sections: Collection[str], given: str) -> str:
+    """The sections of the settings in words, each setting with its value as it is collected."""
+    told = []
+    for name in sections:
+        of_section = [path for path in config.entries if path[0] == name]
+        told.append((SECTIONS[name].__doc__ or "", [_shown(config, path) for path in of_section]))
+    return settings_in_words(given, told)
 
 
-def _pairs(node: yaml.Node | None, file: Path) -> list[tuple[str, yaml.Node]]:
-    """The keys of a mapping, none of which comes twice, and what they stand for."""
-    if not isinstance(node, yaml.MappingNode) or not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
-        raise InputError(f"the config {file} must hold sections with settings, such as 'store:' with 'alpha: 0.5' below it")
-    pairs = [(str(key.value), value) for key, value in node.value]
-    keys = [key for key, _ in pairs]
-    if len(set(keys)) < len(keys):
-        raise InputError(f"{next(key for key in keys if keys.count(key) > 1)} comes twice in {file}")
-    return pairs
-
-
-def _text(node: yaml.Node, name: str, file: Path) -> str:
-    """A setting as it stands in the file: a number's digits, a date's, and not what YAML makes of them."""
-    if not isinstance(node, yaml.ScalarNode) or node.tag not in PLAIN_TAGS:
-        kind = "mapping" if isinstance(node, yaml.MappingNode) else "sequence"
-        kind = node.tag.rpartition(":")[2] if isinstance(node, yaml.ScalarNode) else kind
-        raise InputError(f"{name} in {file} must be one value, not a {shown(kind, 80)}")
-    if node.tag == f"{TAG}null":
-        raise InputError(f"{name} in {file} has no value")
-    return str(node.value)
-
-
-def _nearest(key: str, config: Config) -> str:
-    from difflib import get_close_matches
-
-    found = get_close_matches(key, [".".join(path) for path in config.entries], 1)
-    return f"; did you mean {found[0]}?" if found else ""
+def _shown(config: Config, path: tuple[str, ...]) -> Shown:
+    param = config.entries[path]
+    value = config.content.get(path, param.default)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return Shown(".".join(path), text, param.desc, "" if type(param.checker) is Text else param.checker.help())
 
 
 def _nearest_flag(given: str, parser: argparse.ArgumentParser) -> str:
     """The flag that an unknown one is meant for: one of the command's own after any section, else a setting of a like name."""
-    from difflib import get_close_matches
-
     flag = given.partition("=")[0]
     flags = [option for action in parser._actions for option in action.option_strings]
     own = "--" + flag.lstrip("-").rpartition(".")[2]
-    found = [own] if own in flags else get_close_matches(flag, [name for name in flags if ("." in name) == ("." in flag)], 1)
-    return f"; did you mean {found[0]}?" if found else ""
+    return nearest(flag, [own] if own in flags else [name for name in flags if ("." in name) == ("." in flag)])
 
 
 def _build(config: Config) -> Settings:

@@ -1,4 +1,4 @@
-"""Command: measure, as `python -m datamodels.bench train -C configs/digits.yaml --gpu cpu`."""
+"""Command: measure, as `python -m datamodels.bench train -C digits --gpu cpu`."""
 
 import sys
 from argparse import Namespace
@@ -66,7 +66,7 @@ def main() -> None:
         "gpu-check: whether a GPU, and this package on it, does what it should."
     )
     benches = [*OF_MODELS, *SYNTHETIC, *OF_A_RUN, *OF_WEIGHTS, FIT, REPAIR, COST, CLUSTER, SHOTS, GPU_CHECK]
-    parser = argument_parser("python -m datamodels.bench", about)
+    parser = argument_parser("bench", about)
     parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
     parser.add_argument("--gpu", help="number of the GPU, or cpu (default: what is there)")
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"

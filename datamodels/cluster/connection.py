@@ -65,7 +65,7 @@ def ray_here() -> Any:
         return importlib.import_module("ray")
     except ImportError as e:
         raise InputError(
-            f"--engine ray needs Ray, which is not installed here ({one_line(e)}): pip install 'datamodels[ray]'"
+            f"--engine ray needs Ray, which is not installed here ({one_line(e)}): pip install 'datamodels-lab[ray]'"
         ) from e
 
 

@@ -1,4 +1,4 @@
-"""Command: write the images of a run, as `python -m datamodels.data -C configs/digits.yaml`."""
+"""Command: write the images of a run, as `python -m datamodels.data -C digits`."""
 
 import sys
 
@@ -9,7 +9,7 @@ from datamodels.settings import argument_parser, parse
 
 def main() -> None:
     """Write the run's data unless it is there."""
-    settings, _ = parse(sys.argv[1:], argument_parser("python -m datamodels.data", "Write the images of a run."))
+    settings, _ = parse(sys.argv[1:], argument_parser("data", "Write the images of a run."))
     print(prepare(settings))
 
 

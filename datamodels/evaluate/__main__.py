@@ -1,4 +1,4 @@
-"""Command: LDS of scores beside the run's weights, as `python -m datamodels.evaluate -C configs/digits.yaml --scores a.npy`."""
+"""Command: LDS of scores beside the run's weights, as `python -m datamodels.evaluate -C digits --scores a.npy`."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ MOST = 2**27
 
 def main() -> None:
     """Judge scores by models that nothing was fitted on."""
-    parser = argument_parser("python -m datamodels.evaluate", "LDS of scores by the models of a run, or of any store.")
+    parser = argument_parser("evaluate", "LDS of scores by the models of a run, or of any store.")
     of_scores = (
         "files of scores (N, T), larger where an image helps a target more: .npy, TRAK's .mmap, dattri's .pt, or .npz of "
     )

@@ -1,4 +1,4 @@
-"""Command: the page of a run, as `python -m datamodels.report -C configs/digits.yaml`."""
+"""Command: the page of a run, as `python -m datamodels.report -C digits`."""
 
 import sys
 
@@ -10,7 +10,7 @@ from datamodels.worker import engine_of
 
 def main() -> None:
     """Make the report from what the other stages left."""
-    settings, _ = parse(sys.argv[1:], argument_parser("python -m datamodels.report", "The page of a run."))
+    settings, _ = parse(sys.argv[1:], argument_parser("report", "The page of a run."))
     print(report(settings, engine_of(settings, None).learner))
 
 
