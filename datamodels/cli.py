@@ -1,4 +1,4 @@
-"""The front door: `datamodels COMMAND …`, which `python -m datamodels COMMAND …` is as well. Imports nothing that takes time."""
+"""The front door: `datamodels COMMAND …`, and `python -m datamodels COMMAND …` just as well. It imports nothing slow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from pathlib import Path
 
 from datamodels import __version__
 from datamodels.commands import COMMANDS, DEMO, ROAD, SCRIPT, STORE, Command
-from datamodels.errors import InputError, refuse_too_little_for_libraries, run_command, shown, tell_in_a_sentence_before_a_command
+from datamodels.errors import (
+    InputError,
+    refuse_too_little_for_libraries,
+    run_command,
+    shown,
+    tell_in_a_sentence_before_a_command,
+)
 from datamodels.help import columns, wrapped
 from datamodels.resources import purpose, shipped_configs
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 SCRIPT = "datamodels"
 """The console script, and the package."""
-STAGES_SECTIONS = ("run", "data", "training", "store", "worker")
-"""Of any command that opens a run and finds out who made its models: what decides them."""
 
 
 @dataclass(frozen=True)
@@ -35,19 +33,34 @@ class Command:
 
 
 ROAD, DEMO, STORE = "run", "demo", "store"
-ALL_SECTIONS = (*STAGES_SECTIONS, "groups", "prior", "regress", "verify", "ray")
+ALL = ("run", "data", "training", "store", "worker", "groups", "prior", "regress", "verify", "ray")
+TOLD = ("run", "data", "training", "store", "worker", "verify")
+"""Of who tells what others have made: the learner, and the verdicts."""
 COMMANDS = {
     command.name: command
     for command in (
-        Command(DEMO, "`run` on handwritten digits, on a processor, in minutes", ALL_SECTIONS, own=False),
-        Command(ROAD, "the whole road on one config: data, models, weights, verdicts, page", ALL_SECTIONS, own=False),
+        Command(DEMO, "`run` on handwritten digits, on a processor, in minutes", ALL, own=False),
+        Command(ROAD, "the whole road on one config: data, models, weights, verdicts, page", ALL, own=False),
         Command("data", "write the images of a run", ("run", "data")),
-        Command("worker", "train the models of a run", ("run", "data", "training", "store", "worker", "groups", "prior", "ray")),
-        Command("regress", "weights from the models of a run, or of any store", ALL_SECTIONS),
-        Command("verify", "retrain without the images that matter most, and judge", ALL_SECTIONS),
-        Command("evaluate", "LDS of scores by the models of a run, or of any store", ALL_SECTIONS),
-        Command("report", "the page of a run", ALL_SECTIONS),
+        Command(
+            "worker",
+            "train the models of a run",
+            ("run", "data", "training", "store", "worker", "groups", "regress", "prior", "ray"),
+        ),
+        Command(
+            "regress",
+            "weights from the models of a run, or of any store",
+            ("run", "training", "store", "worker", "regress", "ray"),
+        ),
+        Command(
+            "verify",
+            "retrain without the images that matter most, and judge",
+            ("run", "data", "training", "store", "worker", "groups", "regress", "verify", "ray"),
+        ),
+        Command("evaluate", "LDS of scores by the models of a run, or of any store", TOLD),
+        Command("report", "the page of a run", TOLD),
         Command(STORE, "look at a store, check and repair it, import and export", ()),
-        Command("bench", "measure speed, cost and error rates, on this machine", ALL_SECTIONS),
+        Command("bench", "measure speed, cost and error rates, on this machine", ALL),
     )
 }
+"""By name, in the order in which they are told."""

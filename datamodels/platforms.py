@@ -2,12 +2,15 @@
 
 import sys
 
-NOT_HERE = "datamodels runs on Linux and macOS, not on Windows; the Windows Subsystem for Linux (WSL) is a Linux that it runs on"
+NOT_HERE = (
+    "datamodels runs on Linux and macOS, not on Windows; the Windows Subsystem for Linux (WSL) is a Linux that it runs on"
+)
 
 
 def refuse_windows(command: bool) -> None:
     """End a command with one sentence and exit code 2 on Windows; raise ImportError there for who imports the package."""
-    if sys.platform not in ("win32", "cygwin"):
+    platform: str = sys.platform  # else mypy takes all but its own for impossible
+    if platform not in ("win32", "cygwin"):
         return
     if not command:
         raise ImportError(NOT_HERE)

@@ -48,4 +48,3 @@ def _targets_file(name: str) -> str:
 def _of_regression(settings: Settings, gpu: str | None) -> str | None:
     """The device as the regression counts: this process sees the one GPU that one's own code was given, and no other."""
     return "0" if settings.worker.main != BUILT_IN and gpu is not None and gpu.isdigit() else gpu
-

@@ -18,7 +18,7 @@ from fastargs import Config, Param, Section
 from datamodels import __version__
 from datamodels.checkers import Choice, FolderName, OwnOr, Text, count, not_encoded, real, seed_of, setting, switch
 from datamodels.commands import COMMANDS
-from datamodels.configs import config_named, read_config
+from datamodels.configs import config_named, nearest, read_config
 from datamodels.errors import InputError, shown
 from datamodels.help import Lines, Shown, settings_in_words
 from datamodels.resources import CONFIGS, SUFFIX, shipped_configs
@@ -353,7 +353,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def argument_parser(name: str, description: str = "") -> Parser:
-    """A parser for `parse`, to which a command can add arguments of its own. `name` is one of COMMANDS, or of a program's own."""
+    """A parser for `parse`, to which a command can add arguments. `name` is one of COMMANDS, or another program's."""
     command = COMMANDS.get(name)
     prog, sections = (name, tuple(SECTIONS)) if command is None else (command.prog, command.sections)
     parser = Parser(prog=prog, description=description, sections=sections)
@@ -459,7 +459,9 @@ def _nearest_flag(given: str, parser: argparse.ArgumentParser) -> str:
     flag = given.partition("=")[0]
     flags = [option for action in parser._actions for option in action.option_strings]
     own = "--" + flag.lstrip("-").rpartition(".")[2]
-    return nearest(flag, [own] if own in flags else [name for name in flags if ("." in name) == ("." in flag)])
+    if own in flags:
+        return nearest(own, [own])
+    return nearest(flag, [name for name in flags if ("." in name) == ("." in flag)])
 
 
 def _build(config: Config) -> Settings:

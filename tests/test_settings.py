@@ -66,14 +66,6 @@ def test_a_missing_config_and_unknown_flags_are_refused(tmp_path):
         parse(["--store.alpha", "1.5"])
 
 
-def test_help_lists_every_section_and_ends_well(capsys):
-    with pytest.raises(SystemExit) as ended:
-        parse(["--help"])
-    shown = capsys.readouterr().out
-    assert ended.value.code == 0
-    assert all(name in shown for name in ("store.alpha", "training.width", "verify.methods", "regress.gap"))
-
-
 def test_difference_names_what_changed_at_any_depth():
     old, new = {"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4}
     assert list(difference(old, new)) == ["a.c: 2 → 5", "d: 3 → None", "e: None → 4"]
@@ -100,13 +92,6 @@ def test_work_that_would_have_no_end_is_refused_and_seeds_are_not():
         with pytest.raises(InputError, match=f"{name} must be"):
             parse([f"--{name}", "1000000000"])
     assert parse(["--store.seed", str(2**63 - 1)])[0].store.seed == 2**63 - 1
-
-
-def test_help_is_plain_text(command):
-    done = command("worker", "--help")
-    assert done.returncode == 0
-    assert all(c.isprintable() or c == "\n" for c in done.stdout)
-    assert "| store.num_models" in done.stdout
 
 
 @pytest.mark.parametrize("by", ["flag", "file", "bytes"])

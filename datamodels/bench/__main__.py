@@ -67,7 +67,8 @@ def main() -> None:
     )
     benches = [*OF_MODELS, *SYNTHETIC, *OF_A_RUN, *OF_WEIGHTS, FIT, REPAIR, COST, CLUSTER, SHOTS, GPU_CHECK]
     parser = argument_parser("bench", about)
-    parser.add_argument("bench", choices=benches, nargs="?")  # optional only for --help to work
+    told = f"one of {', '.join(benches)}"
+    parser.add_argument("bench", choices=benches, nargs="?", metavar="BENCH", help=told)  # optional only for --help to work
     parser.add_argument("--gpu", help="number of the GPU, or cpu (default: what is there)")
     counts = "train: rounds (3); accuracy: models of either kind (8); store: rows (10240); regress: scikit-learn's targets (8)"
     counts += "; samples: draws of models (3); prior: networks (4); workers: models (2000); devices: rounds (1)"
