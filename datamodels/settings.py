@@ -275,7 +275,7 @@ class VerifySettings:
         0, "random subsets, of size αN, on which datamodels are judged (LDS), beside the ceiling", low=0, high=MOST_MODELS
     )
     subset_models: int = count(4, "models on each of them, an even number", low=2, high=MOST_MODELS)
-    random_targets: int = count(30, "targets that `python -m datamodels` draws", high=2**29)
+    random_targets: int = count(30, "targets that the whole road draws", high=2**29)
     seed: int = seed_of(1, "of the retrained models and of random images")
 
 
@@ -354,9 +354,11 @@ class Parser(argparse.ArgumentParser):
 
 def argument_parser(name: str, description: str = "") -> Parser:
     """A parser for `parse`, to which a command can add arguments. `name` is one of COMMANDS, or another program's."""
-    command = COMMANDS.get(name)
-    prog, sections = (name, tuple(SECTIONS)) if command is None else (command.prog, command.sections)
-    parser = Parser(prog=prog, description=description, sections=sections)
+    if (command := COMMANDS.get(name)) is None:
+        parser = Parser(prog=name, description=description, sections=tuple(SECTIONS))
+    else:
+        about = description or f"{command.about[0].upper()}{command.about[1:]}."
+        parser = Parser(prog=command.prog, description=about, sections=command.sections)
     parser.add_argument("--version", action="version", version=f"datamodels {__version__}")
     return parser
 

@@ -1,5 +1,6 @@
 """What is shipped: the wheel holds the CUDA sources and the configs, and the configs are read whole."""
 
+import ast
 import os
 import re
 import resource
@@ -16,6 +17,7 @@ from datamodels import __version__
 from datamodels.commands import COMMANDS
 from datamodels.resources import CONFIGS, KERNELS
 from datamodels.settings import parse
+from tests.conftest import SMALL
 
 ROOT = Path(__file__).parent.parent
 
@@ -88,9 +90,9 @@ def test_an_installed_package_is_found_outside_the_checkout_with_its_configs_and
 
 @pytest.mark.slow
 def test_the_demo_of_an_installed_package_comes_to_its_page(installed):
-    few = ("--store.num_models", "64", "--verify.random_targets", "2", "--verify.base_models", "8", "--prior.models", "4")
+    few = {**SMALL, "store.num_models": 64, "verify.methods": "datamodel"}
     run, work = installed
-    told = run("demo", *few)
+    told = run("demo", *(part for key, value in few.items() for part in (f"--{key}", str(value))))
     page = work / "runs" / "digits" / "report" / "index.html"
     assert told.splitlines()[-1] == f"the page is at {page.resolve()}"
     assert "<html" in page.read_text(encoding="utf-8")[:500]
@@ -156,6 +158,13 @@ def test_a_fault_of_the_program_keeps_its_traceback_and_who_imports_us_his_hook(
     (tmp_path / "mine.py").write_text("import datamodels\nraise MemoryError\n")
     done = subprocess.run([sys.executable, "-m", "mine"], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "MemoryError")
+
+
+def test_no_named_tuple_is_generic_which_python_3_10_refuses():
+    for file in (ROOT / "datamodels").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            bases = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
+            assert "NamedTuple" not in bases or len(bases) == 1, (file, bases)
 
 
 def test_names_of_the_package_are_imported_when_they_are_asked_for():

@@ -9,7 +9,7 @@ from datamodels.settings import argument_parser, parse
 
 def main() -> None:
     """Write the run's data unless it is there."""
-    settings, _ = parse(sys.argv[1:], argument_parser("data", "Write the images of a run."))
+    settings, _ = parse(sys.argv[1:], argument_parser("data"))
     print(prepare(settings))
 
 

@@ -19,7 +19,7 @@ MOST = 2**27
 
 def main() -> None:
     """Judge scores by models that nothing was fitted on."""
-    parser = argument_parser("evaluate", "LDS of scores by the models of a run, or of any store.")
+    parser = argument_parser("evaluate")
     of_scores = (
         "files of scores (N, T), larger where an image helps a target more: .npy, TRAK's .mmap, dattri's .pt, or .npz of "
     )

@@ -16,7 +16,7 @@ from datamodels.settings import RAY, argument_parser, engine_arguments, gpu_of, 
 
 def main() -> None:
     """Regress margins on masks, unless that is done; or exchange weights with a .pt file."""
-    parser = argument_parser("regress", "Weights from the models of a run, or of any store.")
+    parser = argument_parser("regress")
     # Other names within: fastargs has a section `store`, and `import` is Python's.
     parser.add_argument(
         "--store",

@@ -10,7 +10,7 @@ from datamodels.worker import engine_of
 
 def main() -> None:
     """Make the report from what the other stages left."""
-    settings, _ = parse(sys.argv[1:], argument_parser("report", "The page of a run."))
+    settings, _ = parse(sys.argv[1:], argument_parser("report"))
     print(report(settings, engine_of(settings, None).learner))
 
 

@@ -16,7 +16,7 @@ from datamodels.store.transfer import GIVEN_UP, export_arrays, import_arrays
 
 def main() -> None:
     """One of the tools."""
-    parser = argument_parser("store", "Tools for a store of masks and margins.")
+    parser = argument_parser("store")
     tools = parser.add_subparsers(dest="tool", required=True, metavar="info|check|import|export")
     info = tools.add_parser("info", help="what a store holds")
     checked = tools.add_parser("check", help="every row against its checksum, its mark and the seed; exit code 1 if any is bad")

@@ -29,7 +29,7 @@ OF_A_CERTIFICATE = ("method", "out", "putback", "with_data")
 
 def main() -> None:
     """Check everything that can be checked at once, then verify."""
-    parser = argument_parser("verify", "Retrain without the images that matter most, and judge.")
+    parser = argument_parser("verify")
     parser.add_argument("--targets", metavar="WHICH", help=WORDS)
     again = (
         "retrain what a verify.json calls flipped, with models that no search has seen; or check a certificate, its folder or "

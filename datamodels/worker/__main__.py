@@ -12,7 +12,7 @@ DEVICES = f"number of the GPU to train on (default: {FIRST}), cpu, several with 
 
 def main() -> None:
     """Train what is missing: by the built-in recipe, after preparing the data if need be, or by `worker.main`."""
-    parser = argument_parser("worker", "Train the models of a run.")
+    parser = argument_parser("worker")
     engine_arguments(parser, DEVICES)
     settings, args = parse(sys.argv[1:], parser)
     gpu = gpu_of(args, FIRST)

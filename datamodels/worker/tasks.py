@@ -37,7 +37,8 @@ class Trained(NamedTuple):
     unfit: str | None = None
 
 
-class Answered(NamedTuple, Generic[R]):
+@dataclass(frozen=True)
+class Answered(Generic[R]):  # no NamedTuple, which Python 3.10 does not let be generic
     """What a question gives, or why the node of that number cannot take part."""
 
     value: R | None
