@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 from datamodels.platforms import refuse_windows
 
 # Python has not set the name yet while it looks for what `python -m` is to run: only commands of ours come here so.
-_COMMAND = sys.argv[:1] == ["-m"] and any(name.partition(".")[0] == __name__ for name in sys.orig_argv)
-_SCRIPT = Path(sys.argv[0]).stem == __name__ if sys.argv else False
-refuse_windows(_COMMAND or _SCRIPT)
+_OURS = [name for name in sys.orig_argv if name.partition(".")[0] == __name__] if sys.argv[:1] == ["-m"] else []
+refuse_windows(bool(_OURS) or Path((sys.argv or [""])[0]).stem == __name__)
 
 if TYPE_CHECKING:
     from datamodels.data import from_dataset
@@ -41,12 +40,13 @@ _LIES_IN = {
 }
 
 
-if _COMMAND:
-    from datamodels.errors import refuse_too_little_for_libraries, tell_in_a_sentence_before_a_command
+if _OURS:
+    from datamodels.commands import before_libraries
+    from datamodels.errors import tell_in_a_sentence_before_a_command
 
     tell_in_a_sentence_before_a_command()
-    if not {__name__, f"{__name__}.store"} & set(sys.orig_argv):  # the first looks which command it is, the other needs fewer
-        refuse_too_little_for_libraries()
+    if _OURS[0] != __name__:  # which looks first which command it is
+        before_libraries(_OURS[0].removeprefix(f"{__name__}."))
 
 
 def __getattr__(name: str) -> Any:

@@ -9,14 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from datamodels import __version__
-from datamodels.commands import COMMANDS, DEMO, ROAD, SCRIPT, STORE, Command
-from datamodels.errors import (
-    InputError,
-    refuse_too_little_for_libraries,
-    run_command,
-    shown,
-    tell_in_a_sentence_before_a_command,
-)
+from datamodels.commands import COMMANDS, DEMO, ROAD, SCRIPT, Command, before_libraries
+from datamodels.errors import InputError, run_command, shown, tell_in_a_sentence_before_a_command
 from datamodels.help import columns, wrapped
 from datamodels.resources import purpose, shipped_configs
 
@@ -65,8 +59,7 @@ def overview(called: str) -> str:
 
 def _run(command: Command, called: str, argv: list[str]) -> None:
     sys.argv = [f"{called} {command.name}", *argv]
-    if command.name != STORE:  # whose libraries are fewer
-        refuse_too_little_for_libraries()
+    before_libraries(command.name)
     if command.own:
         runpy.run_module(command.module, run_name="__main__")
     else:

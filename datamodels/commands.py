@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+from datamodels.errors import refuse_too_little_for_libraries
+
 SCRIPT = "datamodels"
 """The console script, and the package."""
 
@@ -64,3 +66,9 @@ COMMANDS = {
     )
 }
 """By name, in the order in which they are told."""
+
+
+def before_libraries(name: str) -> None:
+    """What is done before the command of this name loads its libraries. Raises MemoryError where they do not fit."""
+    if name != STORE:  # whose libraries are fewer
+        refuse_too_little_for_libraries()
