@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from datamodels.errors import refuse_too_little_for_libraries, tell_in_a_sentence_before_a_command
+from datamodels.progress import libraries_are_loaded
 
 if TYPE_CHECKING:
     from datamodels.data import from_dataset
@@ -40,6 +41,7 @@ if sys.argv[:1] == ["-m"] and any(name.partition(".")[0] == __name__ for name in
     tell_in_a_sentence_before_a_command()
     if f"{__name__}.store" not in sys.orig_argv:  # whose libraries are fewer
         refuse_too_little_for_libraries()
+    libraries_are_loaded()
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,7 @@ from datamodels.durable import sweep, write_file
 from datamodels.errors import InputError
 from datamodels.learners import Learner
 from datamodels.machine import refuse_tight_limits
-from datamodels.progress import progress, say
+from datamodels.progress import progress, say, step
 from datamodels.provenance import difference
 from datamodels.reading import Unreadable
 from datamodels.regress import Datamodels
@@ -51,7 +51,8 @@ def verify_targets(settings: Settings, engine: Engine, models: Datamodels, targe
     Raises InputError when the weights were not made from the run's store as it is, a method or size makes no sense, what is
     there was made under other settings, or another process verifies the same run.
     """
-    _refuse_stale(settings, models)
+    with step("verify: looking at the store and the weights"):
+        _refuse_stale(settings, models)
     refuse_tight_limits()
     with alone(settings):
         plan, folder = Plan.of(settings, engine.learner), verdicts_folder(settings)
@@ -98,16 +99,18 @@ def _with_new(
         return kept
     on_all = digests(base_requests(settings.verify.base_models, len(engine.learner.train_labels)))
     used = digests([]) if kept is None else read_used(folder, kept.models_used, on_all)
-    questions = Questions.of(plan, plan.orders(settings, engine, models, known, new, folder), new, subsets)
+    with step("verify: ordering the images"):
+        questions = Questions.of(plan, plan.orders(settings, engine, models, known, new, folder), new, subsets)
     asked = _ask(questions.all(), settings, engine)
-    of_new = digests(request for question in asked for request in question.used())
-    used = np.concatenate([used, np.setdiff1d(of_new, used)])
-    found = questions.records(settings, models, plan.inputs(settings, models), len(used))
-    write_used(folder, used)
-    if questions.subsets is not None:
-        questions.subsets.margins.write(folder)
-    whole = found if kept is None else kept.and_more(found)
-    write_verified(folder, whole)
+    with step("verify: writing the verdicts"):
+        of_new = digests(request for question in asked for request in question.used())
+        used = np.concatenate([used, np.setdiff1d(of_new, used)])
+        found = questions.records(settings, models, plan.inputs(settings, models), len(used))
+        write_used(folder, used)
+        if questions.subsets is not None:
+            questions.subsets.margins.write(folder)
+        whole = found if kept is None else kept.and_more(found)
+        write_verified(folder, whole)
     return whole
 
 

@@ -18,7 +18,7 @@ from datamodels.learners.given import MOST_AT_ONCE, asked_of, is_whole, of_this_
 from datamodels.learners.recipe import Recipe
 from datamodels.machine import refuse_tight_limits
 from datamodels.processes import devices_named
-from datamodels.progress import progress
+from datamodels.progress import progress, step
 from datamodels.provenance import refuse_difference
 from datamodels.runs import deciding_settings, groups_of, stage_folder, stage_seconds
 from datamodels.settings import BUILT_IN, LOCAL, MEASURED, PLAIN, GroupSettings, Settings
@@ -84,7 +84,8 @@ def train_missing(settings: Settings, engine: Engine) -> str:
     A model that cannot be trained is given up, with the reason. Raises InputError where none can.
     """
     refuse_tight_limits()
-    folder, total = open_store(settings, engine), settings.store.num_models
+    with step("worker: opening the store"):
+        folder, total = open_store(settings, engine), settings.store.num_models
     make_prior(settings, engine)
     if (Store(folder).missing < total).any():
         with stage_seconds(settings, "worker"):
