@@ -58,12 +58,12 @@ def duration(seconds: float) -> str:
     raise AssertionError("no time is longer")
 
 
-def rate(speed: float, unit: str) -> str:
-    """A speed, in units per second, in words: a slow one by the minute, the hour or the day, never as 0.0."""
+def rate(speed: float, unit: str = "") -> str:
+    """A speed, in units per second, in words, such as '8.5 models/s': a slow one by the minute, hour or day, never as 0.0."""
     for seconds, name in ((1, "s"), (60, "min"), (3600, "hour"), (86400, "day")):
         per = speed * seconds
         if per >= 0.95 or name == "day":
-            return f"{per:.1f} {unit}/{name}" if per < 99.5 else f"{per:.0f} {unit}/{name}"
+            return f"{f'{per:.1f}' if per < 99.5 else f'{per:.0f}'} {unit}".rstrip() + f"/{name}"
     raise AssertionError("a day is the last")
 
 
@@ -166,7 +166,9 @@ class Advance(_Activity):
             return ""
         there = f"; {self.first} were there already" if self.first else ""
         lacking = f"; {self.total - self.done} are left" if self.total > self.done else ""
-        return f"{self.label}: {done} {self.unit} in {duration(self.seconds)}, {rate(self.speed, self.unit)}{there}{lacking}"
+        told = f" ({where})" if (where := self.where or self.look()) else ""
+        took = f"{done} {self.unit} in {duration(self.seconds)}, {rate(self.speed, self.unit)}"
+        return f"{self.label}: {took}{there}{lacking}{told}"
 
     def _note(self) -> None:
         """Remember when how much was done, for the speed of the last minute."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 import sys
@@ -191,8 +192,8 @@ def test_a_log_of_ten_hours_has_some_six_hundred_lines_and_no_gap_over_a_minute(
                 at.append(clock[0] - 100)
     assert at[0] <= 2
     assert 550 < len(at) < 700
-    assert max(b - a for a, b in zip(at, at[1:], strict=False)) <= 61
-    assert max(b - a for a, b in zip(at[:8], at[1:8], strict=False)) <= 11
+    assert max(b - a for a, b in itertools.pairwise(at)) <= 61
+    assert max(b - a for a, b in itertools.pairwise(at[:8])) <= 11
     assert capsys.readouterr().err == "worker: 36000 models in 10 h, 1.0 models/s\n"
 
 
@@ -229,9 +230,11 @@ def test_a_terminal_shows_bars_and_the_step_within(screen, clock, monkeypatch):
                 "regress: moving … 3.0 s",
             ]
     assert terminal.rows()[-1] == ""
-    assert terminal.rows()[:-1] == ["regress: moving: took 3.0 s"] + [
-        "regress: 5 targets in 5.0 s, 1.0 targets/s; 15 are left"
-    ] + ["regress: estimating: took 5.0 s"]
+    assert terminal.rows()[:-1] == [
+        "regress: moving: took 3.0 s",
+        "regress: 5 targets in 5.0 s, 1.0 targets/s; 15 are left",
+        "regress: estimating: took 5.0 s",
+    ]
 
 
 def test_lines_of_others_stand_above_the_bar(screen, clock, monkeypatch):
@@ -246,7 +249,7 @@ def test_lines_of_others_stand_above_the_bar(screen, clock, monkeypatch):
         advance(1)
         screen.tick(list(screen.activities))
         assert terminal.rows()[:2] == ["a line of ours", "half a line, whole"]
-        assert terminal.rows()[2].startswith("worker ") and "1/4 models" in terminal.rows()[2]
+        assert re.match(r"worker █+░+ 1/4 models", terminal.rows()[2])
         assert len(terminal.rows()) == 3
 
 
@@ -356,4 +359,6 @@ def test_a_forked_process_shows_nothing_of_its_parents(capfd):
             os._exit(len(shown._SCREEN.activities))
         _, status = os.waitpid(pid, 0)
     assert status == 0
-    assert capfd.readouterr().err.splitlines() == ["of the parent", "of the child", "of the parent: took 3.0 s"]
+    words = capfd.readouterr().err.splitlines()
+    assert words[:2] == ["of the parent", "of the child"]
+    assert [re.sub(r"[\d.]+ s", "3 s", word) for word in words[2:]] == ["of the parent: took 3 s"]

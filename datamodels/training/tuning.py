@@ -59,6 +59,13 @@ def choose_groups(
     return max((groups for groups in enough if groups.models_at_once == fewest), key=lambda groups: speeds[groups]), speeds
 
 
+def speed_of_groups(data: Dataset, recipe: TrainingSettings, groups: GroupSettings, device: torch.device) -> float:
+    """Steps per second, summed over the models of the whole device, measured by a few steps; 0 where they cannot be taken."""
+    found = Ways(data, recipe, device).speed(groups)
+    give_back(device)
+    return found
+
+
 def describe_groups(groups: GroupSettings, device: torch.device) -> str:
     """Groups in a few words."""
     shared = f", {groups.models_per_kernel} a kernel, {groups.program}" if on_gpu(device) else ""
