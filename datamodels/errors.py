@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import os
 import resource
 import signal
@@ -72,6 +74,7 @@ def run_command(main: Callable[[], None]) -> None:
     """
     from datamodels.progress import command_at_work  # which builds on this module
 
+    atexit.register(gc.freeze)  # so that Python does not look for two seconds at all that there is once more, to forget it
     with _lasting_output(), _told_interrupt():
         try:
             with command_at_work():

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +25,7 @@ from datamodels.learners.recipe import Recipe
 from datamodels.machine import room
 from datamodels.progress import duration, rate, say, step
 from datamodels.reading import Unreadable
-from datamodels.runs import GRADIENTS, stage_folder, verdicts_folder
+from datamodels.runs import GRADIENTS, read_seconds, stage_folder, verdicts_folder
 from datamodels.settings import Settings
 from datamodels.store import ArraySpec, Meta, Store, forget_claims
 from datamodels.verify.expected import Expected
@@ -37,9 +36,8 @@ from datamodels.verify.targets import Asked
 from datamodels.worker import open_store
 from datamodels.worker.engine import Engine
 from datamodels.worker.jobs import LISTED
-from datamodels.worker.speed import Speed, speed_of
+from datamodels.worker.speed import LONG_S, Speed, speed_of
 
-LONG_S = 24 * 3600.0
 FEWEST = 16
 """So many models tell more of the speed than a few steps."""
 DATA, MODELS, WEIGHTS, VERIFICATION, PAGE = STAGES = ("data", "models", "weights", "verification", "page")
@@ -55,7 +53,7 @@ class Forecast:
         self.settings, self.engine, self.yes, self.targets = settings, engine, yes, targets
         self.n, self.t = len(engine.learner.train_labels), len(engine.learner.test_labels)
         self.slower = 1.0
-        """By what factor models took longer than was reckoned."""
+        """How many times as long as was reckoned the models took."""
 
     # The worker's models, and what follows them on the road.
 
@@ -71,29 +69,34 @@ class Forecast:
         if not missing and not new:
             return
         speed, others = speed_of(self.settings, self.engine), forget_claims(folder)
+        asked = not others and isinstance(self.engine.learner, Recipe)
         seconds = self._of_models(speed, missing)
         told = _told(missing, "models to train", seconds, seconds) + (", beside other workers" if others else "")
         if plan is None:
-            self._refuse_long(f"{missing} models", seconds, seconds, asked=not others)
+            self._refuse_long(f"{missing} models", seconds, seconds, asked=asked)
             say(f"worker: {told}{_by(speed, missing, seconds)}; {self._room(total, None)}")
             return
         expected = plan.expected(self.settings, new, bool(self.settings.verify.subsets))
         few, as_a_rule, many = (seconds + each for each in self._of_verification(speed, expected)) if new else (seconds,) * 3
-        self._refuse_long("the models of all stages", as_a_rule, many, asked=not others)
+        self._refuse_long("the models of all stages", as_a_rule, many, asked=asked)
         self._say_road(missing, told, new, self._verification(speed, expected) if new else "there")
         say(f"road: {_span(few, many)} in all for the models{_by(speed, 0, 0)}; {self._room(total, expected)}")
 
     @contextmanager
     def while_training(self) -> Iterator[None]:
-        """Meanwhile learn how much longer models take than was reckoned."""
+        """Learn from what is trained meanwhile how many times as long models take as was reckoned.
+
+        That is taken of all workers together, and so too long where several are at it.
+        """
         folder, total = stage_folder(self.settings, "store"), self.settings.store.num_models
-        before, start = int((Store(folder).missing < total).sum()), time.monotonic()
+        before, seconds = int((Store(folder).missing < total).sum()), read_seconds(self.settings).get("worker", 0.0)
         speed = speed_of(self.settings, self.engine) if before else None
         yield
         trained = before - int((Store(folder).missing < total).sum())
         reckoned = self._of_models(speed, trained)
-        if trained >= FEWEST and reckoned:
-            self.slower = max(1.0, (time.monotonic() - start) / reckoned)
+        took = read_seconds(self.settings).get("worker", 0.0) - seconds
+        if isinstance(self.engine.learner, Recipe) and trained >= FEWEST and reckoned > 0 and took > 0:
+            self.slower = took / reckoned
 
     def stage(self, name: str) -> None:
         """Say where on the road the work is."""
@@ -123,7 +126,8 @@ class Forecast:
 
     def _verification(self, speed: Speed | None, expected: Expected) -> str:
         few, _, many = self._of_verification(speed, expected)
-        models = f"{expected.few + expected.on_subsets:,} to {expected.many + expected.on_subsets:,} models, as its searches go"
+        least, most = (models + expected.on_subsets for models in (expected.few, expected.many))
+        models = f"{least:,} models" if least == most else f"{least:,} to {most:,} models, as its searches go"
         return models if math.isnan(few) else f"{models}, {_span(few, many)}"
 
     def _refuse_long(self, what: str, seconds: float, most: float, asked: bool = True) -> None:

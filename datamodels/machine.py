@@ -131,10 +131,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def room(size: float) -> str:
-    """A number of bytes in words: 0.3 MB, 47 MB, 12.3 GB."""
-    for unit, name in ((1e6, "MB"), (1e9, "GB"), (1e12, "TB")):
+    """A number of bytes in words: 5.1 kB, 47 MB, 12.3 GB."""
+    for unit, name in ((1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB")):
         if size < 999.5 * unit or name == "TB":
-            return f"{size / unit:.1f} {name}" if name != "MB" or size < 9.95e6 else f"{size / unit:.0f} {name}"
+            return f"{size / unit:.1f} {name}" if size < 99.95 * unit else f"{size / unit:.0f} {name}"
     raise AssertionError("nothing is larger")
 
 

@@ -9,6 +9,7 @@ ends says what was done in how long.
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import shutil
 import sys
@@ -134,12 +135,16 @@ class Advance(_Activity):
         since, before = self.seen[0]
         return (self.done - self.first - before) / max(time.monotonic() - since, 1e-9)
 
+    @property
+    def left(self) -> float:
+        """Seconds to the end at the present speed; NaN before the first unit is done."""
+        return math.nan if self.done == self.first else max(0, self.total - self.done) / max(self.lately, 1e-12)
+
     def numbers(self) -> str:
         """Speed and time left; before the first is done only the time so far."""
         if self.done == self.first:
             return f"{duration(self.seconds)} so far"
-        left = max(0, self.total - self.done) / max(self.lately, 1e-12)
-        return f"{rate(self.lately, self.unit)}, {duration(left)} left"
+        return f"{rate(self.lately, self.unit)}, {duration(self.left)} left"
 
     def line(self) -> str:
         """See `_Activity`."""
@@ -386,9 +391,9 @@ def command_at_work() -> Iterator[None]:
     if _loading is not None:
         _SCREEN.remove(_loading, "")
         _loading = None
-    command = Path(sys.argv[0])
-    name = command.parent.name if command.stem == "__main__" else command.stem
-    with _at_work(_Activity(f"{name if name.isidentifier() else 'datamodels'}: at work"), str):
+    command = Path(sys.argv[0])  # .../datamodels/verify/__main__.py
+    name = command.parent.name if "datamodels" in command.parts[:-1] and command.stem == "__main__" else "datamodels"
+    with _at_work(_Activity(f"{name}: at work"), str):
         yield
 
 

@@ -6,6 +6,7 @@ It serves estimates of time and nothing else. Of a learner of one's own nothing 
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,10 +18,14 @@ from datamodels.learners import Learner
 from datamodels.learners.recipe import Recipe
 from datamodels.progress import step
 from datamodels.reading import Each, Unreadable, require
+from datamodels.runs import read_seconds, stage_folder
 from datamodels.settings import Settings
+from datamodels.store import Store
 from datamodels.worker.engine import Engine, Local
 
 SPEEDS = "speeds.json"
+LONG_S = 24 * 3600.0
+"""Work that takes longer is not begun without a word of consent."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,12 @@ class Speed:
 def speed_of(settings: Settings, engine: Engine) -> Speed | None:
     """How fast the engine trains the models of a run, whose store is there; None where nobody can say.
 
-    What was measured before on such a device, with such groups of models, is taken as it was.
+    What was measured before on such a device, with such groups of models, is taken as it was. Of a learner of one's own it is
+    what its models in the store took, all of its workers' time together.
     """
     learner = engine.learner
     if not isinstance(learner, Recipe):
-        return None
+        return _as_before(settings, len(learner.train_labels))
     device, width = engine.ask(_device), len(engine.devices) or 1 if isinstance(engine, Local) else engine.idle
     file, groups = Path(settings.run.dir) / SPEEDS, learner.groups
     key = f"{device}; {groups.models_at_once}, {groups.models_per_kernel}, {groups.program}"
@@ -52,6 +58,15 @@ def speed_of(settings: Settings, engine: Engine) -> Speed | None:
         return None
     told = device if width == 1 else f"{width} × {device}"
     return Speed(told, functools.partial(_seconds, learner, kept[key] * width))
+
+
+def _as_before(settings: Settings, n: int) -> Speed | None:
+    """The speed of a learner of one's own, in proportion to the images that a model sees."""
+    models, seconds = len(Store(stage_folder(settings, "store")).done), read_seconds(settings).get("worker", 0.0)
+    if not models or not seconds > 0:
+        return None
+    of_an_image = seconds / models / (settings.store.alpha * n)
+    return Speed("as fast as the models in the store", functools.partial(operator.mul, of_an_image))
 
 
 def _seconds(learner: Recipe, steps_per_second: float, images: int) -> float:
