@@ -1,9 +1,9 @@
 """What long work says of itself: on a terminal its last lines, ever moving; in a log a line now and then.
 
 Work that can be counted has a bar, `progress`; what cannot is a `step`, with a name. One thread of the process shows both, so
-that nothing has to call to be seen. On a terminal something changes each second. In a log a step or a bar that lasts is named
-within two seconds, and told again after 10 s, then ever more rarely, at last every 60 s: 600 lines in ten hours. Whatever
-ends says what was done in how long.
+that nothing has to call to be seen. On a terminal something changes each second, from the loading of the libraries on. In a log
+a step or a bar that lasts is named within two seconds, and told again after 10 s, then ever more rarely, at last every 60 s:
+600 lines in ten hours. Whatever ends says what was done in how long.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _Activity:
     def __init__(self, label: str) -> None:
         self.label, self.start = label, time.monotonic()
         self.told = self.alone = self.start
-        self.named = False
+        self.named, self.word_after = False, WORD_AFTER_S
 
     @property
     def seconds(self) -> float:
@@ -280,7 +280,7 @@ def _seen(activities: list[_Activity]) -> list[_Activity]:
 def _due(activities: list[_Activity], said: float) -> list[_Activity]:
     """What a log is to be told of now: what has begun and lasts, and what lasts on; the innermost, and bars."""
     now = time.monotonic()
-    first = [each for each in activities[-1:] if not each.named and now - each.alone > WORD_AFTER_S]
+    first = [each for each in activities[-1:] if not each.named and now - each.alone > each.word_after]
     if first:
         return first
     again = [each for each in activities if isinstance(each, Advance)][-1:] or activities[-1:]
@@ -393,17 +393,24 @@ def command_at_work() -> Iterator[None]:
         _loading = None
     command = Path(sys.argv[0])  # .../datamodels/verify/__main__.py
     name = command.parent.name if "datamodels" in command.parts[:-1] and command.stem == "__main__" else "datamodels"
-    with _at_work(_Activity(f"{name}: at work"), str):
+    with _at_work(_nameless(f"{name}: at work"), str):
         yield
 
 
 _loading: _Activity | None = None
 
 
+def _nameless(label: str) -> _Activity:
+    """What is seen on a terminal as any step is; of which a log learns only where nothing else has a name for long."""
+    activity = _Activity(label)
+    activity.word_after = OFTEN_S
+    return activity
+
+
 def libraries_are_loaded() -> None:
     """Let a command be seen to load its libraries, from now until it begins; there is no block around imports."""
     global _loading
-    _loading = _Activity("datamodels: loading libraries")
+    _loading = _nameless("datamodels: loading libraries")
     _SCREEN.add(_loading)
 
 

@@ -58,9 +58,9 @@ def test_an_allocation_that_fails_is_a_sentence(allocate, capsys):
     with pytest.raises(SystemExit) as ended:
         run_command(allocate)
     assert ended.value.code == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line != "datamodels: at work"]
-    assert len(said) == 1
-    assert said[0].startswith("error: memory does not suffice (")
+    said = capsys.readouterr().err
+    assert said.startswith("error: memory does not suffice (")
+    assert said.count("\n") == 1
 
 
 def raise_it(error):
@@ -206,5 +206,4 @@ def test_ctrl_c_says_that_what_is_at_work_is_finished_and_a_second_one_ends_it_a
             assert time.monotonic() - start < 5
         else:
             assert process.wait(timeout=30) == 130
-            said = process.stderr.read().splitlines()
-            assert said[said[:1] == ["datamodels: at work"] :] == ["interrupted; run the same command again to go on"]
+            assert process.stderr.read() == "interrupted; run the same command again to go on\n"
