@@ -136,7 +136,7 @@ def test_more_than_a_day_does_not_begin_without_yes_and_what_was_measured_is_kep
     assert len(read_store(chosen).done) == 0
     said = told(Forecast(chosen, built_in(chosen, data), yes=True), capsys)
     assert re.match(
-        r"worker: 10 models to train, about 24 h 10 min, on \d+ cores of .* \(9.9 models/day\); .* on the disk", said
+        r"worker: 10 models to train, about 24 h 10 min, on \d+ cores? of .* \(9.9 models/day\); .* on the disk", said
     )
 
 
@@ -225,11 +225,11 @@ def test_the_road_says_where_it_is_and_what_remains(roads):
         "road: 3 weights",
         r"road: 4 verification: 2 new targets: \d+ models, about .*",
         "road: 5 page",
-        r"road: about .* in all for the models, on \d+ cores of .*; .* on the disk \(store .*, weights .*, verification .*\)",
+        r"road: about .* in all for the models, on \d+ cores? of .*; .* on the disk \(store .*, weights .*, verification .*\)",
         "road: 2 of 5, models",
         "road: 3 of 5, weights",
         "road: 4 of 5, verification",
-        r"verify: \d+ models, about .*, on \d+ cores of .* on the disk",
+        r"verify: \d+ models, about .*, on \d+ cores? of .* on the disk",
     ]
     found = iter(lines)
     for pattern in patterns:

@@ -154,7 +154,7 @@ class Recipe:
 
     def describe_device(self) -> str:
         """The device in a few words."""
-        return describe_device(self.device) if on_gpu(self.device) else f"{cores()} cores of {processor()}"
+        return describe_device(self.device) if on_gpu(self.device) else f"{cores()} core{'s' * (cores() > 1)} of {processor()}"
 
     def train(self, models: Sequence[Model]) -> Trained:
         """Margins (K, T) and logits (K, T, classes). A model that diverges twice has failed."""
