@@ -52,8 +52,8 @@ class Forecast:
     def __init__(self, settings: Settings, engine: Engine, yes: bool, targets: Sequence[Asked] | None = None) -> None:
         self.settings, self.engine, self.yes, self.targets = settings, engine, yes, targets
         self.n, self.t = len(engine.learner.train_labels), len(engine.learner.test_labels)
-        self.slower = 1.0
-        """How many times as long as was reckoned the models took."""
+        self.slower, self.begun = 1.0, False
+        """How many times as long as was reckoned the models took; whether the whole road was short enough, or agreed to."""
 
     # The worker's models, and what follows them on the road.
 
@@ -79,6 +79,7 @@ class Forecast:
         expected = plan.expected(self.settings, new, bool(self.settings.verify.subsets))
         few, as_a_rule, many = (seconds + each for each in self._of_verification(speed, expected)) if new else (seconds,) * 3
         self._refuse_long("the models of all stages", as_a_rule, many, asked=asked)
+        self.begun = asked and not math.isnan(as_a_rule)
         self._say_road(missing, told, new, self._verification(speed, expected) if new else "there")
         say(f"road: {_span(few, many)} in all for the models{_by(speed, 0, 0)}; {self._room(total, expected)}")
 
@@ -103,9 +104,9 @@ class Forecast:
         say(f"road: {STAGES.index(name) + 1} of {len(STAGES)}, {name}")
 
     def before_verification(self, expected: Expected) -> None:
-        """Say what the models of a verification take. Raises InputError where it is too long."""
-        speed = speed_of(self.settings, self.engine)
-        self._refuse_long("the models of the verification", *self._of_verification(speed, expected)[1:])
+        """Say what the models of a verification take. Raises InputError where it is too long, but on a road that was begun."""
+        speed, asked = speed_of(self.settings, self.engine), not self.begun
+        self._refuse_long("the models of the verification", *self._of_verification(speed, expected)[1:], asked=asked)
         say(
             f"verify: {self._verification(speed, expected)}{_by(speed, 0, 0)}; {room(self._verify_bytes(expected))} on the disk"
         )

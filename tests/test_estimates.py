@@ -158,6 +158,19 @@ def test_who_joins_others_is_not_asked(settings, data, slow, capsys):
         Forecast(chosen, engine, yes=False).before_models()
 
 
+def test_a_road_that_was_begun_is_not_stopped_where_it_turns_out_to_be_slower(settings, data, slow, capsys):
+    chosen = settings(store__num_models=1, verify__methods="none", verify__sizes="none", verify__base_models=2)
+    engine, count = built_in(chosen, data), Expected(2, 2, 2, 0)
+    road = Forecast(chosen, engine, yes=False, targets=[0, 1])
+    assert "road: 4 verification: 2 new targets: 2 models, about 9 h 20 min\n" in told(road, capsys)
+    for forecast in (road, alone := Forecast(chosen, engine, yes=False)):
+        forecast.slower = 10.0
+    road.before_verification(count)
+    assert "verify: 2 models, about 3 days 21 h" in capsys.readouterr().err
+    with pytest.raises(InputError, match="the models of the verification take about 3 days 21 h, which is more than 24 hours"):
+        alone.before_verification(count)
+
+
 def test_a_learner_of_ones_own_begins_and_says_after_its_first_models(settings, capsys):
     engine = by(settings(worker__main="x:y"), lambda *_: None)
     chosen = settings(worker__main="x:y")
