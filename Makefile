@@ -3,7 +3,10 @@ CONFIG ?=
 GPU ?= 0
 ADDRESS ?= auto
 PYTHON ?= python3
+YES ?=
 config_flag = $(if $(CONFIG),-C $(CONFIG),)
+# What takes more than 24 hours begins with YES=1 only.
+yes_flag = $(if $(YES),--yes,)
 py = .venv/bin/python
 # Idle OpenMP threads that spin take the core that another group of models needs.
 export OMP_WAIT_POLICY = PASSIVE
@@ -31,10 +34,10 @@ setup:  ## .venv with everything in it; quick when nothing has changed
 	@PYTHON="$(PYTHON)" .ci/setup.sh
 
 worker: setup  ## train models on one GPU (GPU=0), on several (GPU=0,1 or all), a process each, or on the processor (GPU=cpu)
-	$(py) -m datamodels.worker $(config_flag) --gpu $(GPU)
+	$(py) -m datamodels.worker $(config_flag) --gpu $(GPU) $(yes_flag)
 
 cluster: setup  ## train models on all nodes of the Ray cluster that this machine is a node of; of several: ADDRESS=IP:port of its head
-	$(py) -m datamodels.worker $(config_flag) --engine ray --ray.address $(ADDRESS)
+	$(py) -m datamodels.worker $(config_flag) --engine ray --ray.address $(ADDRESS) $(yes_flag)
 
 bench: setup  ## measure training, on digits or CONFIG, the store and the regression; the results go into tests/benchmarks/results/
 	$(py) -m datamodels.bench train -C $(or $(CONFIG),configs/digits.yaml) --out tests/benchmarks/results

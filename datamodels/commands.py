@@ -6,6 +6,7 @@ import sys
 from dataclasses import dataclass
 
 from datamodels.errors import refuse_too_little_for_libraries
+from datamodels.progress import libraries_are_loaded
 
 SCRIPT = "datamodels"
 """The console script, and the package."""
@@ -72,3 +73,4 @@ def before_libraries(name: str) -> None:
     """What is done before the command of this name loads its libraries. Raises MemoryError where they do not fit."""
     if name != STORE:  # whose libraries are fewer
         refuse_too_little_for_libraries()
+    libraries_are_loaded()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import os
 import resource
 import signal
@@ -70,9 +72,13 @@ def run_command(main: Callable[[], None]) -> None:
     is told where what is at work is finished first; a second one ends the process at once. Output that cannot be written, for
     the encoding has no such character or nobody reads it any more, ends nothing.
     """
+    from datamodels.progress import command_at_work  # which builds on this module
+
+    atexit.register(gc.freeze)  # so that Python does not look for two seconds at all that there is once more, to forget it
     with _lasting_output(), _told_interrupt():
         try:
-            main()
+            with command_at_work():
+                main()
         except KeyboardInterrupt:
             print(f"interrupted; {GO_ON}", file=sys.stderr)
             sys.exit(130)

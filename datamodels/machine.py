@@ -20,7 +20,7 @@ PACKAGES = ("torch", "numpy", "scipy", "ffcv", "cupy-cuda13x", "cupy-cuda12x")
 def describe_machine() -> dict[str, Any]:
     """Processor, cores that this process may use, operating system, Python, and the packages that decide speed."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": cores(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -130,12 +130,21 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
+def room(size: float) -> str:
+    """A number of bytes in words: 5.1 kB, 47 MB, 12.3 GB."""
+    for unit, name in ((1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB")):
+        if size < 999.5 * unit or name == "TB":
+            return f"{size / unit:.1f} {name}" if size < 99.95 * unit else f"{size / unit:.0f} {name}"
+    raise AssertionError("nothing is larger")
+
+
 def megabytes(size: int) -> str:
     """A number of bytes in words."""
     return f"{size / 1e6:,.0f} MB"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor by name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

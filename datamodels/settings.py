@@ -392,6 +392,11 @@ def engine_arguments(parser: argparse.ArgumentParser, of_gpu: str, metavar: str 
     parser.add_argument("--gpu", metavar=metavar, help=of_gpu)
 
 
+def yes_argument(parser: argparse.ArgumentParser) -> None:
+    """The argument by which long work begins: see `estimates`."""
+    parser.add_argument("--yes", action="store_true", help="begin also what will take more than 24 hours")
+
+
 def gpu_of(args: argparse.Namespace, default: str | None = None) -> str | None:
     """What `--gpu` names. Raises InputError where it is given to an engine that has no use for it."""
     given: str | None = args.gpu

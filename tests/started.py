@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = (
-    *("fastargs", "ffcv", "jinja2", "matplotlib.figure", "numpy", "PIL.Image", "rich.progress", "scipy.optimize"),
+    *("fastargs", "ffcv", "jinja2", "matplotlib.figure", "numpy", "PIL.Image", "scipy.optimize"),
     *("scipy.sparse", "scipy.special", "scipy.stats", "sklearn.datasets", "sklearn.linear_model", "torch", "yaml"),
 )
 LIMIT_S = 300

@@ -28,6 +28,7 @@ from datamodels.data.sources import NAMED_FILES, read_source, train_targets
 from datamodels.durable import is_there, new_folder, only_maker, read_json, real_place, save_array, tidy, write_json
 from datamodels.errors import InputError
 from datamodels.machine import megabytes
+from datamodels.progress import step
 from datamodels.provenance import refuse_difference
 from datamodels.reading import Each, Unreadable, open_npy, read_npy, require
 from datamodels.runs import stage_folder, stage_seconds
@@ -93,13 +94,15 @@ def prepare(settings: Settings, use_ffcv: bool | None = None, raw: RawData | Non
         _refuse_changed(settings, state)
         tidy(path)
         return f"data: already in {path}"
-    raw = raw or read_source(settings.data)
+    if raw is None:
+        with step("data: reading the source"):
+            raw = read_source(settings.data)
     with only_maker(path, f"data: waiting for another process that is writing {path}"):
         if is_there(path):
             _refuse_changed(settings, state)
             return f"data: already in {path}"
         train_targets(settings.data, len(raw.train.labels), raw.train.names)
-        with stage_seconds(settings, "data"):
+        with stage_seconds(settings, "data"), step("data: writing the images"):
             how = _write(settings, raw, path, use_ffcv, state)
     return f"data: {len(raw.train.labels)} training and {len(raw.test.labels)} test images in {path}, as {how}"
 
@@ -162,7 +165,8 @@ def load(settings: Settings) -> Dataset:
     Raises InputError when the data is missing, was made under other settings, or is not what was written.
     """
     meta, path = _read_meta(settings), stage_folder(settings, "data")
-    train, test = _read_splits(path, meta)
+    with step("data: reading the images"):
+        train, test = _read_splits(path, meta)
     return _dataset(train, test, meta, train_targets(settings.data, len(train.labels), train.names))
 
 

@@ -24,6 +24,7 @@ from datamodels.evaluate.correlations import (
     spearman,
 )
 from datamodels.evaluate.result import Difference, Evaluation, Scored
+from datamodels.progress import step
 from datamodels.reading import Scores, read_scores, scores_files
 from datamodels.regress import Datamodels
 from datamodels.regress.split import FEWEST_IN_A_PART, Subsets
@@ -71,14 +72,17 @@ def evaluate(
         if name in named:
             raise InputError(f"two sets of scores are called {name}")
         named[name] = given
-    ids, on = _models_of(opened, [given for given in named.values() if isinstance(given, Datamodels)], models)
+    with step("evaluate: looking at the models"):
+        ids, on = _models_of(opened, [given for given in named.values() if isinstance(given, Datamodels)], models)
     read = [_scores(name, given, opened, tests) for name, given in named.items()]
     targets = sorted(set(range(opened.meta.num_targets)).intersection(*(one.targets for one in read)))
     if not targets:
         raise InputError(f"there is no target that all of {', '.join(one.name for one in read)} have scores for")
-    judged = Judged.of(opened, ids, targets)
+    with step("evaluate: reading the margins"):
+        judged = Judged.of(opened, ids, targets)
     classes = None if labels is None else _classes(labels, opened.meta.num_targets)[targets]
-    return _evaluated(judged, read, on, classes, resamples, seed)
+    with step("evaluate: judging the scores"):
+        return _evaluated(judged, read, on, classes, resamples, seed)
 
 
 @dataclass(frozen=True)

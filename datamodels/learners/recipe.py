@@ -15,6 +15,7 @@ from datamodels.learners.contract import Model, Trained
 from datamodels.learners.declared import declared_arrays
 from datamodels.learners.looks import as_pictures, span
 from datamodels.learners.sources import imported_sources, refuse_changed
+from datamodels.machine import cores, processor
 from datamodels.progress import say
 from datamodels.runs import groups_of, stage_folder
 from datamodels.settings import ARCHITECTURES, GroupSettings, Settings
@@ -30,8 +31,10 @@ from datamodels.training import (
     for_each_group,
     give_back,
 )
-from datamodels.training.devices import on_gpu
+from datamodels.training.devices import describe_device, on_gpu
 from datamodels.training.made import own_network
+from datamodels.training.models import steps_of
+from datamodels.training.tuning import speed_of_groups
 
 MAKING = threading.RLock()
 """Two threads that want a trainer at once shall not make two: the images would be on the device twice."""
@@ -51,6 +54,7 @@ class Recipe:
     ) -> None:
         self.settings, self.data = settings, data
         self.device, self.made = device_named(gpu), dict[str, Trainer]()
+        self.speeds = dict[GroupSettings, float]()
         name = settings.training.network
         if ":" in name:
             own_network(name)
@@ -124,6 +128,7 @@ class Recipe:
     def choose_groups(self, wanted: GroupSettings) -> GroupSettings:
         """Groups as wanted; what is left open is measured, and said."""
         groups, speeds = choose_groups(self.data, self.settings.training, wanted, self.device)
+        self.speeds.update(speeds)
         for tried, speed in speeds.items():
             found = f"{speed:.0f} steps/s{' (chosen)' * (tried == groups)}" if speed else "did not work"
             say(f"worker: {describe_groups(tried, self.device)}: {found}")
@@ -131,6 +136,25 @@ class Recipe:
             assert self.beforehand  # a network of one's own that cannot be trained is refused before there is a store
             self.give_back()
         return groups
+
+    def measured_speed(self) -> float:
+        """Steps per second in the store's groups, summed over all models of the device; 0 where that cannot be measured.
+
+        Where groups were chosen it is known, else it is measured by a few steps, by none of the models that count.
+        """
+        if self.groups not in self.speeds:
+            self.speeds[self.groups] = speed_of_groups(self.data, self.settings.training, self.groups, self.device)
+        return self.speeds[self.groups]
+
+    def steps(self, images: int) -> float:
+        """Steps that a model on so many images takes, the look at all targets reckoned in them: a pass back is two forth."""
+        recipe = self.settings.training
+        looks = len(self.test_labels) * (2 if recipe.flip else 1) / recipe.batch_size
+        return steps_of(recipe, len(self.train_labels), images) + looks / 3
+
+    def describe_device(self) -> str:
+        """The device in a few words."""
+        return describe_device(self.device) if on_gpu(self.device) else f"{cores()} core{'s' * (cores() > 1)} of {processor()}"
 
     def train(self, models: Sequence[Model]) -> Trained:
         """Margins (K, T) and logits (K, T, classes). A model that diverges twice has failed."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from datamodels.durable import is_there, only_maker, read_json, tidy
 from datamodels.errors import InputError, shown
-from datamodels.progress import progress, say
+from datamodels.progress import progress, say, step
 from datamodels.regress.devices import devices_of, fit_shares
 from datamodels.regress.exchange import export_pt, import_pt
 from datamodels.regress.path import Fit, fit_datamodels
@@ -90,23 +90,27 @@ def _regress(
     cluster: Cluster | None,
 ) -> str:
     devices = devices_of(settings.device, gpu)
-    covariates = covariates_named(settings.prior, prior, store.meta.num_train, store.meta.num_targets)
-    meta = provenance(store, settings)
+    with step("regress: reading the store and the prior"):
+        covariates = covariates_named(settings.prior, prior, store.meta.num_train, store.meta.num_targets)
+        meta = provenance(store, settings)
     if covariates is not None:
         meta["prior_digest"] = covariates.digest
     if is_made(folder, meta):
         tidy(folder)
     else:
         with _alone(folder), timed:
-            refuse_damaged(store)
+            with step("regress: checking the store"):
+                refuse_damaged(store)
             unfinished = Unfinished(folder.with_name(f".{folder.name}.unfinished"), meta)
-            fit = _fit(store, settings, unfinished, covariates, prior, devices, cluster)
+            with step("regress: estimating the weights"):
+                fit = _fit(store, settings, unfinished, covariates, prior, devices, cluster)
             _say_what_is_constant(fit)
             found = coarse(store)
             if found is not None:
                 say(f"regress: {found}")
             _say_what_is_replaced(folder, meta)
-            save(folder, fit, meta)
+            with step("regress: writing the weights"):
+                save(folder, fit, meta)
             unfinished.forget()
     metrics = read_json(folder / "metrics.json")
     mean, heldout = metrics["mean"], metrics["models_heldout"]

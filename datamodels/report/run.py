@@ -27,6 +27,7 @@ from datamodels.durable import new_folder, only_maker, read_json, tidy, write_js
 from datamodels.errors import InputError
 from datamodels.learners import Learner
 from datamodels.machine import describe_machine
+from datamodels.progress import step
 from datamodels.reading import Unreadable, require
 from datamodels.regress import Datamodels
 from datamodels.report import evidence
@@ -71,10 +72,11 @@ def report(settings: Settings, learner: Learner) -> str:
     Raises InputError when a stage before is missing, or was made from another state of the store.
     """
     start = time.monotonic()
-    store, models = read_store(settings), Datamodels.load(stage_folder(settings, "regress"))
-    verified = _read_verified(settings, models, store, Examples(learner).classes)
-    examples = Gallery(learner, verified.behaviours)
-    models.refuse_other(store)
+    with step("report: reading the run"):
+        store, models = read_store(settings), Datamodels.load(stage_folder(settings, "regress"))
+        verified = _read_verified(settings, models, store, Examples(learner).classes)
+        examples = Gallery(learner, verified.behaviours)
+        models.refuse_other(store)
     folder, made_from = page_folder(settings), _made_from(verified, models)
     already = f"report: already in {folder / 'index.html'}"
     if _is_made(folder, made_from):
@@ -84,14 +86,16 @@ def report(settings: Settings, learner: Learner) -> str:
         if _is_made(folder, made_from):
             return already
         parts = Parts(examples, store, models, Answers(verified, models, examples.targets), Path(settings.run.dir).name)
-        _make(settings, parts, made_from, start)
+        with step("report: making the page"):
+            _make(settings, parts, made_from, start)
     return f"report: {folder / 'index.html'}"
 
 
 def _make(settings: Settings, parts: Parts, made_from: str, start: float) -> None:
     verified, examples = parts.answers.verified, parts.examples
     with new_folder(page_folder(settings), replace=True) as temporary:
-        figures, numbers = _figures(parts, verdicts_folder(settings))
+        with step("report: drawing the figures"):
+            figures, numbers = _figures(parts, verdicts_folder(settings))
         for name, picture in figures.items():
             (temporary / f"{name}.png").write_bytes(picture.png)
             (temporary / f"{name}.svg").write_bytes(picture.svg)

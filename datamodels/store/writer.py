@@ -136,12 +136,16 @@ def claim(folder: Path, block: int) -> Lock | None:
     return lock if taken else None
 
 
-def forget_claims(folder: Path) -> None:
-    """Remove the claims of workers that are gone."""
+def forget_claims(folder: Path) -> int:
+    """Remove the claims of workers that are gone; how many others there are."""
+    held = 0
     for file in (folder / "claims").glob("block-*"):
         lock = Lock(file)
         if lock.take():
             lock.release(remove=True)
+        else:
+            held += 1
+    return held
 
 
 def delivered(folder: Path, ids: range) -> IndexArray:

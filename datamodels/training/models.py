@@ -125,10 +125,7 @@ class Trainer:
 
     def num_steps(self, images: int) -> int:
         """Steps of a training on so many images of S."""
-        recipe = self.recipe
-        if self.shares_batches:
-            return num_steps(self.n, rows_for(images, self.n, recipe.batch_size), recipe.epochs)
-        return num_steps(images, recipe.batch_size, recipe.epochs)
+        return steps_of(self.recipe, self.n, images)
 
     def group_of(self, draws: Sequence[Any], keys: Sequence[Key], labels: IndexArray | None = None) -> Group:
         """As `group`, of what was drawn before."""
@@ -278,3 +275,10 @@ def _diverged(outputs: Outputs) -> BoolArray:
     """Which models, bool (K,), have a margin or a logit that is NaN, infinite or too large to be one."""
     fine = [(np.abs(rows) <= LARGEST_MARGIN).reshape(len(rows), -1).all(1) for rows in outputs.values()]
     return np.asarray(~np.stack(fine).all(0))
+
+
+def steps_of(recipe: TrainingSettings, n: int, images: int) -> int:
+    """Steps of a training on so many of n images."""
+    if shares_batches(recipe):
+        return num_steps(n, rows_for(images, n, recipe.batch_size), recipe.epochs)
+    return num_steps(images, recipe.batch_size, recipe.epochs)

@@ -12,7 +12,7 @@ import torch
 
 from datamodels.data import Dataset
 from datamodels.errors import InputError
-from datamodels.progress import say
+from datamodels.progress import say, step
 from datamodels.settings import COMPILED, COMPILED_PADDED, MEASURED, PADDED, PLAIN, GroupSettings, TrainingSettings
 from datamodels.training import models
 from datamodels.training.devices import STREAMS, for_each_group, groups_at_once, on_gpu, wait_for
@@ -59,6 +59,13 @@ def choose_groups(
     return max((groups for groups in enough if groups.models_at_once == fewest), key=lambda groups: speeds[groups]), speeds
 
 
+def speed_of_groups(data: Dataset, recipe: TrainingSettings, groups: GroupSettings, device: torch.device) -> float:
+    """Steps per second, summed over the models of the whole device, measured by a few steps; 0 where they cannot be taken."""
+    found = Ways(data, recipe, device).speed(groups)
+    give_back(device)
+    return found
+
+
 def describe_groups(groups: GroupSettings, device: torch.device) -> str:
     """Groups in a few words."""
     shared = f", {groups.models_per_kernel} a kernel, {groups.program}" if on_gpu(device) else ""
@@ -92,8 +99,9 @@ class Ways:
             rates.append(unless_out_of_memory(lambda: _rate(self.trainer_for(groups), groups, number), self.device))
 
         try:
-            self.trainer_for(groups)
-            for_each_group(range(groups_at_once(self.device)), rate, self.device)
+            with step(f"measuring the speed of {describe_groups(groups, self.device)}"):
+                self.trainer_for(groups)
+                for_each_group(range(groups_at_once(self.device)), rate, self.device)
         except InputError:
             raise
         except Exception as error:  # whatever a compiler or a driver says: another way may work
@@ -152,7 +160,8 @@ def _few(recipe: TrainingSettings, n: int) -> int:
 def _measure(ways: Ways, candidates: Sequence[Sequence[GroupSettings]]) -> Speeds:
     """The speed of each candidate, size by size, as long as it pays and there is room."""
     speeds, misses = Speeds(), 0
-    activations = activation_bytes(ways.trainer_for(GroupSettings(1, 1, PLAIN)))
+    with step("measuring the memory of a model"):
+        activations = activation_bytes(ways.trainer_for(GroupSettings(1, 1, PLAIN)))
     for of_one_size in candidates:
         best = max(speeds.values(), default=0.0)
         fitting = [groups for groups in of_one_size if not speeds or fits(groups, activations, ways.device)]

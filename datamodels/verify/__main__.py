@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datamodels.errors import InputError, run_command, shown
+from datamodels.estimates import Forecast
 from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder
-from datamodels.settings import Settings, argument_parser, engine_arguments, gpu_of, parse
+from datamodels.settings import Settings, argument_parser, engine_arguments, gpu_of, parse, yes_argument
 from datamodels.verify import WORDS, recheck, targets_named, verify_targets
 from datamodels.verify.certificate import Refused, is_certificate
 from datamodels.verify.certificate_checking import check
@@ -45,6 +46,7 @@ def main() -> None:
     own.add_argument("--putback", type=int, metavar="N", help=few)
     own.add_argument("--with-data", action="store_true", default=None, help="put the images into the folder as well")
     engine_arguments(parser, "number of the GPU, cpu, several with commas between, or all (default: what is there)")
+    yes_argument(parser)
     settings, args = parse(sys.argv[1:], parser)
     gpu = gpu_of(args)
     _refuse_other_than_one(args)
@@ -78,7 +80,8 @@ def _do(settings: Settings, args: argparse.Namespace, gpu: str | None) -> None:
             print(told(*certify(settings, engine, wanted)))
         elif models is not None and args.targets is not None:
             targets = targets_named(args.targets, Examples(engine.learner), settings.verify.seed)
-            print(verify_targets(settings, engine, models, targets))
+            forecast = Forecast(settings, engine, args.yes)
+            print(verify_targets(settings, engine, models, targets, forecast.before_verification))
         else:
             print(recheck(settings, engine, args.recheck))
 

@@ -19,6 +19,7 @@ from datamodels.regress.prior import covariates_named
 from datamodels.runs import GRADIENTS, read_store, stage_folder
 from datamodels.settings import REPAIR, Settings
 from datamodels.subsets import Array
+from datamodels.verify.expected import Expected, expected
 from datamodels.verify.kept import OfBaseModels
 from datamodels.verify.known import Targets
 from datamodels.verify.methods import (
@@ -62,6 +63,10 @@ class Plan:
         tested = sizes_named("verify.counterfactuals", chosen.counterfactuals, n)
         check_subsets(chosen)
         return cls(methods, sizes, tested, embedding_named(chosen, learner, methods))
+
+    def expected(self, settings: Settings, targets: int, subsets: bool) -> Expected:
+        """About how many models so many targets take, and random subsets where these are asked about."""
+        return expected(settings.verify, self.methods, len(self.sizes), len(self.counterfactuals), targets, subsets)
 
     def inputs(self, settings: Settings, models: Datamodels) -> dict[str, str]:
         """Digests of the files that decide verdicts beside store and settings: what a prior was of, and orders of images."""

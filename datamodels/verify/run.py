@@ -13,7 +13,7 @@ with other weights, another name is wanted. The retrained models are shared by a
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,14 @@ from datamodels.durable import sweep, write_file
 from datamodels.errors import InputError
 from datamodels.learners import Learner
 from datamodels.machine import refuse_tight_limits
-from datamodels.progress import progress, say
+from datamodels.progress import progress, say, step
 from datamodels.provenance import difference
 from datamodels.reading import Unreadable
 from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder, verdicts_folder
 from datamodels.settings import FLIP, Settings, VerifySettings
 from datamodels.verify.asking import ask
+from datamodels.verify.expected import Expected
 from datamodels.verify.kept import OfBaseModels, base_requests
 from datamodels.verify.known import Examples, Targets
 from datamodels.verify.plan import Plan, Questions
@@ -45,13 +46,26 @@ OF_NO_VERDICT = ("name", "random_targets")
 """Settings of `verify` that decide nothing about a target's verdicts."""
 
 
-def verify_targets(settings: Settings, engine: Engine, models: Datamodels, targets: Sequence[Asked]) -> str:
+def no_word(expected: Expected) -> None:
+    """Nobody is told what is to come."""
+    del expected
+
+
+def verify_targets(
+    settings: Settings,
+    engine: Engine,
+    models: Datamodels,
+    targets: Sequence[Asked],
+    foresee: Callable[[Expected], None] = no_word,
+) -> str:
     """Verify the given targets, add them to verify.json and verify.csv; say in one line what these tell then.
 
+    `foresee` is told about how many models are to come, before the first of them, and may refuse them by an InputError.
     Raises InputError when the weights were not made from the run's store as it is, a method or size makes no sense, what is
     there was made under other settings, or another process verifies the same run.
     """
-    _refuse_stale(settings, models)
+    with step("verify: looking at the store and the weights"):
+        _refuse_stale(settings, models)
     refuse_tight_limits()
     with alone(settings):
         plan, folder = Plan.of(settings, engine.learner), verdicts_folder(settings)
@@ -63,7 +77,11 @@ def verify_targets(settings: Settings, engine: Engine, models: Datamodels, targe
         of_base = functools.partial(_mistaken, OfBaseModels(folder, settings, engine), known.examples)
         known, numbers = numbered(targets, known, of_base)
         plan.check(settings, known, numbers)
-        found = _with_new(kept, plan, settings, engine, models, known, numbers, folder)
+        new = [number for number in numbers if kept is None or number not in kept.base]
+        subsets = _random_subsets(kept, settings, engine.learner, models, folder)
+        if new:
+            foresee(plan.expected(settings, len(new), subsets is not None))
+        found = _with_new(kept, plan, settings, engine, models, known, new, subsets, folder)
         write_file(folder / "verify.csv", table(found, known).encode())
         return f"verify: {told(found, plan.methods)}, in {folder}"
 
@@ -85,12 +103,11 @@ def _with_new(
     engine: Engine,
     models: Datamodels,
     known: Targets,
-    numbers: Sequence[int],
+    new: list[int],
+    subsets: RandomSubsets | None,
     folder: Path,
 ) -> Verified:
-    """What is there, and what is found about those targets that are not."""
-    new = [number for number in numbers if kept is None or number not in kept.base]
-    subsets = _random_subsets(kept, settings, engine.learner, models, folder)
+    """What is there, and what is found about the new targets."""
     if kept is not None and not new:
         if subsets is not None:  # their file is gone
             _ask([subsets], settings, engine)
@@ -98,16 +115,18 @@ def _with_new(
         return kept
     on_all = digests(base_requests(settings.verify.base_models, len(engine.learner.train_labels)))
     used = digests([]) if kept is None else read_used(folder, kept.models_used, on_all)
-    questions = Questions.of(plan, plan.orders(settings, engine, models, known, new, folder), new, subsets)
+    with step("verify: ordering the images"):
+        questions = Questions.of(plan, plan.orders(settings, engine, models, known, new, folder), new, subsets)
     asked = _ask(questions.all(), settings, engine)
-    of_new = digests(request for question in asked for request in question.used())
-    used = np.concatenate([used, np.setdiff1d(of_new, used)])
-    found = questions.records(settings, models, plan.inputs(settings, models), len(used))
-    write_used(folder, used)
-    if questions.subsets is not None:
-        questions.subsets.margins.write(folder)
-    whole = found if kept is None else kept.and_more(found)
-    write_verified(folder, whole)
+    with step("verify: writing the verdicts"):
+        of_new = digests(request for question in asked for request in question.used())
+        used = np.concatenate([used, np.setdiff1d(of_new, used)])
+        found = questions.records(settings, models, plan.inputs(settings, models), len(used))
+        write_used(folder, used)
+        if questions.subsets is not None:
+            questions.subsets.margins.write(folder)
+        whole = found if kept is None else kept.and_more(found)
+        write_verified(folder, whole)
     return whole
 
 

@@ -26,7 +26,7 @@ from datamodels.errors import InputError
 from datamodels.learners import Features, Gradients, Learner, Model, offered
 from datamodels.learners.contract import FIRST_LISTED
 from datamodels.learners.given import features_of, first_order_of, of_this_package, side_by_side
-from datamodels.progress import progress, say
+from datamodels.progress import progress, say, step
 from datamodels.runs import OF_NETWORKS, SIMILARITY, stage_folder, stage_seconds
 from datamodels.seals import read_sealed_folder, seal_folder
 from datamodels.settings import Settings
@@ -64,7 +64,9 @@ def make_prior(settings: Settings, engine: Engine, wait: bool = False) -> None:
             say(f"prior: {e}; take none, flat, or an .npy file of yours")
         return
     folder, decided = stage_folder(settings, "prior"), _provenance(settings, learner)
-    if _is_made(folder, decided):
+    with step("prior: looking at what is there"):
+        made = _is_made(folder, decided)
+    if made:
         tidy(folder)
         return
     with only_maker(folder, f"prior: waiting for another worker that is making {folder}" if wait else "") as mine:
@@ -73,7 +75,8 @@ def make_prior(settings: Settings, engine: Engine, wait: bool = False) -> None:
         elif not _is_made(folder, decided):
             with stage_seconds(settings, "prior"):
                 found = engine.ask(functools.partial(_found, settings))
-                _write(folder, found, learner, decided)
+                with step("prior: writing what was found"):
+                    _write(folder, found, learner, decided)
 
 
 def _provenance(settings: Settings, learner: Learner) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -18,7 +19,7 @@ from datamodels.learners.given import MOST_AT_ONCE, asked_of, is_whole, of_this_
 from datamodels.learners.recipe import Recipe
 from datamodels.machine import refuse_tight_limits
 from datamodels.processes import devices_named
-from datamodels.progress import progress
+from datamodels.progress import Advance, duration, progress, say, step
 from datamodels.provenance import refuse_difference
 from datamodels.runs import deciding_settings, groups_of, stage_folder, stage_seconds
 from datamodels.settings import BUILT_IN, LOCAL, MEASURED, PLAIN, GroupSettings, Settings
@@ -30,6 +31,7 @@ from datamodels.worker.decided import own_sources, provenance_of, refuse_other_s
 from datamodels.worker.engine import Engine, Local
 from datamodels.worker.jobs import RandomSubsets
 from datamodels.worker.prior import make_prior
+from datamodels.worker.speed import LONG_S
 
 if TYPE_CHECKING:
     from datamodels.cluster import Cluster
@@ -84,7 +86,8 @@ def train_missing(settings: Settings, engine: Engine) -> str:
     A model that cannot be trained is given up, with the reason. Raises InputError where none can.
     """
     refuse_tight_limits()
-    folder, total = open_store(settings, engine), settings.store.num_models
+    with step("worker: opening the store"):
+        folder, total = open_store(settings, engine), settings.store.num_models
     make_prior(settings, engine)
     if (Store(folder).missing < total).any():
         with stage_seconds(settings, "worker"):
@@ -101,7 +104,27 @@ def _train_all(settings: Settings, engine: Engine, folder: Path) -> None:
     job = RandomSubsets(folder, total, size, settings.store.seed, settings.store.alpha)
     with progress("worker", "models", total, there(job, Store(folder))) as advance:
         advance.look = lambda: engine.where
-        engine.train(job, advance.to)
+        own = settings.worker.main != BUILT_IN
+        engine.train(job, _LongTold(advance) if own else advance.to)
+
+
+class _LongTold:
+    """Shows how many models are there; as soon as some came says once where the others take very long.
+
+    Of one's own learner that is not known before: see `speed`.
+    """
+
+    def __init__(self, advance: Advance) -> None:
+        self.advance, self.told = advance, False
+
+    def __call__(self, there: int) -> None:
+        self.advance.to(there)
+        if not self.told and not math.isnan(self.advance.left):
+            self.told = True
+            if self.advance.left > LONG_S:
+                left = self.advance.total - there
+                told = f"{left:,} models more take about {duration(self.advance.left)} at the speed of the first"
+                say(f"worker: {told}; Ctrl-C ends the work, and what is trained is kept")
 
 
 def open_store(settings: Settings, engine: Engine) -> Path:

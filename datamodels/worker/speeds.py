@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 
+from datamodels.progress import rate
+
 REMEMBERED_S, NAMED = 60.0, 4
 """The speed of nodes is that of so many seconds; of more nodes than these only the range is shown."""
 
@@ -38,5 +40,5 @@ class Speeds:
             counted[node] += models
         speeds = {node: models / seconds for node, models in sorted(counted.items())}
         if len(speeds) <= NAMED:
-            return ", ".join(f"{node}: {speed:.1f}/s" for node, speed in speeds.items())
-        return f"{len(speeds)} nodes, {min(speeds.values()):.1f} to {max(speeds.values()):.1f} models/s each"
+            return ", ".join(f"{node}: {rate(speed)}" for node, speed in speeds.items())
+        return f"{len(speeds)} nodes, {rate(min(speeds.values()))} to {rate(max(speeds.values()), 'models')} each"

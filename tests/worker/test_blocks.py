@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_several_workers_share_the_work_and_each_shows_the_whole_of_it(worker, t
         out, errors = process.communicate(timeout=120)
         assert "80 of 80 models are done" in out
         # A worker that comes when all is done has nothing to show.
-        assert not errors or re.search(r"worker: 80 of 80 models, [\d.]+ models/s", errors)
+        assert "worker: " not in errors or re.search(r"worker: \d+ models in [\d.]+ s, [\d.]+ models/s", errors)
     sound(Store(tmp_path / "run/store"))
     assert check(tmp_path / "run/store") == []
 
@@ -131,9 +132,20 @@ def test_a_full_disk_is_said_in_a_sentence_and_after_room_is_made_it_goes_on(wor
     process = worker(folder, models=60)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
+    assert re.search(r"error: no room for the store in run/store: its models take \d+ kB, and \d+ kB are free", errors)
+    assert not (folder / "run/store").exists()
+    process = worker(folder, models=40, seconds=0.1)
+    while not ((folder / "run/store/meta.json").exists() and len(Store(folder / "run/store").done)):
+        assert process.poll() is None
+        time.sleep(0.02)
+    with suppress(OSError), (folder / "of-others").open("wb", buffering=0) as other:  # who fill it meanwhile
+        while True:
+            other.write(bytes(4096))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
     assert re.search(r"error: no room left on the disk for \S+; make room and run the same command again", errors)
     store = Store(folder / "run/store")
-    assert 0 < len(store.done) < 60
+    assert 0 < len(store.done) < 40
     sound(store)
     assert {fault.what for fault in check(folder / "run/store")} <= {WHOLE}
     make_room()

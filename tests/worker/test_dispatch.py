@@ -351,4 +351,4 @@ def test_speeds_of_few_nodes_are_named_and_of_many_a_range():
     assert speeds.since == since
     for k in range(NAMED):
         speeds.add(f"node {k}", 2)
-    assert speeds.told() == f"{NAMED + 1} nodes, 2.0 to 8.0 models/s each"
+    assert speeds.told() == f"{NAMED + 1} nodes, 2.0/s to 8.0 models/s each"

@@ -1,0 +1,93 @@
+"""How fast an engine trains the built-in recipe: measured by a few steps, once for each device, and kept in RUN/speeds.json.
+
+It serves estimates of time and nothing else. Of a learner of one's own nothing is known before its first models are there.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from datamodels.durable import read_json, write_json
+from datamodels.errors import InputError
+from datamodels.learners import Learner
+from datamodels.learners.recipe import Recipe
+from datamodels.progress import step
+from datamodels.reading import Each, Unreadable, require
+from datamodels.runs import read_seconds, stage_folder
+from datamodels.settings import Settings
+from datamodels.store import Store
+from datamodels.worker.engine import Engine, Local
+
+SPEEDS = "speeds.json"
+LONG_S = 24 * 3600.0
+"""Work that takes longer is not begun without a word of consent."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds that a model takes in the mean, of all that are trained side by side, by how many images of S it sees."""
+
+    device: str
+    seconds: Callable[[int], float]
+
+
+def speed_of(settings: Settings, engine: Engine) -> Speed | None:
+    """How fast the engine trains the models of a run, whose store is there; None where nobody can say.
+
+    What was measured before on such a device, with such groups of models, is taken as it was. Of a learner of one's own it is
+    what its models in the store took, all of its workers' time together.
+    """
+    learner = engine.learner
+    if not isinstance(learner, Recipe):
+        return _as_before(settings, len(learner.train_labels))
+    device, width = engine.ask(_device), len(engine.devices) or 1 if isinstance(engine, Local) else engine.idle
+    file, groups = Path(settings.run.dir) / SPEEDS, learner.groups
+    key = f"{device}; {groups.models_at_once}, {groups.models_per_kernel}, {groups.program}"
+    kept = _kept(file)
+    if key not in kept:
+        with step("measuring the speed of a few steps"):
+            kept[key] = engine.ask(_measured)
+        with suppress(OSError):
+            write_json(file, kept)
+    if not kept[key] > 0:
+        return None
+    told = device if width == 1 else f"{width} × {device}"
+    return Speed(told, functools.partial(_seconds, learner, kept[key] * width))
+
+
+def _as_before(settings: Settings, n: int) -> Speed | None:
+    """The speed of a learner of one's own, in proportion to the images that a model sees."""
+    models, seconds = len(Store(stage_folder(settings, "store")).done), read_seconds(settings).get("worker", 0.0)
+    if not models or not seconds > 0:
+        return None
+    of_an_image = seconds / models / (settings.store.alpha * n)
+    return Speed("as fast as the models in the store", functools.partial(operator.mul, of_an_image))
+
+
+def _seconds(learner: Recipe, steps_per_second: float, images: int) -> float:
+    return learner.steps(images) / steps_per_second
+
+
+def _device(learner: Learner) -> str:
+    assert isinstance(learner, Recipe)
+    return learner.describe_device()
+
+
+def _measured(learner: Learner) -> float:
+    assert isinstance(learner, Recipe)
+    return learner.measured_speed()
+
+
+def _kept(file: Path) -> dict[str, float]:
+    """Steps per second by device and groups; nothing where that cannot be read, for then it is measured again."""
+    try:
+        found: dict[str, float] = read_json(file)
+        require(found, Each(float), file)
+    except (Unreadable, InputError):
+        return {}
+    return found
