@@ -95,6 +95,7 @@ def test_a_command_that_there_is_not_is_one_sentence(name, meant, capsys):
 def ran(monkeypatch):
     """Commands that would have been run, with their arguments."""
     calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr(cli, "before_libraries", lambda name: None)
     monkeypatch.setattr(cli, "_road", lambda command: calls.append((command.name, sys.argv)))
     monkeypatch.setattr(runpy, "run_module", lambda module, run_name: calls.append((module, sys.argv, run_name)))
     return calls
