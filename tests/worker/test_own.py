@@ -29,7 +29,7 @@ from datamodels.worker.blocks import ENOUGH
 from datamodels.worker.jobs import NOT_FINITE
 from tests.conftest import by
 
-README = CONFIGS.parent / "README.md"
+README = CONFIGS / "README.md"
 
 
 @pytest.fixture
