@@ -58,7 +58,8 @@ def test_every_number_of_the_readmes_prose_is_filled_from_a_record():
 
 
 def test_sentences_and_numbers_are_counted_as_a_reader_would():
-    text = prose("# A title\n\nOne two. Three `four`? *Five.* 4.5 six\nseven\n- eight\n- nine [ten](x.md#y)\n\n```\nno\n```\n| no |\n")
+    text = "# A title\n\nOne two. Three `four`? *Five.* 4.5 six\nseven\n- eight\n- nine [ten](x.md#y)\n\n"
+    text = prose(f"{text}```\nno\n```\n| no |\n")
     assert [len(words(sentence)) for sentence in sentences(text)] == [2, 2, 2, 1, 3, 1, 2]
     assert "no" not in words(text)
 
@@ -83,7 +84,8 @@ def commands(text):
     """The lines of a text's shell blocks, and what stands in its code: continued lines joined, what is remarked left out."""
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     lines = [line.partition(" #")[0] for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in [*lines, *re.findall(r"`((?:make|python -m|datamodels) [^`]*)`", text)] if not line.startswith("#")]
+    lines += re.findall(r"`((?:make|python -m|datamodels) [^`]*)`", text)
+    return [line for line in lines if not line.startswith("#")]
 
 
 def modules_of(line):
@@ -124,3 +126,29 @@ def test_nobody_is_told_to_install_the_stranger_of_that_name():
             assert not re.search(r"pip install ['\"]?datamodels(?!-lab)\b", line), (text, line)
 
 
+@pytest.fixture
+def for_index():
+    pytest.importorskip("hatchling")
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.for_index
+
+
+def test_a_package_index_shows_no_link_that_leads_nowhere(for_index):
+    shown = for_index(README.read_text(encoding="utf-8"))
+    assert all(link.startswith("https://") for link in re.findall(r"\]\(([^)]+)\)", shown))
+    assert "<!--" not in shown
+    assert "![" not in shown
+    assert "settings (`configs/README.md`)" in shown
+    assert "8.5 minutes" in shown or re.search(r"took \d+\.\d minutes", shown)
+
+
+def test_with_a_public_address_links_and_pictures_lead_there(for_index):
+    text = "[![first](a.png)](a.png)\n\n*caption*\n\n[b](c/README.md#d) [e](https://f)\n"
+    at = "https://example.org/x"
+    wanted = f"![first]({at}/raw/HEAD/a.png)\n\n*caption*\n\n[b]({at}/blob/HEAD/c/README.md#d) [e](https://f)\n"
+    assert for_index(text, at) == wanted
+    assert for_index(text) == "b (`c/README.md#d`) [e](https://f)\n"

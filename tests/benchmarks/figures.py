@@ -7,9 +7,9 @@ A text names a figure in a comment that no reader sees, and the script writes wh
     …
     <!--/table-->
 
-RECORD is the name of a file in `results/`, without `.json`. PATH leads to a value: keys with slashes between, `rows[way=lasso,models=50]`
-for the entry of a list. With `reckoned` for RECORD it is a function of `RECKONED`. FORMAT is Python's; `%` is set off by a space,
-`*1e-6` behind it multiplies first. Without one the value stands as it is.
+RECORD is the name of a file in `results/`, without `.json`. PATH leads to a value: keys with slashes between, and
+`rows[way=lasso,models=50]` for the entry of a list. With `reckoned` for RECORD, PATH names a function of `RECKONED`.
+FORMAT is Python's; `%` is set off by a space, and `*1e-6` behind it multiplies first. Without one the value stands as it is.
 
 `--check` writes nothing, says which texts have drifted from the records, and ends with exit code 1 where one has.
 """
@@ -81,7 +81,7 @@ def at(value: Any, path: str) -> Any:
             value = value[key]
             if wanted:
                 value = _entry(value, wanted.rstrip("]"))
-        except (KeyError, IndexError, TypeError):
+        except (KeyError, IndexError, TypeError, StopIteration):
             raise UnknownFigureError(f"nothing lies at {path!r}: {part!r} is not there") from None
     return value
 
@@ -90,7 +90,7 @@ def _entry(values: list[Any], wanted: str) -> Any:
     if wanted.isdigit():
         return values[int(wanted)]
     pairs = [pair.split("=", 1) for pair in wanted.split(",")]
-    return [value for value in values if all(str(value[key]) == of for key, of in pairs)][0]
+    return next(value for value in values if all(str(value[key]) == of for key, of in pairs))
 
 
 def written(value: Any, form: str) -> str:
@@ -103,7 +103,7 @@ def written(value: Any, form: str) -> str:
 
 def _sum(*paths: str) -> Callable[[Records], float]:
     def of(records: Records) -> float:
-        return sum(at(records[path.partition(":")[0]], path.partition(":")[2]) for path in paths)
+        return float(sum(at(records[path.partition(":")[0]], path.partition(":")[2]) for path in paths))
 
     return of
 

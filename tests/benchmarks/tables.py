@@ -175,7 +175,8 @@ def _cost(name: str) -> Callable[[Records], Table]:
     def table(records: Records) -> Table:
         record = records[name]
         searched = len(record["searched_targets"])
-        rows = [["the class of the target alone", "", "", "0", f"{record['lds_of_the_class_alone']:.3f}"] + [""] * bool(searched)]
+        alone = f"{record['lds_of_the_class_alone']:.3f}"
+        rows = [["the class of the target alone", "", "", "0", alone] + [""] * bool(searched)]
         for row in sorted(record["rows"], key=lambda row: list(COSTS).index(row["method"])):
             numbers = [f"{row[key]:,}" if row[key] else "" for key in ("networks", "models")]
             cells = [COSTS[row["method"]], *numbers, f"{row['seconds']:.3g}", f"{row['lds']['mean']:.3f}"]
@@ -220,7 +221,8 @@ def _train(records: Records) -> Table:
     columns = [records[f"train-{name}-cpu"] for name in ("digits", "cifar10-small")]
     by_name = [{row["name"]: row for row in record["rows"]} for record in columns]
     names = list(dict.fromkeys(name for rows in by_name for name in rows))
-    head = [f"{of}: {what}" for of in ("digits", "cifar10-small") for what in ("models/s", "ratio", "of matmul peak", "cores busy")]
+    measured = ("models/s", "ratio", "of matmul peak", "cores busy")
+    head = [f"{of}: {what}" for of in ("digits", "cifar10-small") for what in measured]
     return [["", *head], *([name, *(cell for rows in by_name for cell in _speed(rows.get(name)))] for name in names)]
 
 

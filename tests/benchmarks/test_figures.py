@@ -1,4 +1,4 @@
-"""The texts say what the records say: `python -m tests.benchmarks.figures` writes them, and this tells when they have drifted."""
+"""The texts say what the records say: this tells when they have drifted, and `python -m tests.benchmarks.figures` mends it."""
 
 import json
 import shutil
@@ -32,7 +32,8 @@ def test_every_record_is_listed_with_its_command():
 def test_every_text_with_figures_is_filled_and_every_table_is_shown():
     texts = [path for path in ROOT.rglob("*.md") if ".venv" not in path.parts]
     shown = {path: path.read_text(encoding="utf-8") for path in texts}
-    assert {path for path, text in shown.items() if figures.INLINE.search(text) or figures.BLOCK.search(text)} <= set(figures.TEXTS)
+    marked = {path for path, text in shown.items() if figures.INLINE.search(text) or figures.BLOCK.search(text)}
+    assert marked <= set(figures.TEXTS)
     assert {found["name"] for text in shown.values() for found in figures.BLOCK.finditer(text)} == set(TABLES)
     used = {found["what"].split(":")[1].strip() for text in shown.values() for found in figures.INLINE.finditer(text)}
     assert set(RECKONED) <= used
@@ -59,7 +60,13 @@ def test_what_is_not_there_is_said(records):
 
 @pytest.mark.parametrize(
     ("value", "form", "wanted"),
-    [(0.9, ".0%", "90 %"), (1234.5, ",.0f", "1,234"), ("≥ 7", "", "≥ 7"), (26255, ".0f*1e-3", "26"), (2.06e-6, ".1e", "2.1e-06")],
+    [
+        (0.9, ".0%", "90 %"),
+        (1234.5, ",.0f", "1,234"),
+        ("≥ 7", "", "≥ 7"),
+        (26255, ".0f*1e-3", "26"),
+        (2.06e-6, ".1e", "2.1e-06"),
+    ],
 )
 def test_formats(value, form, wanted):
     assert written(value, form) == wanted
