@@ -80,6 +80,13 @@ def test_links_lead_somewhere(text):
             assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), link
 
 
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: str(text.relative_to(ROOT)))
+def test_rows_of_tables_have_as_many_cells_as_their_heads(text):
+    for table in re.findall(r"(?:^\|.*\|\n)+", text.read_text(encoding="utf-8"), re.MULTILINE):
+        cells = [len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()]
+        assert len(set(cells)) == 1, table
+
+
 def commands(text):
     """The lines of a text's shell blocks, and what stands in its code: continued lines joined, what is remarked left out."""
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
@@ -103,6 +110,8 @@ def test_commands_exist(text):
     for line in commands(said):
         for target in re.findall(r"(?:^|&& |`)make ([a-z-]+)", line):
             assert target in TARGETS, line
+        for command in re.findall(r"^datamodels ([a-z]+)", line):
+            assert command in ("demo", "run") or importlib.util.find_spec(f"datamodels.{command}.__main__") is not None, line
         for module in modules_of(line):
             assert importlib.util.find_spec(module) is not None, line
         for config in re.findall(r"-C ([\w./-]+)", line):

@@ -121,10 +121,13 @@ def _growth(twice: str) -> Callable[[Records], float]:
 # The full CIFAR-10 of the paper. The seconds are what others publish for one training on all of it, on one A100.
 MODELS, IMAGES, TARGETS = 300_000, 50_000, 10_000
 AIRBENCH_SECONDS, FFCV_SECONDS = 3.8, 36.0
+PRIOR_MODELS, LASSO_MODELS = 200, 1600  # between which the README compares
 FITTED = _sum("regress-bench-cpu:seconds/moments", "regress-bench-cpu:seconds/path")
 ROWS_PER_S = _sum("cluster-ingest-bench-disk:rows_per_s/256")
 RECKONED: dict[str, Callable[[Records], float]] = {
     "models": lambda records: MODELS,
+    "prior models": lambda records: PRIOR_MODELS,
+    "lasso models": lambda records: LASSO_MODELS,
     "airbench seconds": lambda records: AIRBENCH_SECONDS / 2,
     "airbench whole": lambda records: AIRBENCH_SECONDS,
     "ffcv whole": lambda records: FFCV_SECONDS,

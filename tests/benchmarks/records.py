@@ -38,7 +38,7 @@ class Records:
 
 
 class Made(NamedTuple):
-    """How a record came to be: its command, and over how many of what its figures are."""
+    """How a record came to be: its command, and over how many of what its figures are, as a format that the record fills."""
 
     command: str
     n: str
@@ -52,52 +52,59 @@ SMALL = "-C configs/cifar10-small.yaml"
 DIGITS_600 = "--data.train_images 600 --data.test_images 1000 --store.num_models 800"
 _EARLIER_SIZES = "--data.train_images 500 --store.alpha 0.5"
 LISTING = {
-    "accuracy-cifar10-small-cpu": Made(_bench(f"accuracy {SMALL}"), "8 models of either kind"),
-    "accuracy-digits-cpu": Made(_bench("accuracy -C configs/digits.yaml"), "8 models of either kind"),
-    "cifar10-5k": Made("python -m datamodels -C configs/cifar10-5k.yaml", "the targets of its table, 1 run"),
+    "accuracy-cifar10-small-cpu": Made(_bench(f"accuracy {SMALL}"), "{rows[0][models]} models of either kind"),
+    "accuracy-digits-cpu": Made(_bench("accuracy -C configs/digits.yaml"), "{rows[0][models]} models of either kind"),
+    "cifar10-5k": Made("python -m datamodels -C configs/cifar10-5k.yaml", "{targets} targets searched, 1 run"),
     "cifar10-small-run": Made(
         f"python -m datamodels {SMALL} --verify.methods datamodel --verify.subsets 0 --verify.counterfactuals none",
-        "16 random targets, 1 run",
+        "{targets} targets searched, of 16 drawn; 1 run",
     ),
-    "cluster-ingest-bench-disk": Made(_bench("cluster --part ingest --run.dir runs/bench"), "medians of 3 rounds"),
+    "cluster-ingest-bench-disk": Made(_bench("cluster --part ingest --run.dir runs/bench"), "medians of {rounds} rounds"),
     "cluster-overhead-digits-cpu": Made(
-        _bench("cluster --part overhead -C configs/digits.yaml"), "medians of 3 rounds of 400 models"
+        _bench("cluster --part overhead -C configs/digits.yaml"), "medians of 3 rounds of {models} models"
     ),
-    "cluster-scaling-bench-disk": Made(_bench("cluster --part scaling --run.dir runs/bench"), "1 round, 4 blocks a worker"),
-    "cost-cifar10-small-cpu": Made(_bench(f"cost {SMALL}"), "500 targets, 20 subsets × 4 networks"),
+    "cluster-scaling-bench-disk": Made(
+        _bench("cluster --part scaling --run.dir runs/bench"), "1 round, {blocks_of_worker} blocks a worker"
+    ),
+    "cost-cifar10-small-cpu": Made(_bench(f"cost {SMALL}"), "{targets} targets, {subsets} subsets × {subset_models} networks"),
     "cost-digits-cpu": Made(
-        _bench("cost -C configs/digits.yaml --store.num_models 1600"), "500 targets, 60 subsets × 4 networks; |R|: 5 targets"
+        _bench("cost -C configs/digits.yaml --store.num_models 1600"),
+        "{targets} targets, {subsets} subsets × {subset_models} networks",
     ),
-    "court-digits-cpu": Made(_bench("court -C configs/digits.yaml"), "1,000 searches a line, margins of 512 networks"),
-    "digits-demo": Made("make demo", "30 random targets, 1 run"),
-    "digits-demo-2": Made("make demo, with another seed", "30 random targets, 1 run"),
+    "court-digits-cpu": Made(
+        _bench("court -C configs/digits.yaml"), "{searches:,} searches a line, margins of {networks} networks"
+    ),
+    "digits-demo": Made("make demo", "{targets} random targets, 1 run"),
+    "digits-demo-2": Made("make demo, with another seed", "{targets} random targets, 1 run"),
     "fit-bench-cpu": Made(_bench("fit --size 10000,60000,1000,20 --regress.lam_ratio 0.1"), "1 run"),
-    "lasso-bench-cpu": Made(_bench("lasso"), "medians of 3 rounds, 22 shapes"),
+    "lasso-bench-cpu": Made(_bench("lasso"), "medians of {rounds} rounds"),
     "page-bench-cpu": Made(_bench("page"), "1 page, opened twice"),
-    "prior-cifar10-small-cpu": Made(_bench(f"prior {SMALL}") + " --data.train_images 5000 --training.epochs 10", "4 networks"),
-    "regress-bench-cpu": Made(_bench("regress"), "1 run; growth: medians of 3 rounds"),
-    "repair-digits-cpu": Made(_bench("repair -C configs/digits.yaml --seed 0"), "targets wrong beyond doubt"),
-    "repair-digits-600-cpu": Made(_bench(f"repair -C configs/digits.yaml --seed 0 {DIGITS_600}"), "as above"),
-    "repair-digits-600-seed-1-cpu": Made(_bench(f"repair -C configs/digits.yaml --seed 1 {DIGITS_600}"), "as above"),
-    "repair-digits-600-seed-2-cpu": Made(_bench(f"repair -C configs/digits.yaml --seed 2 {DIGITS_600}"), "as above"),
+    "prior-cifar10-small-cpu": Made(
+        _bench(f"prior {SMALL}") + " --data.train_images 5000 --training.epochs 10", "{models} networks"
+    ),
+    "regress-bench-cpu": Made(_bench("regress"), "1 run; growth: medians of {growth_rounds} rounds"),
+    "repair-digits-cpu": Made(_bench("repair -C configs/digits.yaml --seed 0"), "{targets} targets"),
+    "repair-digits-600-cpu": Made(_bench(f"repair -C configs/digits.yaml --seed 0 {DIGITS_600}"), "{targets} targets"),
+    "repair-digits-600-seed-1-cpu": Made(_bench(f"repair -C configs/digits.yaml --seed 1 {DIGITS_600}"), "{targets} targets"),
+    "repair-digits-600-seed-2-cpu": Made(_bench(f"repair -C configs/digits.yaml --seed 2 {DIGITS_600}"), "{targets} targets"),
     "robustness": Made("make robustness", "every case once"),
     "samples-cifar10-small-cpu": Made(
         _bench(f"samples {SMALL} --store.num_models 2600")
         + " --n 1 --regress.gap 1e-2 --regress.lams 40 --regress.lam_ratio 0.01",
-        "1 draw of the models, 500 targets",
+        "draws of the models: {draws}; {targets} targets",
     ),
     "samples-digits-cpu": Made(
         _bench("samples -C configs/digits.yaml --run.dir runs/many --store.num_models 3400"),
-        "3 draws of the models, 500 targets",
+        "draws of the models: {draws}; {targets} targets",
     ),
-    "store-bench-disk": Made(_bench("store --run.dir runs/bench"), "medians of 3 rounds, 10,240 rows"),
+    "store-bench-disk": Made(_bench("store --run.dir runs/bench"), "medians of {rounds} rounds, {rows:,} rows"),
     "train-cifar10-small-cpu": Made(
-        _bench(f"train {SMALL}") + " --data.train_images 1500 --training.epochs 15", "medians of 3 rounds"
+        _bench(f"train {SMALL}") + " --data.train_images 1500 --training.epochs 15", "medians of {rounds} rounds"
     ),
-    "train-convnet-cpu": Made(_bench("train -C configs/convnet.yaml"), "medians of 3 rounds"),
-    "train-digits-cpu": Made(_bench(f"train -C configs/digits.yaml {_EARLIER_SIZES}"), "medians of 3 rounds"),
-    "train-probe-cpu": Made(_bench("train -C configs/probe.yaml"), "medians of 3 rounds"),
-    "workers-bench-disk": Made(_bench("workers --run.dir runs/bench"), "2,000 models, 1 round"),
+    "train-convnet-cpu": Made(_bench("train -C configs/convnet.yaml"), "medians of {rounds} rounds"),
+    "train-digits-cpu": Made(_bench(f"train -C configs/digits.yaml {_EARLIER_SIZES}"), "medians of {rounds} rounds"),
+    "train-probe-cpu": Made(_bench("train -C configs/probe.yaml"), "medians of {rounds} rounds"),
+    "workers-bench-disk": Made(_bench("workers --run.dir runs/bench"), "{models:,} models, 1 round"),
 }
 """Every record, by name. Those that are listed and not there are wanted, and have no line in the texts until they are."""
 

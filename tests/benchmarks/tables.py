@@ -76,7 +76,13 @@ def _flipped(found: dict[str, Any], method: str) -> str:
 
 def _index(records: Records) -> Table:
     rows = [
-        [f"`results/{name}.json`", f"`{made.command}`", made.n, machine_of(records[name]), records[name]["version"]]
+        [
+            f"`results/{name}.json`",
+            f"`{made.command}`",
+            made.n.format(**records[name]),
+            machine_of(records[name]),
+            records[name]["version"],
+        ]
         for name, made in LISTING.items()
         if name in records
     ]

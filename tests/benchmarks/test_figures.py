@@ -1,6 +1,7 @@
 """The texts say what the records say: this tells when they have drifted, and `python -m tests.benchmarks.figures` mends it."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -35,6 +36,8 @@ def test_every_text_with_figures_is_filled_and_every_table_is_shown():
     marked = {path for path, text in shown.items() if figures.INLINE.search(text) or figures.BLOCK.search(text)}
     assert marked <= set(figures.TEXTS)
     assert {found["name"] for text in shown.values() for found in figures.BLOCK.finditer(text)} == set(TABLES)
+    begun = [line for text in shown.values() for line in text.splitlines() if re.match(r"\s*([-*] |\d+\. )?<!--= ", line)]
+    assert not begun, "a line that begins with a comment is HTML to Markdown, and what follows in it is not read"
     used = {found["what"].split(":")[1].strip() for text in shown.values() for found in figures.INLINE.finditer(text)}
     assert set(RECKONED) <= used
 
