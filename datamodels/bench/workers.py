@@ -29,6 +29,8 @@ from datamodels.worker.jobs import RandomSubsets
 N, T, SEED, ALPHA = 1000, 100, 3, 0.5
 WORKERS = (1, 2, 4, 16)
 BLOCKS = (1, 16)
+PATIENCE_S = 120
+"""Until all workers of a measurement stand ready."""
 
 
 def bench_workers(settings: Settings, models: int = 2000) -> tuple[Record, str]:
@@ -61,10 +63,13 @@ def bench_workers(settings: Settings, models: int = 2000) -> tuple[Record, str]:
 
 def _measured(folder: Path, workers: int, size: int, models: int) -> Record:
     create(folder, Meta(models, N, T, {"margins": ArraySpec("float32", (T,))}, {"of": "a bench"}))
-    # Forked: a process that imports everything again would be at work long after the quick models are trained.
-    context: Any = multiprocessing.get_context("fork")
-    trainings, together = context.Value("q", 0), context.Barrier(workers + 1, timeout=60)
-    processes = [context.Process(target=_work, args=(folder, models, size, trainings, together)) for _ in range(workers)]
+    # Forked from a server that has imported this module, and nothing else: this process may have threads, of PyTorch or of
+    # Ray, whose locks no fork survives; and one that imports everything again takes longer than the quick models.
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    trainings, together = context.Value("q", 0), context.Barrier(workers + 1, timeout=PATIENCE_S)
+    said = [folder.with_name(f"{folder.name}-{k}.log") for k in range(workers)]
+    processes = [context.Process(target=_work, args=(folder, models, size, trainings, together, file)) for file in said]
     for process in processes:
         process.start()
     together.wait()
@@ -72,8 +77,12 @@ def _measured(folder: Path, workers: int, size: int, models: int) -> Record:
     for process in processes:
         process.join()
     seconds = time.perf_counter() - start
-    if any(process.exitcode for process in processes) or len(Store(folder).done) != models:
-        raise RuntimeError(f"of {workers} workers some have failed, or not all {models} models are there")
+    failed = [(process.exitcode, file) for process, file in zip(processes, said, strict=True) if process.exitcode]
+    if failed:
+        told = "; ".join(f"exit code {code}: {_last_line(file)}" for code, file in failed)
+        raise RuntimeError(f"{len(failed)} of {workers} workers have failed: {told}")
+    if len(Store(folder).done) != models:
+        raise RuntimeError(f"{workers} workers have ended, and of {models} models {len(Store(folder).done)} are there")
     return {
         "workers": workers,
         "block": size,
@@ -82,10 +91,15 @@ def _measured(folder: Path, workers: int, size: int, models: int) -> Record:
     }
 
 
-def _work(folder: Path, models: int, size: int, trainings: Any, together: Any) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # their bars are not for the bench's terminal
+def _work(folder: Path, models: int, size: int, trainings: Any, together: Any, said: Path) -> None:
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT, 0o600), 2)  # their bars are not for the bench's terminal
     together.wait()
     train_blocks(RandomSubsets(folder, models, size, SEED, ALPHA), _CostsNothing(trainings))
+
+
+def _last_line(file: Path) -> str:
+    lines = file.read_text(errors="replace").strip().splitlines() if file.exists() else []
+    return lines[-1] if lines else "it said nothing"
 
 
 class _CostsNothing:

@@ -63,6 +63,11 @@ class Answers:
         others = [s.size for s in found if s.relabelled is None and s.size is not None]
         return min(first or others, default=None)
 
+    def relabelled_size(self, target: int) -> int | None:
+        """The smallest verified number of images, of those that a search relabels."""
+        found = self.searches.get(target, [])
+        return min((s.size for s in found if s.relabelled is not None and s.size is not None), default=None)
+
     def _search(self, search: SearchRecord, weights: Array | None) -> Record:
         order = search.order[:MOST_IN_ORDER]
         drops = None if weights is None else np.cumsum(weights[list(order)])

@@ -294,6 +294,7 @@ def _run(parts: Parts, found: _OfWeights, seen: _Seen, of_store: _OfStore) -> Re
         "margin": packed(of_store.margin, "f4"),
         "lds": packed(_lds(parts, len(labels)), "f4"),
         "size": packed(sizes, "i4"),
+        "relabelled": packed(np.array([answers.relabelled_size(target) or NONE_FOUND for target in range(len(labels))]), "i4"),
         "methods": {m: {"name": name_of(m), "colour": colour_of(m), "line": line_of(m)} for m in _methods(answers)},
         "first": first if first is not None else _opened_without_answers(of_store.margin, parts),
     }

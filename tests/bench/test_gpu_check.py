@@ -26,6 +26,7 @@ from tests.regress.test_path import planted, store_of
 SIZES = sizes_on("processor", None, None)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_all_checks_run_on_the_processor_and_hold(tmp_path, monkeypatch, capsys):
     def quickly(module, sizes, *arguments):
         return started.run(module, *arguments, "--gpu", "cpu", cwd=checkout())

@@ -29,7 +29,7 @@ from datamodels.worker import engine_of, train_missing
 from tests.conftest import built_in, flags, trained
 
 N, T, MODELS = 60, 20, 60
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "datamodels" / "README.md"
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def test_padded_images_train_the_same_models(digits, recipe, device):
     np.testing.assert_allclose(padded.margins(MASKS[:2], KEYS[:2]), plain.margins(MASKS[:2], KEYS[:2]), atol=1e-5)
 
 
-@pytest.mark.parametrize("program", [COMPILED, COMPILED_PADDED])
+@pytest.mark.parametrize("program", [COMPILED, pytest.param(COMPILED_PADDED, marks=pytest.mark.slow)])
 def test_a_compiled_program_trains_the_models_of_a_plain_one(digits, recipe, device, program):
     if program == COMPILED and not on_gpu(device):
         pytest.skip("one of the two is enough where compiling takes half a minute")

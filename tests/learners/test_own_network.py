@@ -1,6 +1,8 @@
 """`training.network: module:Class` from the settings to the page: one version of the class a run, in one process or several."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +71,17 @@ def test_the_whole_road_of_a_network_of_ones_own(settings, prior):
     verdicts = json.loads((stage_folder(chosen, "verify") / "verify.json").read_text())
     assert {removal["target"] for removal in verdicts["removals"]} == {3, 8}
     assert report(chosen, engine.learner)
+
+
+def test_the_readmes_network_is_trained_many_at_once(one_s_own, capsys):
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n# mynet.py\n(.*?)```", text, re.DOTALL)
+    chosen = one_s_own("net_of_the_readme", example.replace("MyNet", "Net"))
+    prepare(chosen, use_ffcv=False)
+    assert f"{chosen.store.num_models} of {chosen.store.num_models} models are done" in train_missing(
+        chosen, engine_of(chosen, "cpu", load(chosen))
+    )
+    assert "one after another" not in capsys.readouterr().out
 
 
 def test_two_processes_bring_the_rows_of_one(settings, tmp_path):

@@ -100,7 +100,7 @@ def settings_of(name, block, device):
     return RegressSettings(**{key: value for key, value in settings.items() if key != "prior"}), "prior" in CASES[name]
 
 
-@pytest.mark.parametrize("block", [16, 48])
+@pytest.mark.parametrize("block", [16, pytest.param(48, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
 def test_the_plan_holds_on_a_gpu(known, strict, monkeypatch, name, block):
     if "large tiles" in name:

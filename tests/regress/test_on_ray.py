@@ -260,6 +260,7 @@ def test_a_cluster_and_devices_are_not_both_named(command, folder):
     assert "--gpu" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_real_cluster_of_two_nodes_and_a_process_that_is_killed(known, folder, on, monkeypatch):
     pytest.importorskip("ray")
     from datamodels.cluster import Cluster

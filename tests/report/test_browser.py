@@ -239,6 +239,27 @@ def set_value(browser, name, value):
     )
 
 
+def test_the_links_at_the_top_keep_the_target_in_the_address(browser):
+    go(browser, "t=7")
+    for section in ("targets", "map", "evidence"):
+        browser.ask(f"document.querySelector('header nav a[href=\"#{section}\"]').click()")
+        assert browser.ask("window.location.hash") == "#t=7"
+        assert browser.ask(f"document.getElementById('{section}').contains(document.activeElement)")
+
+
+@pytest.mark.parametrize(
+    ("size", "relabelled", "badge"), [(3, 2, "|R| 3"), (0, 2, "relabel 2"), (0, 0, "none found"), (-1, 0, "")]
+)
+def test_a_tile_tells_what_was_found_by_removal_or_else_by_relabelling(browser, size, relabelled, badge):
+    browser.ask(f"DM.run.size[5] = {size}; DM.run.relabelled[5] = {relabelled}")
+    set_value(browser, "of-size", "any")
+    found = "(b => b ? b.textContent : '')(document.querySelector('#grid a[data-target=\"5\"] .badge'))"
+    assert browser.ask(found) == badge
+    for value, among in (("none", size == relabelled == 0), ("relabelled", relabelled > 0), ("found", size > 0)):
+        set_value(browser, "of-size", value)
+        assert (5 in indices(browser, "#grid")) == among
+
+
 def test_filters_and_orders_are_those_of_the_arrays(browser, made):
     right, lds = (made.margins > 0).mean(0), np.array(made.models.metrics["per_target"]["lds"])
     sizes = {s["target"]: s["size"] for s in made.verified["searches"] if s["method"] == "datamodel" and s["size"]}
@@ -257,6 +278,8 @@ def test_filters_and_orders_are_those_of_the_arrays(browser, made):
     set_value(browser, "of-right", "")
     set_value(browser, "of-size", "found")
     assert set(sizes) <= set(grid()) <= set(ASKED)
+    set_value(browser, "of-size", "relabelled")
+    assert grid() == sorted(s["target"] for s in made.verified["searches"] if s["method"] == "relabel" and s["size"])
     set_value(browser, "of-size", "unasked")
     assert grid() == [t for t in range(T) if t not in {s["target"] for s in made.verified["searches"]}]
     set_value(browser, "of-size", "any")

@@ -153,7 +153,7 @@ def test_styles_and_scripts_name_no_other_place():
 
 
 def test_the_python_example_of_the_readme_runs(run, capsys):
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "datamodels" / "README.md").read_text()
     (example,) = (code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if 'Run("runs/digits")' in code)
     exec(example.replace("runs/digits", str(run)), {})
     assert len(capsys.readouterr().out.split("]")) > 5

@@ -187,6 +187,7 @@ def test_flags_that_do_not_go_together_are_a_sentence(tmp_path, command, flags, 
 # The script for PyTorch alone.
 
 
+@pytest.mark.slow
 def test_the_script_needs_numpy_and_pytorch_only_and_comes_to_the_same_verdict(made):
     assert SCRIPT.read_bytes() == (made / "retrain.py").read_bytes()
     tree = ast.parse(SCRIPT.read_text())

@@ -222,6 +222,7 @@ def test_a_node_that_gives_nan_is_refused_by_name_and_its_rows_come_from_another
     assert Store(tmp_path / "ray" / "store").digest() == Store(tmp_path / "here" / "store").digest()
 
 
+@pytest.mark.slow
 def test_a_command_that_is_killed_goes_on_from_the_store_also_with_images_that_lie_on_each_node(
     three_nodes, local, tmp_path, command
 ):

@@ -29,7 +29,7 @@ from datamodels.worker.blocks import ENOUGH
 from datamodels.worker.jobs import NOT_FINITE
 from tests.conftest import by
 
-README = CONFIGS.parent / "README.md"
+README = CONFIGS / "README.md"
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def example(tmp_path):
 
 
 def test_the_readmes_example_goes_from_models_to_verdicts(example, command):
-    config = ("-C", "cancer.yaml", "--store.num_models", 240, "--verify.models", 4)
+    config = ("-C", "cancer.yaml", "--store.num_models", 240, "--verify.models", 4, "--verify.base_models", 8)
     worker = command("worker", *config, "--gpu", "cpu", cwd=example)
     assert "240 of 240 models are done" in worker.stdout, worker.stderr
     assert command("worker", *config, "--gpu", "cpu", cwd=example).stdout == worker.stdout

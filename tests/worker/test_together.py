@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from datamodels.bench.workers import bench_workers
+from datamodels.bench.workers import _measured, bench_workers
 from datamodels.errors import InputError
 from datamodels.runs import stage_folder
 from datamodels.settings import parse
@@ -32,6 +32,11 @@ def test_no_model_is_trained_again_that_lies_in_the_inbox(tmp_path):
     record, _ = bench_workers(settings, 120)
     assert {row["workers"] for row in record["rows"]} >= {4, 16}
     assert max(row["trainings_per_model"] for row in record["rows"]) <= 1.02
+
+
+def test_a_worker_that_fails_is_told_of_with_what_it_said_last(tmp_path):
+    with pytest.raises(RuntimeError, match="2 of 2 workers have failed: exit code 1: TypeError"):
+        _measured(tmp_path / "store", workers=2, size=0.5, models=3)  # type: ignore[arg-type]
 
 
 def test_a_second_verification_is_refused_and_ends_nothing(settings):

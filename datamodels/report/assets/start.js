@@ -3,7 +3,7 @@
 
 (() => {
   const { byId, load, unpack } = DM;
-  const PACKED = ["labels", "trainLabels", "right", "margin", "lds", "size"];
+  const PACKED = ["labels", "trainLabels", "right", "margin", "lds", "size", "relabelled"];
 
   /** The target or training image that the address names, `#t=12` or `#i=5`; null for another place of the page. */
   function asked() {
@@ -27,6 +27,20 @@
     byId(section).scrollIntoView();
     const title = byId(heading);
     if (title) title.focus({ preventScroll: true });
+  }
+
+  /** The parts of the page are gone to without the address's losing which target is shown. */
+  function keepTarget() {
+    for (const link of document.querySelectorAll("header nav a, a.skip"))
+      link.addEventListener("click", (event) => {
+        event.preventDefault();
+        const section = byId(link.getAttribute("href").slice(1));
+        section.scrollIntoView();
+        const title = section.matches("h1, h2, h3") ? section : section.querySelector("h1, h2, h3");
+        if (!title) return;
+        title.setAttribute("tabindex", "-1");
+        title.focus({ preventScroll: true });
+      });
   }
 
   async function follow() {
@@ -68,6 +82,7 @@
     for (const name of PACKED) DM.run[name] = unpack(DM.run[name]);
     const wanted = asked();
     tellUnknown(wanted);
+    keepTarget();
     await DM.answer.show(wanted && wanted.known && wanted.kind === "t" ? wanted.number : DM.run.first);
     await seen();
     document.documentElement.dataset.stands = "first";

@@ -23,7 +23,8 @@ DM.targets = (() => {
     few: ["1 to 5", (size) => size >= 1 && size <= 5],
     some: ["6 to 20", (size) => size >= 6 && size <= 20],
     many: ["over 20", (size) => size > 20],
-    none: ["searched, none found", (size) => size === 0],
+    relabelled: ["found by relabelling", (size, relabelled) => relabelled > 0],
+    none: ["searched, none found", (size, relabelled) => size === 0 && relabelled === 0],
     unasked: ["not searched", (size) => size < 0],
   };
 
@@ -41,7 +42,7 @@ DM.targets = (() => {
     const passes = (t) =>
       (label === "" || DM.run.labels[t] === Number(label)) &&
       (right === "" || DM.run.right[t] >= 0.5 === (right === "right")) &&
-      isSize(DM.run.size[t]) &&
+      isSize(DM.run.size[t], DM.run.relabelled[t]) &&
       (everyLds || DM.run.lds[t] >= least) &&
       (wanted === "" || text(t).includes(wanted));
     const found = [];
@@ -52,9 +53,15 @@ DM.targets = (() => {
     return found.sort((a, b) => order(value(a), value(b)) || a - b);
   }
 
+  /** What searches have found: a set to remove, or else one to relabel, or none; nothing where there was no search. */
+  function badge(size, relabelled) {
+    if (size < 0) return "";
+    if (size > 0) return h("span.badge", {}, `|R| ${size}`);
+    return relabelled > 0 ? h("span.badge", {}, `relabel ${relabelled}`) : h("span.badge.none", {}, "none found");
+  }
+
   function tile(target) {
-    const size = DM.run.size[target];
-    const found = size > 0 ? h("span.badge", {}, `|R| ${size}`) : size === 0 ? h("span.badge.none", {}, "none found") : "";
+    const found = badge(DM.run.size[target], DM.run.relabelled[target]);
     const share = DM.run.right[target];
     const meter = h("span.meter", { "aria-hidden": "true" }, h("span", { style: { width: `${100 * share}%` } }));
     const made = card(false, target, found, meter, h("span.hidden", {}, `, right in ${percent(share)}`));
