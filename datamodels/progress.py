@@ -215,8 +215,10 @@ class _Screen:
         with self.changed:
             self.activities.append(activity)
             if self.thread is None:
-                self.thread = threading.Thread(target=self._run, name="progress", daemon=True)
-                self.thread.start()
+                thread = threading.Thread(target=self._run, name="progress", daemon=True)
+                with suppress(RuntimeError, MemoryError):  # where there is no room for one the work goes on unseen
+                    thread.start()
+                    self.thread = thread
 
     def remove(self, activity: _Activity, last: str) -> None:
         """Show it no more, and say a last line of it."""

@@ -212,6 +212,18 @@ def test_a_log_learns_of_what_has_no_name_after_ten_seconds(screen, clock, capsy
         assert told(screen, capsys) == "datamodels: at work, 31 s so far\n"
 
 
+def test_where_no_thread_can_be_started_the_work_goes_on(monkeypatch, capsys):
+    def start(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(shown, "_SCREEN", shown._Screen())
+    monkeypatch.setattr("threading.Thread.start", start)
+    monkeypatch.setattr(shown, "DONE_S", 0.0)
+    with progress("worker", "models", 1) as advance:
+        advance()
+    assert capsys.readouterr().err.startswith("worker: 1 models in ")
+
+
 def test_a_bar_that_nothing_comes_of_is_told_of_all_the_same(screen, clock, capsys):
     with progress("worker", "models", 4):
         clock[0] += 1.1
