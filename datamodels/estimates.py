@@ -40,6 +40,7 @@ from datamodels.worker.speed import LONG_S, Speed, speed_of
 
 FEWEST = 16
 """So many models tell more of the speed than a few steps."""
+UNKNOWN = "how long the models take is not known before the first of them"
 DATA, MODELS, WEIGHTS, VERIFICATION, PAGE = STAGES = ("data", "models", "weights", "verification", "page")
 
 
@@ -79,9 +80,10 @@ class Forecast:
         expected = plan.expected(self.settings, new, bool(self.settings.verify.subsets))
         few, as_a_rule, many = (seconds + each for each in self._of_verification(speed, expected)) if new else (seconds,) * 3
         self._refuse_long("the models of all stages", as_a_rule, many, asked=asked)
-        self.begun = asked and not math.isnan(as_a_rule)
+        self.begun = bool(others) or (asked and not math.isnan(as_a_rule))
         self._say_road(missing, told, new, self._verification(speed, expected) if new else "there")
-        say(f"road: {_span(few, many)} in all for the models{_by(speed, 0, 0)}; {self._room(total, expected)}")
+        span = UNKNOWN if math.isnan(few) else f"{_span(few, many)} in all for the models{_by(speed, 0, 0)}"
+        say(f"road: {span}; {self._room(total, expected)}")
 
     @contextmanager
     def while_training(self) -> Iterator[None]:
@@ -209,14 +211,12 @@ def _told(models: int, what: str, few: float, many: float) -> str:
 
 def _span(few: float, many: float) -> str:
     """A time that is about known, or lies between two."""
-    if math.isnan(few):
-        return "a time that nobody knows before the first of them,"
     first, last = duration(few), duration(many)
     return f"about {first}" if first == last else f"about {first} to {last}"
 
 
 def _by(speed: Speed | None, models: int, seconds: float) -> str:
-    """By which devices, and how fast."""
+    """By what, and how fast."""
     if speed is None:
         return ""
-    return f", on {speed.device}" + (f" ({rate(models / seconds, 'models')})" if models and seconds else "")
+    return f", {speed.by}" + (f" ({rate(models / seconds, 'models')})" if models and seconds else "")

@@ -140,6 +140,12 @@ class Advance(_Activity):
         """Seconds to the end at the present speed; NaN before the first unit is done."""
         return math.nan if self.done == self.first else max(0, self.total - self.done) / max(self.lately, 1e-12)
 
+    def at_what(self) -> str:
+        """In a few words at what the work is; nothing where that cannot be told just now."""
+        with suppress(Exception):  # it serves the eye, and shall hide no error of the work
+            return self.where or self.look()
+        return ""
+
     def numbers(self) -> str:
         """Speed and time left; before the first is done only the time so far."""
         if self.done == self.first:
@@ -148,7 +154,7 @@ class Advance(_Activity):
 
     def line(self) -> str:
         """See `_Activity`."""
-        told = f" ({where})" if (where := self.where or self.look()) else ""
+        told = f" ({where})" if (where := self.at_what()) else ""
         return f"{self.label}: {self.done} of {self.total} {self.unit}, {self.numbers()}{told}"
 
     def rows(self, width: int) -> list[str]:
@@ -156,7 +162,7 @@ class Advance(_Activity):
         numbers = f"{self.done}/{self.total} {self.unit}, {self.numbers()}"
         room = min(40, width - len(self.label) - len(numbers) - 2)
         bar = f" {_drawn(self.done / max(self.total, 1), room)}" if room >= SHORTEST_BAR else ""
-        where = self.where or self.look()
+        where = self.at_what()
         beside = f"{self.label}{bar} {numbers} {where}"
         if len(beside) <= width:
             return [beside.rstrip()]
@@ -171,17 +177,19 @@ class Advance(_Activity):
             return ""
         there = f"; {self.first} were there already" if self.first else ""
         lacking = f"; {self.total - self.done} are left" if self.total > self.done else ""
-        told = f" ({where})" if (where := self.where or self.look()) else ""
+        told = f" ({where})" if (where := self.at_what()) else ""
         took = f"{done} {self.unit} in {duration(self.seconds)}, {rate(self.speed, self.unit)}"
         return f"{self.label}: {took}{there}{lacking}{told}"
 
     def _note(self) -> None:
-        """Remember when how much was done, for the speed of the last minute."""
-        now = time.monotonic()
+        """Remember when how much was done, for the speed of the last minute; to be asked when nothing came says nothing."""
+        now, done = time.monotonic(), self.done - self.first
+        if done == self.seen[-1][1]:
+            return
         while len(self.seen) > FEWEST_SEEN and now - self.seen[1][0] > WINDOW_S:
             self.seen.popleft()
         if now - self.seen[-1][0] >= 1.0:
-            self.seen.append((now, self.done - self.first))
+            self.seen.append((now, done))
 
 
 def _cut(text: str, width: int) -> str:
@@ -241,7 +249,7 @@ class _Screen:
                     self.thread = None
                     return
                 shown_now = list(self.activities)
-            with suppress(OSError, ValueError):  # a terminal that is gone ends nothing
+            with suppress(Exception):  # neither a terminal that is gone nor what tells of the work ends anything
                 self.tick(shown_now)
 
     def tick(self, activities: list[_Activity]) -> None:

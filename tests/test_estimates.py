@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,8 +99,20 @@ def test_speeds_that_cannot_be_read_are_measured_again(settings, data, slow, kep
 def test_a_speed_that_cannot_be_measured_is_none(settings, data, monkeypatch):
     chosen, engine = settings(), built_in(settings(), data)
     open_store(chosen, engine)
-    monkeypatch.setattr(Recipe, "measured_speed", lambda _: 0.0)
+    measured = iter([0.0, 2.0])
+    monkeypatch.setattr(Recipe, "measured_speed", lambda _: next(measured))
     assert speed_of(chosen, engine) is None
+    assert seconds_of(chosen, engine, 30) == pytest.approx(steps_of(engine, 30) / 2)  # what failed once is tried again
+
+
+def test_the_speed_of_another_recipe_is_another_one(settings, data, slow):
+    for width in (8, 16, 8):  # in one folder, of which the store was deleted in between
+        chosen = settings(training__width=width)
+        engine = built_in(chosen, data)
+        open_store(chosen, engine)
+        seconds_of(chosen, engine, 30)
+        shutil.rmtree(stage_folder(chosen, "store"))
+    assert len(slow) == 2
 
 
 def test_the_time_is_that_of_the_steps_and_of_looking_at_all_targets(settings, data, slow):
@@ -151,6 +164,9 @@ def test_only_the_models_that_are_missing_count(settings, data, slow, capsys):
 def test_who_joins_others_is_not_asked(settings, data, slow, capsys):
     chosen, engine = settings(), built_in(settings(), data)
     others = claim(open_store(chosen, engine), 1)
+    road = Forecast(settings(verify__methods="none"), engine, yes=False, targets=[0, 1])
+    road.before_models()
+    road.before_verification(Expected(9, 9, 9, 0))  # whoever began with others is not stopped half way
     assert "about 24 h 10 min, beside other workers" in told(Forecast(chosen, engine, yes=False), capsys)
     assert others is not None
     others.release(remove=True)
@@ -177,20 +193,24 @@ def test_a_learner_of_ones_own_begins_and_says_after_its_first_models(settings, 
     assert speed.LONG_S == 24 * 3600
     found = Forecast(chosen, engine, yes=False)
     found._refuse_long("1 model", float("nan"), float("nan"))  # nobody knows
+    road = Forecast(settings(worker__main="x:y", verify__methods="none"), engine, yes=False, targets=[0, 1])
+    says = told(road, capsys)
+    assert "\nroad: how long the models take is not known before the first of them; " in says
+    assert "\nroad: 2 models: 10 models to train\n" in says
     advance: Any = SimpleNamespace(to=lambda done: None, left=float("nan"), total=100)
     show = _LongTold(advance)
     show(0)
     advance.left = 3 * 86400.0
     show(4)
     show(8)
-    told = "96 models more take about 3 days at the speed of the first; Ctrl-C ends the work, and what is trained is kept"
-    assert capsys.readouterr().err == f"worker: {told}\n"
+    more = "96 models more take about 3 days at the speed of the first; Ctrl-C ends the work, and what is trained is kept"
+    assert capsys.readouterr().err == f"worker: {more}\n"
 
 
 def test_where_the_store_has_no_room_nothing_begins(settings, data, monkeypatch):
     row = bytes_of_row(60, {"margins": ArraySpec("float32", (20,))})
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10 * row - 1))
-    with pytest.raises(InputError, match=r"no room for the store in .*: its models take 930 B?|kB"):
+    with pytest.raises(InputError, match=r"no room for the store in .*: its models take [\d.]+ kB, and [\d.]+ kB are free"):
         Forecast(settings(), built_in(settings(), data), yes=True).before_models()
     assert not stage_folder(settings(), "store").exists()
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10 * row))

@@ -138,6 +138,33 @@ def test_what_is_broken_off_says_what_is_left(clock):
     assert advance.end() == "worker: 60 models in 1 min, 1.0 models/s; 100 were there already; 240 are left"
 
 
+def test_who_asks_each_second_while_nothing_comes_changes_no_speed(clock):
+    advance = Advance("worker", "models", 16 * 1000, 0)
+    for second in range(1, 3001):
+        clock[0] += 1
+        advance.to(16 * (second // 300))
+        if second >= 300:
+            assert 16 / 600 <= advance.lately <= 16 / 290
+            assert "0.0" not in advance.line()
+    assert advance.left == pytest.approx(990 * 300, rel=0.2)
+
+
+def test_what_fails_while_it_tells_where_the_work_is_hides_no_error_and_stops_no_progress(clock, screen, capsys):
+    def look():
+        raise RuntimeError("deque mutated during iteration")
+
+    def work():
+        with progress("worker", "models", 4) as advance:
+            advance.look = look
+            clock[0] += 20
+            advance(2)
+            assert told(screen, capsys) == "worker: 2 of 4 models, 6.0 models/min, 20 s left\n"
+            raise KeyError("of the work")
+
+    with pytest.raises(KeyError, match="of the work"):
+        work()
+
+
 def test_the_speed_that_is_shown_is_that_of_the_last_minute(clock):
     advance = Advance("worker", "models", 10**6, 0)
     for _ in range(600):

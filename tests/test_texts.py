@@ -101,7 +101,16 @@ def modules_of(line):
 
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 SETTINGS = {f"{s}.{f.name}" for s, of in SECTIONS.items() for f in dataclasses.fields(of)}
-OPTIONS = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "datamodels").rglob("*.py"))
+OWN_CONFIGS = ("mine.yaml", "FILE.yaml", "X", "NAME")
+"""What stands in the texts for a config of the reader's."""
+
+
+def options_of(command):
+    """The source of a command's own options, its folder's, and of those that several have."""
+    own = [ROOT / "datamodels" / command] if (ROOT / "datamodels" / command).is_dir() else [ROOT / "datamodels" / "road.py"]
+    files = [*own, ROOT / "datamodels" / "settings.py"]
+    found = [path for file in files for path in ([file] if file.is_file() else file.glob("*.py"))]
+    return " ".join(path.read_text(encoding="utf-8") for path in found)
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: str(text.relative_to(ROOT)))
@@ -116,9 +125,10 @@ def test_commands_exist(text):
             assert importlib.util.find_spec(module) is not None, line
         for config in re.findall(r"-C ([\w./-]+)", line):
             shipped = ROOT / "configs" / (config if config.endswith(".yaml") else f"{config}.yaml")
-            assert (ROOT / config).is_file() or shipped.is_file() or f"# {config}" in said or "/" not in config, line
-        for option in re.findall(r" --([a-z-]+)(?![\w.])", line.partition("-m datamodels")[2]):
-            assert f'"--{option}"' in OPTIONS or option in ("help", "yes", "version"), line
+            assert (ROOT / config).is_file() or shipped.is_file() or config in OWN_CONFIGS or f"# {config}" in said, line
+        for command, rest in re.findall(r"(?:-m datamodels[. ]|^datamodels )([a-z]+)\b([^|&>]*)", line):
+            for option in re.findall(r" --([a-z-]+)(?![\w.])", rest):
+                assert option in ("help", "version") or f'"--{option}"' in options_of(command), line
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: str(text.relative_to(ROOT)))
@@ -127,6 +137,11 @@ def test_settings_exist(text):
     named = set(re.findall(r"--([a-z_]+\.[a-z_0-9]+)", said))
     named |= {name for name in re.findall(r"`([a-z]+\.[a-z_0-9]+)`", said) if name.partition(".")[0] in SECTIONS}
     assert named - {"verify.json", "verify.csv"} <= SETTINGS
+
+
+def test_every_config_that_is_shipped_is_told_of_and_no_other():
+    told = re.findall(r"^\| `([\w-]+\.yaml)` \|", (ROOT / "configs" / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(told) == sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
 
 
 def test_nobody_is_told_to_install_the_stranger_of_that_name():

@@ -8,8 +8,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,8 @@ def _measured(folder: Path, workers: int, size: int, models: int) -> Record:
     processes = [context.Process(target=_work, args=(folder, models, size, trainings, together, file)) for file in said]
     for process in processes:
         process.start()
-    together.wait()
+    with suppress(threading.BrokenBarrierError):  # by one that could not begin, of which is told below
+        together.wait()
     start = time.perf_counter()
     for process in processes:
         process.join()
@@ -93,7 +96,10 @@ def _measured(folder: Path, workers: int, size: int, models: int) -> Record:
 
 def _work(folder: Path, models: int, size: int, trainings: Any, together: Any, said: Path) -> None:
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT, 0o600), 2)  # their bars are not for the bench's terminal
-    together.wait()
+    try:
+        together.wait()
+    except threading.BrokenBarrierError:
+        raise SystemExit("not all workers stood ready in time") from None
     train_blocks(RandomSubsets(folder, models, size, SEED, ALPHA), _CostsNothing(trainings))
 
 

@@ -33,6 +33,7 @@ def summarise(store: Store, models: Datamodels, verified: Verified, tests: int) 
         "heldout_models": len(models.heldout),
         "lds": models.metrics["mean"]["lds"],
         "accuracy": accuracy(store, tests),
+        "targets_asked": len(verified.base),
         "rule": main,
         **rules[main],
         "by_rule": rules,

@@ -6,6 +6,8 @@ It serves estimates of time and nothing else. Of a learner of one's own nothing 
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import operator
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,34 +32,43 @@ LONG_S = 24 * 3600.0
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that a model takes in the mean, of all that are trained side by side, by how many images of S it sees."""
+    """Seconds that a model takes in the mean, of all that are trained side by side, by how many images of S it sees.
 
-    device: str
+    `by` tells what says so, such as 'on 2 cores of a processor'.
+    """
+
+    by: str
     seconds: Callable[[int], float]
 
 
 def speed_of(settings: Settings, engine: Engine) -> Speed | None:
     """How fast the engine trains the models of a run, whose store is there; None where nobody can say.
 
-    What was measured before on such a device, with such groups of models, is taken as it was. Of a learner of one's own it is
-    what its models in the store took, all of its workers' time together.
+    What was measured before of this recipe on such a device, with such groups of models, is taken as it was. Of a learner of
+    one's own it is what its models in the store took, all of its workers' time together.
     """
     learner = engine.learner
     if not isinstance(learner, Recipe):
         return _as_before(settings, len(learner.train_labels))
     device, width = engine.ask(_device), len(engine.devices) or 1 if isinstance(engine, Local) else engine.idle
     file, groups = Path(settings.run.dir) / SPEEDS, learner.groups
-    key = f"{device}; {groups.models_at_once}, {groups.models_per_kernel}, {groups.program}"
-    kept = _kept(file)
-    if key not in kept:
+    of = _digest([learner.provenance, groups.models_at_once, groups.models_per_kernel, groups.program])
+    key, kept = f"{device}; {of}", _kept(file)
+    if not kept.get(key, 0.0) > 0:
         with step("measuring the speed of a few steps"):
-            kept[key] = engine.ask(_measured)
+            found = engine.ask(_measured)
+        if not found > 0:  # what failed once may not fail again
+            return None
+        kept[key] = found
         with suppress(OSError):
             write_json(file, kept)
-    if not kept[key] > 0:
-        return None
     told = device if width == 1 else f"{width} × {device}"
-    return Speed(told, functools.partial(_seconds, learner, kept[key] * width))
+    return Speed(f"on {told}", functools.partial(_seconds, learner, kept[key] * width))
+
+
+def _digest(what: object) -> str:
+    """A few letters for the recipe, the images and the groups: another of these is trained at another speed."""
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def _as_before(settings: Settings, n: int) -> Speed | None:
@@ -84,7 +95,7 @@ def _measured(learner: Learner) -> float:
 
 
 def _kept(file: Path) -> dict[str, float]:
-    """Steps per second by device and groups; nothing where that cannot be read, for then it is measured again."""
+    """Steps per second by device, recipe and groups; nothing where that cannot be read, for then it is measured again."""
     try:
         found: dict[str, float] = read_json(file)
         require(found, Each(float), file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter, deque
 
@@ -17,6 +18,8 @@ class Speeds:
     def __init__(self) -> None:
         self.seen: deque[tuple[float, str, int]] = deque()
         self.since = time.monotonic()
+        self.lock = threading.Lock()
+        """What shows the progress asks from a thread of its own."""
 
     def begin(self) -> None:
         """Work begins; what was done shortly before counts on."""
@@ -25,18 +28,21 @@ class Speeds:
 
     def add(self, node: str, models: int) -> None:
         """A node has trained models."""
-        self.seen.append((time.monotonic(), node, models))
+        with self.lock:
+            self.seen.append((time.monotonic(), node, models))
 
     def told(self) -> str:
         """Models/s of each node, or of many the range."""
         now = time.monotonic()
-        while self.seen and now - self.seen[0][0] > REMEMBERED_S:
-            self.seen.popleft()
-        if not self.seen:
+        with self.lock:
+            while self.seen and now - self.seen[0][0] > REMEMBERED_S:
+                self.seen.popleft()
+            seen = list(self.seen)
+        if not seen:
             return ""
         seconds = max(min(now - self.since, REMEMBERED_S), 1.0)
         counted = Counter[str]()
-        for _, node, models in self.seen:
+        for _, node, models in seen:
             counted[node] += models
         speeds = {node: models / seconds for node, models in sorted(counted.items())}
         if len(speeds) <= NAMED:

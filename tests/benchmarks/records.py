@@ -50,14 +50,18 @@ def _bench(words: str) -> str:
 
 SMALL = "-C configs/cifar10-small.yaml"
 DIGITS_600 = "--data.train_images 600 --data.test_images 1000 --store.num_models 800"
+SECOND_DRAW = "--data.seed 1 --store.seed 1 --verify.seed 2 --run.dir runs/digits-2"
+"""Other images, other models, other targets than the demo's."""
 _EARLIER_SIZES = "--data.train_images 500 --store.alpha 0.5"
 LISTING = {
     "accuracy-cifar10-small-cpu": Made(_bench(f"accuracy {SMALL}"), "{rows[0][models]} models of either kind"),
     "accuracy-digits-cpu": Made(_bench("accuracy -C configs/digits.yaml"), "{rows[0][models]} models of either kind"),
-    "cifar10-5k": Made("python -m datamodels -C configs/cifar10-5k.yaml", "{targets} targets searched, 1 run"),
+    "cifar10-5k": Made(
+        "python -m datamodels -C configs/cifar10-5k.yaml", "{targets} targets searched, of {targets_asked} drawn; 1 run"
+    ),
     "cifar10-small-run": Made(
         f"python -m datamodels {SMALL} --verify.methods datamodel --verify.subsets 0 --verify.counterfactuals none",
-        "{targets} targets searched, of 16 drawn; 1 run",
+        "{targets} targets searched, of {targets_asked} drawn; 1 run",
     ),
     "cluster-ingest-bench-disk": Made(_bench("cluster --part ingest --run.dir runs/bench"), "medians of {rounds} rounds"),
     "cluster-overhead-digits-cpu": Made(
@@ -68,14 +72,14 @@ LISTING = {
     ),
     "cost-cifar10-small-cpu": Made(_bench(f"cost {SMALL}"), "{targets} targets, {subsets} subsets × {subset_models} networks"),
     "cost-digits-cpu": Made(
-        _bench("cost -C configs/digits.yaml --store.num_models 1600"),
+        _bench("cost -C configs/digits.yaml --store.num_models 1600 --verify.subsets 60"),
         "{targets} targets, {subsets} subsets × {subset_models} networks",
     ),
     "court-digits-cpu": Made(
         _bench("court -C configs/digits.yaml"), "{searches:,} searches a line, margins of {networks} networks"
     ),
     "digits-demo": Made("make demo", "{targets} random targets, 1 run"),
-    "digits-demo-2": Made("make demo, with another seed", "{targets} random targets, 1 run"),
+    "digits-demo-2": Made(f"python -m datamodels -C configs/digits.yaml {SECOND_DRAW}", "{targets} random targets, 1 run"),
     "fit-bench-cpu": Made(_bench("fit --size 10000,60000,1000,20 --regress.lam_ratio 0.1"), "1 run"),
     "lasso-bench-cpu": Made(_bench("lasso"), "medians of {rounds} rounds"),
     "page-bench-cpu": Made(_bench("page"), "1 page, opened twice"),

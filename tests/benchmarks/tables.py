@@ -71,7 +71,13 @@ def _by_chance(found: dict[str, Any]) -> str:
 
 def _flipped(found: dict[str, Any], method: str) -> str:
     of = found["by_method"].get(method)
-    return "–" if of is None else f"{of['flipped']} of {of['targets']}, {of['median_size']}"
+    return "–" if of is None else f"{of['flipped']} of {_of_asked(found, of['targets'])}, {of['median_size']}"
+
+
+def _of_asked(found: dict[str, Any], searched: int) -> str:
+    """How many targets were searched, and how many were drawn where that is more."""
+    asked = found["targets_asked"]
+    return str(searched) if asked == searched else f"{searched} ({asked} drawn)"
 
 
 def _index(records: Records) -> Table:
@@ -105,7 +111,7 @@ def _smallest(records: Records) -> Table:
     for called, found in _there(records):
         for method, of in found["by_method"].items():
             numbers = [str(of["median_size"]), str(of["median_by_majority"]), f"{of['models_per_target']:.0f}"]
-            flipped = f"{of['flipped']} of {of['targets']}"
+            flipped = f"{of['flipped']} of {_of_asked(found, of['targets'])}"
             chance = _by_chance(found) if method == "datamodel" else ""
             rows.append([called, METHODS.get(method, method), flipped, *numbers, chance])
     return [[*head, "flipped by as many random images of the class"], *rows]

@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import signal
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -339,6 +341,25 @@ def test_a_coarse_format_is_said_once(settings, capsys):
     folder = open_store(chosen, engine)
     run(RandomSubsets(folder, 60, 4, chosen.store.seed, chosen.store.alpha), a=engine.learner)
     assert capsys.readouterr().err.count("worker: float16 keeps the margins of") == 1
+
+
+def test_speeds_are_told_while_they_are_added_to():
+    speeds, stop = Speeds(), threading.Event()
+
+    def add():
+        while not stop.is_set():
+            speeds.add(str(time.monotonic_ns() % 5), 1)
+            speeds.add("a", 1)
+
+    adding = threading.Thread(target=add)
+    adding.start()
+    try:
+        end = time.monotonic() + 0.5
+        while time.monotonic() < end:
+            assert "/s" in speeds.told() or not speeds.seen
+    finally:
+        stop.set()
+        adding.join()
 
 
 def test_speeds_of_few_nodes_are_named_and_of_many_a_range():
