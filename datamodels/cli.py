@@ -75,7 +75,8 @@ def _road(command: Command) -> None:
 def _refuse(name: str, called: str) -> None:
     meant = get_close_matches(name, COMMANDS, 1)
     hint = f"; did you mean {meant[0]}?" if meant else ""
-    raise InputError(f"there is no command {shown(name, 80)}{hint} ({called} --help lists them)")
+    told = shown(name, 80) or "of no name"
+    raise InputError(f"there is no command {told}{hint} ({called} --help lists them)")
 
 
 def _find_own_code_as_python_m_does() -> None:

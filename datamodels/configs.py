@@ -20,8 +20,10 @@ def config_named(given: str) -> Path:
     """The file that `-C` names: the one of this path where there is one, else the shipped config of this name.
 
     `digits` and `digits.yaml` both name configs/digits.yaml. A path with neither is given back as it is, for who reads it to
-    tell what is wrong with it.
+    tell what is wrong with it. Raises InputError for an empty one.
     """
+    if not given:
+        raise InputError(f"-C needs a config: a file, or one of {', '.join(shipped_configs())}")
     name = given.removesuffix(SUFFIX)
     shipped = shipped_configs()
     return shipped[name] if name in shipped and not Path(given).is_file() else Path(given)
@@ -42,7 +44,9 @@ def read_config(file: Path, known: Collection[str]) -> dict[str, str]:
         _refuse_excess(text, file)
         root = yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, ValueError) as e:
-        raise InputError(f"the config {file} is not YAML: {shown(' '.join(str(e).split()), 300)}") from e
+        why = shown(" ".join(str(e).replace('"<unicode string>", ', "").split()), 300)
+        shadowed = f"; it comes before the shipped config {file}" if str(file) in shipped_configs() else ""
+        raise InputError(f"the config {file} is not YAML: {why}{shadowed}") from e
     flat: dict[str, str] = {}
     for section, part in _pairs(root, file):
         for name, node in _pairs(part, file):

@@ -98,6 +98,12 @@ def tell_in_a_sentence_before_a_command() -> None:
     before = sys.excepthook
 
     def hook(kind: type[BaseException], e: BaseException, trace: TracebackType | None) -> None:
+        from datamodels.progress import leave_terminal  # which builds on this module
+
+        leave_terminal()
+        if issubclass(kind, KeyboardInterrupt):
+            print(f"interrupted; {GO_ON}", file=sys.stderr)
+            raise SystemExit(130)
         try:
             sentence = in_a_sentence(e)
             if sentence is None:

@@ -25,6 +25,7 @@ from datamodels.learners.recipe import Recipe
 from datamodels.machine import room
 from datamodels.progress import duration, rate, say, step
 from datamodels.reading import Unreadable
+from datamodels.regress.split import refuse_too_few
 from datamodels.runs import GRADIENTS, read_seconds, stage_folder, verdicts_folder
 from datamodels.settings import Settings
 from datamodels.store import ArraySpec, Meta, Store, forget_claims
@@ -63,6 +64,8 @@ class Forecast:
         total = self.settings.store.num_models
         plan = None if self.targets is None else Plan.of(self.settings, self.engine.learner)
         self._refuse_without_room(total)
+        if self.targets is not None:
+            refuse_too_few(max(total, self._done()), self.settings.regress)
         with step("worker: opening the store"):
             folder = open_store(self.settings, self.engine)
         missing = int((Store(folder).missing < total).sum())
@@ -143,10 +146,14 @@ class Forecast:
 
     def _refuse_without_room(self, total: int) -> None:
         folder = stage_folder(self.settings, "store")
-        done = len(Store(folder).done) if is_there(folder) else 0
-        size, free = max(0, total - done) * self._row_bytes(), _free(folder)
+        size, free = max(0, total - self._done()) * self._row_bytes(), _free(folder)
         if size > free:
             raise InputError(f"no room for the store in {folder}: its models take {room(size)}, and {room(free)} are free")
+
+    def _done(self) -> int:
+        """How many models are there by now."""
+        folder = stage_folder(self.settings, "store")
+        return len(Store(folder).done) if is_there(folder) else 0
 
     def _row_bytes(self) -> int:
         store = self.settings.store
@@ -156,7 +163,8 @@ class Forecast:
         """What all of the run takes, of which some may be there."""
         learner, parts = self.engine.learner, {"store": float(total * self._row_bytes())}
         if isinstance(learner, Recipe):
-            parts["images"] = float(sum(split.images.nbytes for split in (learner.data.train, learner.data.test)))
+            files = stage_folder(self.settings, "data").glob("*")
+            parts["images"] = float(sum(file.stat().st_size for file in files if file.is_file()))
         if self.settings.regress.prior == GRADIENTS:
             parts["prior"] = 4.0 * self.n * self.t
         parts["weights"] = 4.0 * self.n * self.t

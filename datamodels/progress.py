@@ -12,6 +12,7 @@ import atexit
 import math
 import os
 import shutil
+import signal
 import sys
 import textwrap
 import threading
@@ -20,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from datamodels.errors import shown
@@ -34,6 +36,8 @@ TOOK_S, DONE_S = 2.0, 1.0
 WINDOW_S, FEWEST_SEEN = 60.0, 8
 """The speed that is shown is that of so many seconds, or of so many times that something was done."""
 SHORTEST_BAR = 10
+LONGEST_S = 1e12
+"""What takes longer is said to take so long."""
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[..., None]]]
 """Makes the bar of one part of some work, from its unit and how many of these there are."""
@@ -48,6 +52,7 @@ def say(line: str) -> None:
 
 def duration(seconds: float) -> str:
     """A time in words: 0.4 s, 47 s, 3 min 20 s, 2 h 15 min, 4 days 3 h."""
+    seconds = min(seconds, LONGEST_S)
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     if seconds < 59.5:
@@ -347,7 +352,8 @@ _SCREEN = _Screen()
 
 
 @atexit.register
-def _leave_terminal() -> None:
+def leave_terminal() -> None:
+    """Take the rows off the terminal: nothing more will be said of what is at work."""
     with _SCREEN.lock:
         _SCREEN.activities.clear()
         _SCREEN.clear()
@@ -355,6 +361,20 @@ def _leave_terminal() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_SCREEN.begin_anew)
+
+
+def _leave_when_ended() -> None:
+    """Let SIGTERM end the process as ever, but leave no rows on the terminal."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        return
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        leave_terminal()
+        os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, on_signal)
 
 
 @contextmanager
@@ -420,6 +440,7 @@ def _nameless(label: str) -> _Activity:
 def libraries_are_loaded() -> None:
     """Let a command be seen to load its libraries, from now until it begins; there is no block around imports."""
     global _loading
+    _leave_when_ended()
     _loading = _nameless("datamodels: loading libraries")
     _SCREEN.add(_loading)
 

@@ -16,6 +16,7 @@ from datamodels.data import load, prepare
 from datamodels.errors import InputError
 from datamodels.estimates import Forecast, bytes_of_row
 from datamodels.learners.recipe import Recipe
+from datamodels.regress.split import Subsets, split_models
 from datamodels.runs import read_store, stage_folder
 from datamodels.settings import VerifySettings, parse
 from datamodels.store import ArraySpec, Store, claim
@@ -46,6 +47,12 @@ def slow(monkeypatch):
 
     monkeypatch.setattr(Recipe, "measured_speed", measure)
     return measured
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Roads of fewer models than a regression takes may be foreseen."""
+    monkeypatch.setattr("datamodels.estimates.refuse_too_few", lambda *_: None)
 
 
 def seconds_of(settings, engine, images):
@@ -87,10 +94,14 @@ def test_where_groups_are_chosen_by_measuring_nothing_is_measured_again(settings
     Forecast(chosen, built_in(chosen, data), yes=False).before_models()  # in another process it is read
 
 
-@pytest.mark.parametrize("kept", ["", "{", "[]", '{"x": "y"}', '{"x": -1}'])
+@pytest.mark.parametrize("kept", ["", "{", "[]", '{"x": "y"}', "-5", "0", "1e-320", "1e308"])
 def test_speeds_that_cannot_be_read_are_measured_again(settings, data, slow, kept):
     chosen, engine = settings(), built_in(settings(), data)
     open_store(chosen, engine)
+    if kept[-1:].isdigit():  # in the place of what was measured
+        seconds_of(chosen, engine, 30)
+        (key,) = json.loads(stage_folder(chosen, SPEEDS).read_text(encoding="utf-8"))
+        kept, slow[:] = json.dumps({key: float(kept)}), []
     stage_folder(chosen, SPEEDS).write_text(kept, encoding="utf-8")
     assert seconds_of(chosen, engine, 30) == pytest.approx(900 * steps_of(engine, 30))
     assert len(slow) == 1
@@ -161,7 +172,7 @@ def test_only_the_models_that_are_missing_count(settings, data, slow, capsys):
     assert told(Forecast(chosen, engine, yes=False), capsys) == ""
 
 
-def test_who_joins_others_is_not_asked(settings, data, slow, capsys):
+def test_who_joins_others_is_not_asked(settings, data, slow, capsys, few):
     chosen, engine = settings(), built_in(settings(), data)
     others = claim(open_store(chosen, engine), 1)
     road = Forecast(settings(verify__methods="none"), engine, yes=False, targets=[0, 1])
@@ -174,7 +185,7 @@ def test_who_joins_others_is_not_asked(settings, data, slow, capsys):
         Forecast(chosen, engine, yes=False).before_models()
 
 
-def test_a_road_that_was_begun_is_not_stopped_where_it_turns_out_to_be_slower(settings, data, slow, capsys):
+def test_a_road_that_was_begun_is_not_stopped_where_it_turns_out_to_be_slower(settings, data, slow, capsys, few):
     chosen = settings(store__num_models=1, verify__methods="none", verify__sizes="none", verify__base_models=2)
     engine, count = built_in(chosen, data), Expected(2, 2, 2, 0)
     road = Forecast(chosen, engine, yes=False, targets=[0, 1])
@@ -187,7 +198,7 @@ def test_a_road_that_was_begun_is_not_stopped_where_it_turns_out_to_be_slower(se
         alone.before_verification(count)
 
 
-def test_a_learner_of_ones_own_begins_and_says_after_its_first_models(settings, capsys):
+def test_a_learner_of_ones_own_begins_and_says_after_its_first_models(settings, capsys, few):
     engine = by(settings(worker__main="x:y"), lambda *_: None)
     chosen = settings(worker__main="x:y")
     assert speed.LONG_S == 24 * 3600
@@ -205,6 +216,19 @@ def test_a_learner_of_ones_own_begins_and_says_after_its_first_models(settings, 
     show(8)
     more = "96 models more take about 3 days at the speed of the first; Ctrl-C ends the work, and what is trained is kept"
     assert capsys.readouterr().err == f"worker: {more}\n"
+
+
+@pytest.mark.parametrize("heldout", [0.05, 0.1, 0.2, 0.5])
+def test_a_road_with_too_few_models_for_its_regression_is_refused_before_it_begins(settings, data, heldout):
+    chosen = settings(store__num_models=12, regress__heldout=heldout, verify__methods="none")
+    with pytest.raises(InputError, match="12 models will be too few for the regression") as refused:
+        Forecast(chosen, built_in(chosen, data), yes=False, targets=[0]).before_models()
+    assert not stage_folder(chosen, "store").exists()
+    named = int(re.findall(r"store.num_models (\d+) is enough", str(refused.value))[0])
+    enough, too_few = (Subsets(np.arange(number), np.arange(number)) for number in (named, named - 1))
+    split_models(enough, chosen.regress)
+    with pytest.raises(InputError, match="too few"):
+        split_models(too_few, chosen.regress)
 
 
 def test_where_the_store_has_no_room_nothing_begins(settings, data, monkeypatch):

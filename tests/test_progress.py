@@ -6,9 +6,12 @@ import io
 import itertools
 import os
 import re
+import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -68,6 +71,7 @@ def told(screen, capsys):
         (47.9 * 3600, "47 h 54 min"),
         (48 * 3600, "2 days"),
         (99 * 3600 + 1, "4 days 3 h"),
+        (float("inf"), "11574074 days 2 h"),
     ],
 )
 def test_a_time_in_words(seconds, words):
@@ -417,3 +421,36 @@ def test_a_forked_process_shows_nothing_of_its_parents(capfd):
     words = capfd.readouterr().err.splitlines()
     assert words[:2] == ["of the parent", "of the child"]
     assert [re.sub(r"[\d.]+ s", "3 s", word) for word in words[2:]] == ["of the parent: took 3 s"]
+
+
+LOADING = """
+import sys, time
+from datamodels.errors import tell_in_a_sentence_before_a_command
+from datamodels.progress import libraries_are_loaded
+tell_in_a_sentence_before_a_command()
+libraries_are_loaded()
+time.sleep(1)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("number", "code", "says"), [(signal.SIGINT, 130, ["interrupted; "]), (signal.SIGTERM, -15, [])])
+def test_what_ends_a_command_while_it_loads_leaves_no_rows_and_no_traceback(number, code, says):
+    ours, theirs = os.openpty()
+    env = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen([sys.executable, "-c", LOADING], stdout=subprocess.PIPE, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        process.send_signal(number)
+        found = b""
+        with suppress(OSError):  # which is how the end of a terminal is read
+            while part := os.read(ours, 4096):
+                found += part
+        assert process.wait(20) == code
+    os.close(ours)
+    assert b"loading libraries" in found
+    rows = [row for row in rows_on_terminal(found.decode()) if row.strip()]
+    assert len(rows) == len(says)
+    assert all(row.startswith(start) for row, start in zip(rows, says, strict=True))

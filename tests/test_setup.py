@@ -144,6 +144,8 @@ def test_no_constraint_holds_cudas_libraries_to_another_release_than_pytorchs():
             "worker -C mine.yaml --engine ray --ray.address 10.0.0.1:6379",
         ),
         (["worker", "GPU=0,1"], "datamodels.worker  --gpu 0,1"),
+        (["worker", "GPU=0", "YES=1"], "datamodels.worker  --gpu 0 --yes"),
+        (["cluster", "YES=1"], "--ray.address auto --yes"),
     ],
 )
 def test_targets_of_make_say_what_they_were_told(line, wanted):
@@ -152,7 +154,7 @@ def test_targets_of_make_say_what_they_were_told(line, wanted):
     make = ["make", "--no-print-directory", "-n", *line]
     env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     told = subprocess.run(make, cwd=CHECKOUT, capture_output=True, text=True, check=True, timeout=60, env=env)
-    assert told.stdout.splitlines()[-1].endswith(wanted)
+    assert told.stdout.splitlines()[-1].rstrip().endswith(wanted)
 
 
 def test_one_version_of_ray_is_asked_for_and_was_tested():

@@ -17,6 +17,7 @@ from datamodels.settings import RegressSettings
 from datamodels.subsets import IndexArray
 
 FEWEST_IN_A_PART = 10
+MOST_TRIED = 10**5
 
 
 @dataclass(frozen=True)
@@ -78,15 +79,35 @@ def split_models(subsets: Subsets, settings: RegressSettings) -> Parts:
             f"all {len(subsets.ids)} finished models have one and the same mask; nothing can be learnt of its images"
         )
     groups = subsets.shuffled(np.random.default_rng(settings.seed))
-    heldout = round(settings.heldout * len(groups))
-    choice = round(settings.choice * (len(groups) - heldout))
-    sizes = {"held-out": heldout, "choice": choice, "fit": len(groups) - heldout - choice}
+    sizes = _sizes(len(groups), settings)
+    heldout, choice, _ = sizes.values()
     if min(sizes.values()) < FEWEST_IN_A_PART:
-        have = ", ".join(f"{size} {name}" for name, size in sizes.items())
         on = f" on {len(groups)} different subsets" if subsets.repeated else ""
         found = f"{len(subsets.ids)} finished models{on} are too few"
-        raise InputError(f"{found}: of {have}, each must be {FEWEST_IN_A_PART} or more; train more")
+        raise InputError(f"{found}: {_each_too_few(sizes)}; train more")
     return Parts(joined(groups[heldout + choice :]), joined(groups[heldout : heldout + choice]), joined(groups[:heldout]))
+
+
+def refuse_too_few(models: int, settings: RegressSettings) -> None:
+    """Raise InputError where so many models, each on a mask of its own, will be too few to be split; it names how many are."""
+    sizes = _sizes(models, settings)
+    if min(sizes.values()) >= FEWEST_IN_A_PART:
+        return
+    enough = next((m for m in range(models, MOST_TRIED) if min(_sizes(m, settings).values()) >= FEWEST_IN_A_PART), None)
+    how = f"store.num_models {enough} is enough" if enough else "change regress.heldout and regress.choice"
+    raise InputError(f"{models} models will be too few for the regression: {_each_too_few(sizes)}; {how}")
+
+
+def _sizes(number: int, settings: RegressSettings) -> dict[str, int]:
+    """How many subsets each part has, of so many."""
+    heldout = round(settings.heldout * number)
+    choice = round(settings.choice * (number - heldout))
+    return {"held-out": heldout, "choice": choice, "fit": number - heldout - choice}
+
+
+def _each_too_few(sizes: dict[str, int]) -> str:
+    have = ", ".join(f"{size} {name}" for name, size in sizes.items())
+    return f"of {have}, each must be {FEWEST_IN_A_PART} or more"
 
 
 def joined(groups: list[IndexArray]) -> IndexArray:

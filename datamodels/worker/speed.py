@@ -26,6 +26,8 @@ from datamodels.store import Store
 from datamodels.worker.engine import Engine, Local
 
 SPEEDS = "speeds.json"
+SLOWEST, FASTEST = 1e-6, 1e9
+"""Steps per second: what is beyond was not measured here."""
 LONG_S = 24 * 3600.0
 """Work that takes longer is not begun without a word of consent."""
 
@@ -95,10 +97,10 @@ def _measured(learner: Learner) -> float:
 
 
 def _kept(file: Path) -> dict[str, float]:
-    """Steps per second by device, recipe and groups; nothing where that cannot be read, for then it is measured again."""
+    """Steps per second by device, recipe and groups; nothing where that cannot be read, or be so: then it is measured again."""
     try:
         found: dict[str, float] = read_json(file)
         require(found, Each(float), file)
     except (Unreadable, InputError):
         return {}
-    return found
+    return {key: speed for key, speed in found.items() if SLOWEST <= speed <= FASTEST}

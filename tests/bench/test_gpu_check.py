@@ -67,6 +67,7 @@ def good(sizes):
     return [at_most("a number", 1, 2, "s"), at_least("another", 0.5, 0.4), Line("told", "in words")]
 
 
+@pytest.mark.slow
 def test_what_fails_crashes_or_hangs_fails_alone():
     cases = {broken: "ended by an error", crashing: "the process ended", hanging: "did not end"}
     for check, what in cases.items():

@@ -544,7 +544,7 @@ with _ends_within(0.1, "there is no connection"):
 def test_without_ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
-        pytest.raises(InputError, match=r"--engine ray needs Ray, .+: pip install 'datamodels\[ray\]'"),
+        pytest.raises(InputError, match=r"--engine ray needs Ray, .+: pip install 'datamodels-lab\[ray\]'"),
         Cluster(RaySettings()),
     ):
         pass

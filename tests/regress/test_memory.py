@@ -116,7 +116,12 @@ def test_the_plan_holds_on_a_gpu(known, strict, monkeypatch, name, block):
 
 
 @pytest.mark.parametrize(
-    ("name", "block"), [("gram", 16), *((name, 48) for name in ("gram float64", "mean", "sparse", "saga"))]
+    ("name", "block"),
+    [
+        ("gram", 16),
+        ("sparse", 48),
+        *(pytest.param(name, 48, marks=pytest.mark.slow) for name in ("gram float64", "mean", "saga")),
+    ],
 )
 def test_the_plan_holds_on_the_processor(larger, name, block):
     settings, prior = settings_of(name, block, "cpu")
@@ -124,8 +129,10 @@ def test_the_plan_holds_on_the_processor(larger, name, block):
     assert peak <= planned <= 1.3 * peak
 
 
-@pytest.mark.parametrize(("solver", "lam_ratio"), [("path", 0.3), ("path", 1e-3), ("gram", 1e-3)])
-@pytest.mark.parametrize("gap", [1e-4, 1e-8])
+@pytest.mark.parametrize(
+    ("solver", "lam_ratio"), [pytest.param("path", 0.3, marks=pytest.mark.slow), ("path", 1e-3), ("gram", 1e-3)]
+)
+@pytest.mark.parametrize("gap", [1e-4, pytest.param(1e-8, marks=pytest.mark.slow)])
 def test_the_plan_of_exact_paths_holds_whatever_their_supports(wide, solver, lam_ratio, gap):
     settings = RegressSettings(lams=60, lam_ratio=lam_ratio, block=16, device="cpu", solver=solver, gap=gap)
     peak, planned = held(wide[0], settings, None)

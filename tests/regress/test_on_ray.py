@@ -228,7 +228,7 @@ def test_whoever_comes_later_has_the_same_part_of_the_memory(known, monkeypatch)
         solvers.plan(of, settings, sizes, np, Sharers(2, sum(taken)))
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("share", [1.0, pytest.param(0.5, marks=pytest.mark.slow)])
 def test_a_gpu_of_ones_own_or_a_part_of_one(known, folder, on, strict, monkeypatch, share):
     settings, parts = dataclasses.replace(LASSO, device="gpu", gap=1e-8), list[Any]()
     regress_store(known.folder, folder / "one", settings, "0")

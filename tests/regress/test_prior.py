@@ -258,7 +258,8 @@ def test_what_makes_no_prior_is_refused(tmp_path):
 
 @pytest.mark.parametrize("f", [1, 3, 10, 30, 40])
 @pytest.mark.parametrize(
-    ("n", "t", "m"), [(10, 2, 30), (20, 1, 100), (37, 5, 100), (37, 5, 600), (100, 20, 30), (200, 25, 100)]
+    ("n", "t", "m"),
+    [(10, 2, 30), (20, 1, 100), (37, 5, 100), (37, 5, 600), (100, 20, 30), pytest.param(200, 25, 100, marks=pytest.mark.slow)],
 )
 def test_covariates_of_noise_cost_nothing_however_many_they_are(n, t, m, f):
     gained = []

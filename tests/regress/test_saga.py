@@ -36,7 +36,7 @@ def both(folder, x, y, **changed):
     return found
 
 
-@pytest.mark.parametrize("number", PROBLEMS)
+@pytest.mark.parametrize("number", [*PROBLEMS[::2], *(pytest.param(k, marks=pytest.mark.slow) for k in PROBLEMS[1::2])])
 def test_both_solvers_find_one_minimum(tmp_path, number, monkeypatch):
     monkeypatch.setattr(saga, "BATCH_ROWS", 11)
     x, y = make(number)

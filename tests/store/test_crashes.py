@@ -148,7 +148,10 @@ def recorded(empty, tmp_path, monkeypatch):
     return [tuple(relative(part) for part in operation) for operation in recorder.record]
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["before it", "in the middle of a write"])
+@pytest.mark.parametrize(
+    "half",
+    [pytest.param(False, id="before it"), pytest.param(True, id="in the middle of a write", marks=pytest.mark.slow)],
+)
 def test_a_crash_at_any_operation_leaves_a_store_that_opens_and_resumes(empty, tmp_path, monkeypatch, half):
     operations = len(recorded(empty, tmp_path, monkeypatch))
     assert operations > 100

@@ -43,6 +43,7 @@ def example(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_readmes_example_goes_from_models_to_verdicts(example, command):
     config = ("-C", "cancer.yaml", "--store.num_models", 240, "--verify.models", 4, "--verify.base_models", 8)
     worker = command("worker", *config, "--gpu", "cpu", cwd=example)
