@@ -377,8 +377,8 @@ def test_no_part_of_a_command_is_silent_on_a_terminal(of_commands):
     assert found.code == 0
     assert found.longest() < 1.5, found.silences[:3]
     words = [line for line in found.lines if line]
-    assert re.fullmatch(r"regress: reading: took 2\.\d s", words[0])
-    assert re.fullmatch(r"worker: 3 models in 1\.\d s, [12]\.\d models/s", words[1])
+    assert re.fullmatch(r"regress: reading: took \d+(\.\d)? s", words[0])
+    assert re.fullmatch(r"worker: 3 models in \d+(\.\d)? s, \d+(\.\d)? models/(s|min)", words[1])
     assert words[2:] == ["done"]
     assert "datamodels: at work … 1." in found.text
 
@@ -423,7 +423,7 @@ def test_a_forked_process_shows_nothing_of_its_parents(capfd):
     assert [re.sub(r"[\d.]+ s", "3 s", word) for word in words[2:]] == ["of the parent: took 3 s"]
 
 
-LOADING = """
+LOADED = """
 import sys, time
 from datamodels.errors import tell_in_a_sentence_before_a_command
 from datamodels.progress import libraries_are_loaded
@@ -439,7 +439,7 @@ time.sleep(60)
 def test_what_ends_a_command_while_it_loads_leaves_no_rows_and_no_traceback(number, code, says):
     ours, theirs = os.openpty()
     env = {**os.environ, "TERM": "xterm"}
-    with subprocess.Popen([sys.executable, "-c", LOADING], stdout=subprocess.PIPE, stderr=theirs, env=env) as process:
+    with subprocess.Popen([sys.executable, "-c", LOADED], stdout=subprocess.PIPE, stderr=theirs, env=env) as process:
         os.close(theirs)
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
