@@ -80,10 +80,10 @@ def test_each_shipped_config_says_what_it_is_for():
         assert re.fullmatch(r"[A-Z].{20,160}\.", purpose(file)), name
 
 
-@pytest.mark.parametrize(("name", "meant"), [("wroker", "; did you mean worker?"), ("7", ""), ("a\x1b[31m", "")])
+@pytest.mark.parametrize(("name", "meant"), [("wroker", "; did you mean worker?"), ("7", ""), ("a\x1b[31m", ""), ("", "")])
 def test_a_command_that_there_is_not_is_one_sentence(name, meant, capsys):
     assert called("datamodels", name, "--gpu", "cpu") == 2
-    shown = name.encode("unicode_escape").decode()
+    shown = name.encode("unicode_escape").decode() or "of no name"
     told = f"error: there is no command {shown}{meant} (python -m datamodels --help lists them)\n"
     assert capsys.readouterr().err == told
 
@@ -225,6 +225,19 @@ def test_a_name_of_no_config_is_told_which_there_are(name, tmp_path, monkeypatch
         parse(["-C", name])
     assert all(file.stem in str(told.value) for file in CONFIGS.glob("*.yaml"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_shadows_a_shipped_config_and_is_none_is_told_as_such(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("digits").write_text("[1, 2\n")
+    with pytest.raises(InputError, match=r"digits is not YAML: .*; it comes before the shipped config digits$") as told:
+        parse(["-C", "digits"])
+    assert "unicode string" not in str(told.value)
+
+
+def test_a_config_without_a_name_is_refused():
+    with pytest.raises(InputError, match=r"-C needs a config: a file, or one of .*, digits, "):
+        parse(["-C", ""])
 
 
 # Help.

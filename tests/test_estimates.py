@@ -16,9 +16,10 @@ from datamodels.data import load, prepare
 from datamodels.errors import InputError
 from datamodels.estimates import Forecast, bytes_of_row
 from datamodels.learners.recipe import Recipe
-from datamodels.regress.split import Subsets, split_models
+from datamodels.machine import room
+from datamodels.regress.split import Subsets, refuse_too_few, split_models
 from datamodels.runs import read_store, stage_folder
-from datamodels.settings import VerifySettings, parse
+from datamodels.settings import RegressSettings, VerifySettings, parse
 from datamodels.store import ArraySpec, Store, claim
 from datamodels.verify.expected import Expected, expected, of_searches
 from datamodels.verify.plan import Plan
@@ -229,6 +230,18 @@ def test_a_road_with_too_few_models_for_its_regression_is_refused_before_it_begi
     split_models(enough, chosen.regress)
     with pytest.raises(InputError, match="too few"):
         split_models(too_few, chosen.regress)
+
+
+def test_a_regression_that_no_number_of_models_would_suit_is_refused_by_its_shares():
+    chosen = dataclasses.replace(RegressSettings(), heldout=1e-6)
+    with pytest.raises(InputError, match=r"12 models will be too few .*; change regress.heldout and regress.choice"):
+        refuse_too_few(12, chosen)
+
+
+def test_the_images_take_what_their_files_take(settings, data, capsys):
+    chosen = settings()
+    size = sum(file.stat().st_size for file in stage_folder(chosen, "data").iterdir() if file.is_file())
+    assert f" images {room(size)}" in told(Forecast(chosen, built_in(chosen, data), yes=False), capsys)
 
 
 def test_where_the_store_has_no_room_nothing_begins(settings, data, monkeypatch):

@@ -153,7 +153,7 @@ def test_nobody_is_told_to_install_the_stranger_of_that_name():
 @pytest.fixture
 def for_index():
     pytest.importorskip("hatchling")
-    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    spec = importlib.util.spec_from_file_location("readme_for_index", ROOT / ".ci" / "readme_for_index.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -104,7 +104,7 @@ def _work(folder: Path, models: int, size: int, trainings: Any, together: Any, s
 
 
 def _last_line(file: Path) -> str:
-    lines = file.read_text(errors="replace").strip().splitlines() if file.exists() else []
+    lines = file.read_text(errors="replace").strip().splitlines() if file.is_file() else []
     return lines[-1] if lines else "it said nothing"
 
 

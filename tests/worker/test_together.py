@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from datamodels.bench.workers import _measured, bench_workers
+from datamodels.bench import workers
+from datamodels.bench.workers import bench_workers
 from datamodels.errors import InputError
 from datamodels.runs import stage_folder
 from datamodels.settings import parse
@@ -16,9 +17,9 @@ from tests.conftest import flags
 @pytest.mark.parametrize("prior", ["none", "gradients"])
 def test_workers_started_together_on_a_fresh_run_all_end_well(tmp_path, prior):
     line = flags(tmp_path / "run", store__num_models=24, regress__prior=prior, prior__models=2)
-    workers = started.run_together([("datamodels.worker", *line, "--gpu", "cpu")] * 3)
-    assert [worker.returncode for worker in workers] == [0, 0, 0], workers
-    assert all("24 of 24 models are done" in worker.stdout for worker in workers)
+    ended = started.run_together([("datamodels.worker", *line, "--gpu", "cpu")] * 3)
+    assert [worker.returncode for worker in ended] == [0, 0, 0], ended
+    assert all("24 of 24 models are done" in worker.stdout for worker in ended)
     store = Store(tmp_path / "run" / "store")
     assert np.array_equal(store.done, np.arange(24))
     assert store.damaged(store.done) == []
@@ -36,7 +37,14 @@ def test_no_model_is_trained_again_that_lies_in_the_inbox(tmp_path):
 
 def test_a_worker_that_fails_is_told_of_with_what_it_said_last(tmp_path):
     with pytest.raises(RuntimeError, match="2 of 2 workers have failed: exit code 1: TypeError"):
-        _measured(tmp_path / "store", workers=2, size=0.5, models=3)  # type: ignore[arg-type]
+        workers._measured(tmp_path / "store", workers=2, size=0.5, models=3)  # type: ignore[arg-type]
+
+
+def test_a_worker_that_dies_before_the_measurement_begins_is_told_of_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(workers, "PATIENCE_S", 3)
+    (tmp_path / "store-0.log").mkdir()  # where the first of them would write
+    with pytest.raises(RuntimeError, match="2 of 2 workers have failed: exit code 1: it said nothing; exit code 1: not all"):
+        workers._measured(tmp_path / "store", workers=2, size=1, models=3)
 
 
 def test_a_second_verification_is_refused_and_ends_nothing(settings):
