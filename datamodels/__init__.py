@@ -41,10 +41,12 @@ _LIES_IN = {
 
 
 if _OURS:
-    from datamodels.commands import before_libraries
     from datamodels.errors import tell_in_a_sentence_before_a_command
 
     tell_in_a_sentence_before_a_command()
+
+    from datamodels.commands import before_libraries
+
     if _OURS[0] != __name__:  # which looks first which command it is
         before_libraries(_OURS[0].removeprefix(f"{__name__}."))
 

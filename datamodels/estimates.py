@@ -82,8 +82,11 @@ class Forecast:
             return
         expected = plan.expected(self.settings, new, bool(self.settings.verify.subsets))
         few, as_a_rule, many = (seconds + each for each in self._of_verification(speed, expected)) if new else (seconds,) * 3
-        self._refuse_long("the models of all stages", as_a_rule, many, asked=asked)
-        self.begun = bool(others) or (asked and not math.isnan(as_a_rule))
+        if others:  # their work has begun; the verification is this command's alone, and is asked now rather than half way
+            self._refuse_long("the models of the verification", as_a_rule - seconds, many - seconds)
+        else:
+            self._refuse_long("the models of all stages", as_a_rule, many, asked=asked)
+        self.begun = (asked or bool(others)) and not math.isnan(as_a_rule)
         self._say_road(missing, told, new, self._verification(speed, expected) if new else "there")
         span = UNKNOWN if math.isnan(few) else f"{_span(few, many)} in all for the models{_by(speed, 0, 0)}"
         say(f"road: {span}; {self._room(total, expected)}")

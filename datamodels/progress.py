@@ -12,7 +12,6 @@ import atexit
 import math
 import os
 import shutil
-import signal
 import sys
 import textwrap
 import threading
@@ -21,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from datamodels.errors import shown
@@ -363,20 +361,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_SCREEN.begin_anew)
 
 
-def _leave_when_ended() -> None:
-    """Let SIGTERM end the process as ever, but leave no rows on the terminal."""
-    in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        return
-
-    def on_signal(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        leave_terminal()
-        os.kill(os.getpid(), number)
-
-    signal.signal(signal.SIGTERM, on_signal)
-
-
 @contextmanager
 def _at_work(activity: _Activity, end: Callable[[], str]) -> Iterator[None]:
     before = (sys.stdout, sys.stderr)
@@ -440,7 +424,6 @@ def _nameless(label: str) -> _Activity:
 def libraries_are_loaded() -> None:
     """Let a command be seen to load its libraries, from now until it begins; there is no block around imports."""
     global _loading
-    _leave_when_ended()
     _loading = _nameless("datamodels: loading libraries")
     _SCREEN.add(_loading)
 

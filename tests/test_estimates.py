@@ -176,9 +176,13 @@ def test_only_the_models_that_are_missing_count(settings, data, slow, capsys):
 def test_who_joins_others_is_not_asked(settings, data, slow, capsys, few):
     chosen, engine = settings(), built_in(settings(), data)
     others = claim(open_store(chosen, engine), 1)
-    road = Forecast(settings(verify__methods="none"), engine, yes=False, targets=[0, 1])
+    short = settings(verify__methods="none", verify__sizes="none", verify__base_models=2)
+    road = Forecast(short, engine, yes=False, targets=[0, 1])
     road.before_models()
     road.before_verification(Expected(9, 9, 9, 0))  # whoever began with others is not stopped half way
+    alone = settings(verify__methods="none", verify__base_models=8)
+    with pytest.raises(InputError, match=r"the models of the verification take about .*--yes"):  # but asked what is not shared
+        Forecast(alone, engine, yes=False, targets=[0, 1]).before_models()
     assert "about 24 h 10 min, beside other workers" in told(Forecast(chosen, engine, yes=False), capsys)
     assert others is not None
     others.release(remove=True)

@@ -435,22 +435,20 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize(("number", "code", "says"), [(signal.SIGINT, 130, ["interrupted; "]), (signal.SIGTERM, -15, [])])
-def test_what_ends_a_command_while_it_loads_leaves_no_rows_and_no_traceback(number, code, says):
+def test_ctrl_c_while_a_command_loads_leaves_no_rows_and_no_traceback():
     ours, theirs = os.openpty()
     env = {**os.environ, "TERM": "xterm"}
     with subprocess.Popen([sys.executable, "-c", LOADED], stdout=subprocess.PIPE, stderr=theirs, env=env) as process:
         os.close(theirs)
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
-        process.send_signal(number)
+        process.send_signal(signal.SIGINT)
         found = b""
         with suppress(OSError):  # which is how the end of a terminal is read
             while part := os.read(ours, 4096):
                 found += part
-        assert process.wait(20) == code
+        assert process.wait(20) == 130
     os.close(ours)
     assert b"loading libraries" in found
-    rows = [row for row in rows_on_terminal(found.decode()) if row.strip()]
-    assert len(rows) == len(says)
-    assert all(row.startswith(start) for row, start in zip(rows, says, strict=True))
+    (row,) = (row for row in rows_on_terminal(found.decode()) if row.strip())
+    assert row.startswith("interrupted; ")

@@ -1,13 +1,17 @@
 """The texts: the README is short and its figures come from records; links, commands and settings of all of them exist."""
 
+import contextlib
 import dataclasses
+import functools
 import importlib.util
+import io
 import re
 
 import pytest
 
 from datamodels.settings import SECTIONS
 from tests.benchmarks.figures import INLINE, ROOT
+from tests.test_commands import called
 
 README = ROOT / "README.md"
 TEXTS = sorted(path for path in ROOT.rglob("README.md") if not {".venv", "runs", "build", "dist"} & set(path.parts))
@@ -101,16 +105,39 @@ def modules_of(line):
 
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 SETTINGS = {f"{s}.{f.name}" for s, of in SECTIONS.items() for f in dataclasses.fields(of)}
+
+
+def unknown_options(line):
+    """What a command line has of options that its command does not know; a line that names no command is the whole road's."""
+    return [
+        option
+        for command, rest in re.findall(r"(?:-m datamodels|^datamodels)(?:[. ]([a-z]+)\b)?([^|&>]*)", line)
+        for option in re.findall(r" --([a-z-]+)(?![\w.])", rest)
+        if option not in options_of(command or "run")
+    ]
+
+
+def test_an_option_that_a_command_does_not_know_is_noticed():
+    for line in (
+        "python -m datamodels -C digits --nonsense 3",
+        "datamodels worker --targets 3",
+        "python -m datamodels.report --gpu 0",
+    ):
+        assert len(unknown_options(line)) == 1, line
+    assert unknown_options("python -m datamodels -C digits --targets 3 --yes --store.alpha 0.3") == []
+
+
 OWN_CONFIGS = ("mine.yaml", "FILE.yaml", "X", "NAME")
 """What stands in the texts for a config of the reader's."""
 
 
+@functools.cache
 def options_of(command):
-    """The source of a command's own options, its folder's, and of those that several have."""
-    own = [ROOT / "datamodels" / command] if (ROOT / "datamodels" / command).is_dir() else [ROOT / "datamodels" / "road.py"]
-    files = [*own, ROOT / "datamodels" / "settings.py"]
-    found = [path for file in files for path in ([file] if file.is_file() else file.glob("*.py"))]
-    return " ".join(path.read_text(encoding="utf-8") for path in found)
+    """What a command's own help names."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        assert called("datamodels", command, "--help") == 0
+    return set(re.findall(r"--([a-z-]+)\b(?!\.)", told.getvalue()))
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: str(text.relative_to(ROOT)))
@@ -126,9 +153,7 @@ def test_commands_exist(text):
         for config in re.findall(r"-C ([\w./-]+)", line):
             shipped = ROOT / "configs" / (config if config.endswith(".yaml") else f"{config}.yaml")
             assert (ROOT / config).is_file() or shipped.is_file() or config in OWN_CONFIGS or f"# {config}" in said, line
-        for command, rest in re.findall(r"(?:-m datamodels[. ]|^datamodels )([a-z]+)\b([^|&>]*)", line):
-            for option in re.findall(r" --([a-z-]+)(?![\w.])", rest):
-                assert option in ("help", "version") or f'"--{option}"' in options_of(command), line
+        assert unknown_options(line) == [], line
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: str(text.relative_to(ROOT)))

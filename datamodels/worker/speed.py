@@ -1,4 +1,6 @@
-"""How fast an engine trains the built-in recipe: measured by a few steps, once for each device, and kept in RUN/speeds.json.
+"""How fast an engine trains the built-in recipe: measured by a few steps, kept in RUN/speeds.json.
+
+It is measured once for each device, recipe, data and groups of models.
 
 It serves estimates of time and nothing else. Of a learner of one's own nothing is known before its first models are there.
 """

@@ -101,7 +101,11 @@ def _fixed_size(records: Records) -> Table:
     return [
         ["", "removed: the 10 largest weights", "control: 10 random images of the class"],
         [f"mean drop of the margin, {found['targets']} random targets", *drops],
-        [f"predictions flipped, of {found['tried']}", str(found["flipped_removed"]), str(found["flipped_control"])],
+        [
+            f"predictions flipped, of {found['right_before']} that were right before",
+            str(found["flipped_removed"]),
+            str(found["flipped_control"]),
+        ],
     ]
 
 

@@ -31,7 +31,7 @@ def noting(plan, device):
         keep(self, name, arrays)
         with Path(os.environ[HERE], "kept.txt").open("a") as file:
             file.write(f"{os.getpid()} {name}\n")
-        time.sleep(0.1)
+        time.sleep(0.4)  # long enough on a machine with other work
 
     Unfinished.keep = noted  # type: ignore[method-assign]
     task = devices.prepare(plan, device)

@@ -102,6 +102,7 @@ def test_two_processes_find_what_one_finds_and_nothing_twice(known, folder, monk
     assert [report["device"] for report in reports] == ["cpu", "cpu"]
     for stage in reports[0]["targets"]:
         assert sum(report["targets"][stage] for report in reports) == len(found.targets)
+        assert min(report["targets"][stage] for report in reports) > 0
     assert found.metrics["seconds"]["moments"] > 0
     # One bar over all targets, to its end, and none beside it.
     shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("regress: ")]

@@ -249,7 +249,6 @@ def _done(folder):
     return len(Store(folder).done) if (folder / "meta.json").exists() else 0
 
 
-@pytest.mark.slow
 def test_images_that_lie_on_a_node_must_be_those_of_the_command(three_nodes, tmp_path):
     chosen = parse(flags(tmp_path / "ray", ray__address=three_nodes.address, ray__data="local"))[0]
     prepare(chosen, use_ffcv=False)
