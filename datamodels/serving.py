@@ -73,6 +73,7 @@ class _Worker:
     """What a process of a team is: it makes what it works with, then does one task after another, until nobody gives any.
 
     `at` is the task that it is at, `working` whether a signal is to interrupt that; all tasks up to `stopped` are to stop.
+    `unheard` is set from the signal that tells so until it is heard.
     """
 
     def __init__(self, connection: Connection, parent: int) -> None:
@@ -80,6 +81,7 @@ class _Worker:
         self.tasks: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
         self.out: queue.SimpleQueue[tuple[str, int, Any] | None] = queue.SimpleQueue()
         self.stopped, self.at, self.working, self.alone = -2, -1, False, False
+        self.unheard = False
         self.make, self.here, self.made = b"", None, False
         self.maker: Callable[[], Any] | None = None
         self.failure: tuple[str | None, str] | None = None
@@ -122,9 +124,9 @@ class _Worker:
             # What a task is made of is imported before a signal may interrupt: half of a module cannot be imported again.
             self._load()
             task, failure = self._task(content) if number else (None, None)
-            if self._asked():
-                return STOPPED, number, None
             self.working = True
+            if self._asked():  # only now: a signal that came before this was not to interrupt anything
+                return STOPPED, number, None
             return failure or self._attempt(number, task)
         except KeyboardInterrupt:
             if self._asked():
@@ -179,6 +181,7 @@ class _Worker:
         return self.alone or self.stopped >= self.at
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self.unheard = False
         if self.working or not self._asked():
             self.working = False  # once a task
             raise KeyboardInterrupt
@@ -193,6 +196,7 @@ class _Worker:
                     continue
                 self.stopped = number
                 if 0 <= self.at <= number:
+                    self.unheard = True
                     os.kill(os.getpid(), signal.SIGTERM)
         self.alone = True
         self.tasks.put(None)
@@ -206,7 +210,16 @@ class _Worker:
         while not self.connection.poll(ALONE_S):
             if os.getppid() != self.parent:
                 return False
+            self._repeat()
         return True
+
+    def _repeat(self) -> None:
+        """Tell the task again that it is to stop, if it has not heard: a call that sleeps and had just begun sleeps on.
+
+        What takes signals into its own hands, as training does, is told once.
+        """
+        if self.unheard and signal.getsignal(signal.SIGTERM) == self._on_signal:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _write(self) -> None:
         while (what := self.out.get()) is not None:

@@ -69,6 +69,25 @@ def fail(error, device):
     time.sleep(60)
 
 
+def fail_unheard(device):
+    """As `fail`, but the signal comes just before the other one begins to sleep, and does not wake it."""
+    if device == "0":
+        time.sleep(0.5)
+        raise ValueError("a fault")
+    kill, sent = os.kill, []
+
+    def lost_once(pid, number):
+        sent.append(number)
+        if len(sent) > 1:
+            kill(pid, number)
+
+    os.kill = lost_once
+    try:
+        time.sleep(60)
+    finally:
+        os.kill = kill
+
+
 def leave_python(device):
     sys.exit(3)
 

@@ -4,11 +4,14 @@ import contextlib
 import functools
 import itertools
 import os
+import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodels import processes
+from datamodels import processes, serving
 from datamodels.errors import InputError
 from datamodels.machine import affinity
 from datamodels.processes import Team, devices_named, shares
@@ -176,6 +179,36 @@ def test_an_error_comes_through_and_stops_the_others(error, comes):
         # All of them live on, and do what comes next.
         assert not team.revive()
         assert team.all(tasks.name) == ["0", "1"]
+
+
+def test_what_sleeps_through_a_stop_is_told_again():
+    with Team(["0", "1"], tasks.name) as team:
+        start = time.monotonic()
+        with pytest.raises(RuntimeError, match="a fault"):
+            team.all(tasks.fail_unheard)
+        assert time.monotonic() - start < 20
+        assert team.all(tasks.name) == ["0", "1"]
+
+
+@pytest.mark.parametrize("moment", ["_load", "_task", "_asked"])
+def test_a_stop_that_comes_as_a_task_begins_is_not_lost(moment, monkeypatch):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        worker = serving._Worker(Connection(os.dup(theirs.fileno())), os.getppid())
+        make = pickle.dumps(("0", pickle.dumps(tasks.name)))
+        assert worker._answer(0, make)[0] == serving.DONE
+        undisturbed = getattr(worker, moment)
+
+        def stopped_after_it(*given):
+            found = undisturbed(*given)
+            monkeypatch.undo()
+            worker.stopped = worker.at
+            worker._on_signal(signal.SIGTERM, None)
+            return found
+
+        monkeypatch.setattr(worker, moment, stopped_after_it)
+        answer = worker._answer(1, pickle.dumps(tasks.name))
+        assert answer == (serving.STOPPED, 1, None)
 
 
 def test_what_cannot_be_made_is_said_for_the_first_task_and_every_other():
