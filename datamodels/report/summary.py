@@ -53,6 +53,7 @@ def _summarise_method(searches: list[SearchRecord], done: str) -> Record:
     return {
         "targets": len(searches),
         done: sum(search.size is not None for search in searches),
+        "sizes": {str(search.target): search.size for search in searches},
         "median_size": median_size(searches),
         "median_by_majority": median_size(searches, majority=True),
         "with_two_modes": sum(search.two_modes for search in searches),

@@ -240,7 +240,7 @@ def _refuse_other_recipe(found: Certificate, settings: Settings, engine: Engine)
 def _trained_again(found: Certificate, settings: Settings, engine: Engine, proofs: Path) -> list[MarginsOf]:
     """The margins of the certificate's own networks, on S and without R, trained as they were."""
     lists = [MarginsOf(found.requests(judged), found.columns) for judged in (found.before, found.after)]
-    in_lists(lists, found.seed, lambda name: Retraining(proofs / name, settings, engine), engine, "recheck")
+    in_lists(lists, found.seed, lambda name: Retraining(proofs / name, settings, engine, "recheck"), engine, "recheck")
     return lists
 
 
@@ -306,7 +306,7 @@ def _fresh_on_all(found: Certificate, settings: Settings, engine: Engine) -> Loo
 
 
 def _borne_out(fresh: Looked, verdict: str, told: str, settings: Settings, engine: Engine) -> Looked:
-    asked([fresh], retraining(settings, engine), engine, "recheck")
+    asked([fresh], retraining(settings, engine, "recheck"), engine, "recheck")
     outcome = fresh.outcome
     assert outcome is not None
     if outcome.verdict != verdict:

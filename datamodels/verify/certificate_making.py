@@ -170,7 +170,7 @@ def _certificate(
     repetitions = judging(search, settings.verify.most_models)
     before = MarginsOf(base_requests(settings.verify.base_models, examples.n), columns)
     after = MarginsOf([Request.of(mask, repetition, to) for repetition in repetitions], columns)
-    in_lists([before, after], seed, lambda name: Retraining(proofs / name, settings, engine), engine, "certify")
+    in_lists([before, after], seed, lambda name: Retraining(proofs / name, settings, engine, "certify"), engine, "certify")
     judged = [_judged(of, seed) for of in (before, after)]
     _refuse_unborne(search, judged[0], judged[1])
     return Certificate(
@@ -249,7 +249,7 @@ def _put_back(settings: Settings, engine: Engine, search: SearchRecord, columns:
         images: Looked(_mask(n, [i for i in removed if i not in images]), to, PUT_BACK_FROM, steps, columns)
         for images in [*singly, *in_pairs]
     }
-    asked(list(questions.values()), retraining(settings, engine), engine, "put back")
+    asked(list(questions.values()), retraining(settings, engine, "certify"), engine, "put back")
     of = {images: _record(images, question, search) for images, question in questions.items()}
     one, two = (tuple(of[images] for images in drawn) for drawn in (singly, in_pairs))
     return PutBacks(settings.verify.seed, steps, len(removed), math.comb(len(removed), 2), one, two)

@@ -39,7 +39,7 @@ def recheck(settings: Settings, engine: Engine, file: Path) -> str:
         folder = verdicts_folder(settings)
         folder.mkdir(exist_ok=True)
         bar.look = lambda: engine.where
-        ask(questions, retraining(settings, engine), bar)
+        ask(questions, retraining(settings, engine, "recheck"), bar)
         verdicts = tuple(question.record() for question in questions)
         holds = sum(verdict.holds for verdict in verdicts)
         sure = sum(question.is_beyond_doubt for question in questions)

@@ -23,7 +23,7 @@ from datamodels.learners import Key, Learner, Model
 from datamodels.progress import say
 from datamodels.provenance import refuse_difference
 from datamodels.runs import stage_folder, stage_seconds
-from datamodels.settings import Settings
+from datamodels.settings import VERIFY, Settings
 from datamodels.store import ArraySpec, Meta, Store, Writer, create_once, enlist, read_meta
 from datamodels.store.check import refuse_damaged
 from datamodels.store.layout import DONE
@@ -106,11 +106,11 @@ class Retraining:
 
     Wanted models are pooled. What is handed out of them are blocks of as many as the learner takes at once, and one that is not
     full only where something would be idle else. Models that were listed before go on in their own blocks. To be used within
-    `alone`. Raises InputError when the store was made under other settings.
+    `alone`. Their time counts as that of `stage`. Raises InputError when the store was made under other settings.
     """
 
-    def __init__(self, folder: Path, settings: Settings, engine: Engine) -> None:
-        self.folder, self.settings, self.engine = folder, settings, engine
+    def __init__(self, folder: Path, settings: Settings, engine: Engine, stage: str = VERIFY) -> None:
+        self.folder, self.settings, self.engine, self.stage = folder, settings, engine, stage
         self.store = _opened(folder, settings, engine)
         self.rows = _rows(self.store)
         self.missing = set(self.store.missing.tolist())
@@ -151,7 +151,7 @@ class Retraining:
     def wait(self, show: Shown = no_show) -> None:
         """Until some more models are there, of those handed out; `show` is told how many more, while they come."""
         before = set(self.store.failures)
-        with stage_seconds(self.settings, "verify"):
+        with stage_seconds(self.settings, self.stage):
             self.engine.wait(lambda there: show(there - self.back))
         self.store = Store(self.folder)
         self.missing.intersection_update(self.store.missing.tolist())

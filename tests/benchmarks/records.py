@@ -54,10 +54,12 @@ SECOND_DRAW = "--data.seed 1 --store.seed 1 --verify.seed 2 --run.dir runs/digit
 """Other images, other models, other targets than the demo's."""
 _EARLIER_SIZES = "--data.train_images 500 --store.alpha 0.5"
 LISTING = {
+    "accuracy-cifar10-5k-cpu": Made(_bench("accuracy -C configs/cifar10-5k.yaml"), "{rows[0][models]} models of either kind"),
     "accuracy-cifar10-small-cpu": Made(_bench(f"accuracy {SMALL}"), "{rows[0][models]} models of either kind"),
     "accuracy-digits-cpu": Made(_bench("accuracy -C configs/digits.yaml"), "{rows[0][models]} models of either kind"),
     "cifar10-5k": Made(
-        "python -m datamodels -C configs/cifar10-5k.yaml", "{targets} targets searched, of {targets_asked} drawn; 1 run"
+        "python -m datamodels -C configs/cifar10-5k.yaml --gpu cpu,cpu",
+        "{targets} targets searched, of {targets_asked} drawn; 1 run",
     ),
     "cifar10-small-run": Made(
         f"python -m datamodels {SMALL} --verify.methods datamodel --verify.subsets 0 --verify.counterfactuals none",

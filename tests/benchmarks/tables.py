@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from tests.benchmarks.records import LISTING, Records, machine_of
 
 Table = list[list[str]]
@@ -119,6 +121,22 @@ def _smallest(records: Records) -> Table:
             chance = _by_chance(found) if method == "datamodel" else ""
             rows.append([called, METHODS.get(method, method), flipped, *numbers, chance])
     return [[*head, "flipped by as many random images of the class"], *rows]
+
+
+def _orders(records: Records) -> Table:
+    """|R| target by target, along the datamodel's order and along the nearest of the class."""
+    by_method = records["cifar10-5k"]["by_method"]
+    methods = ("datamodel", "similarity", "relabel")
+    sizes = {method: by_method[method]["sizes"] for method in methods}
+    head = ["target", *(METHODS[method] for method in methods), "datamodel / nearest"]
+    rows = [
+        [target, *(str(sizes[method][target]) for method in methods), f"{ours / theirs:.2f}"]
+        for target, ours in sizes["datamodel"].items()
+        if (theirs := sizes["similarity"][target])
+    ]
+    means = [f"{np.mean(list(sizes[method].values())):.1f}" for method in methods]
+    medians = [by_method[method]["median_size"] for method in methods]
+    return [head, *rows, ["median", *medians, ""], ["mean", *means, ""]]
 
 
 def _stages(records: Records) -> Table:
@@ -305,6 +323,7 @@ TABLES: dict[str, Callable[[Records], Table]] = {
     "records": _index,
     "fixed-size": _fixed_size,
     "smallest": _smallest,
+    "orders": _orders,
     "stages": _stages,
     "court": _court,
     "samples-digits": _samples("samples-digits-cpu"),

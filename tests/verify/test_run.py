@@ -13,7 +13,7 @@ import datamodels
 from datamodels.errors import InputError
 from datamodels.regress.results import FORMAT_VERSION, write
 from datamodels.resources import CONFIGS
-from datamodels.runs import read_store, stage_folder
+from datamodels.runs import read_seconds, read_store, stage_folder
 from datamodels.store import Store
 from datamodels.training import Trainer
 from datamodels.verify import recheck, verify, verify_targets
@@ -146,7 +146,11 @@ def test_verdicts_are_checked_again_with_models_that_no_search_has_seen(run, tmp
     verify_targets(settings, by_the_rule(data, models), models, list(range(10)))
     file = stage_folder(settings, "verify") / "verify.json"
     unseen: list[Seen] = []
+    before = read_seconds(settings)
     line = recheck(settings, by_the_rule(data, models, unseen), file)
+    after = read_seconds(settings)
+    assert after.pop("recheck") > 0  # which took none of the verification's time
+    assert after == before
     told = json.loads((stage_folder(settings, "verify") / "recheck.json").read_text())
     flipped = [s for s in result_of(settings)["searches"] if s["verdict"] == "flipped"]
     assert len(told["verdicts"]) == len(flipped) > 10
