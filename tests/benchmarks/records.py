@@ -62,7 +62,7 @@ LISTING = {
         "{targets} targets searched, of {targets_asked} drawn; 1 run",
     ),
     "cifar10-small-run": Made(
-        f"python -m datamodels {SMALL} --verify.methods datamodel --verify.subsets 0 --verify.counterfactuals none",
+        f"python -m datamodels {SMALL} --verify.methods datamodel,similarity --verify.subsets 0 --verify.counterfactuals none",
         "{targets} targets searched, of {targets_asked} drawn; 1 run",
     ),
     "cluster-ingest-bench-disk": Made(_bench("cluster --part ingest --run.dir runs/bench"), "medians of {rounds} rounds"),

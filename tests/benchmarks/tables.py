@@ -123,20 +123,23 @@ def _smallest(records: Records) -> Table:
     return [[*head, "flipped by as many random images of the class"], *rows]
 
 
-def _orders(records: Records) -> Table:
+def _orders(name: str) -> Callable[[Records], Table]:
     """|R| target by target, along the datamodel's order and along the nearest of the class."""
-    by_method = records["cifar10-5k"]["by_method"]
-    methods = ("datamodel", "similarity", "relabel")
-    sizes = {method: by_method[method]["sizes"] for method in methods}
-    head = ["target", *(METHODS[method] for method in methods), "datamodel / nearest"]
-    rows = [
-        [target, *(str(sizes[method][target]) for method in methods), f"{ours / theirs:.2f}"]
-        for target, ours in sizes["datamodel"].items()
-        if (theirs := sizes["similarity"][target])
-    ]
-    means = [f"{np.mean(list(sizes[method].values())):.1f}" for method in methods]
-    medians = [by_method[method]["median_size"] for method in methods]
-    return [head, *rows, ["median", *medians, ""], ["mean", *means, ""]]
+
+    def table(records: Records) -> Table:
+        by_method = records[name]["by_method"]
+        methods = [method for method in ("datamodel", "similarity", "relabel") if method in by_method]
+        sizes = {method: by_method[method]["sizes"] for method in methods}
+        head = ["target", *(METHODS[method] for method in methods), "datamodel / nearest"]
+        rows = [
+            [target, *(str(sizes[method][target]) for method in methods), f"{ours / sizes['similarity'][target]:.2f}"]
+            for target, ours in sizes["datamodel"].items()
+        ]
+        means = [f"{np.mean(list(sizes[method].values())):.1f}" for method in methods]
+        medians = [by_method[method]["median_size"] for method in methods]
+        return [head, *rows, ["median", *medians, ""], ["mean", *means, ""]]
+
+    return table
 
 
 def _stages(records: Records) -> Table:
@@ -323,7 +326,8 @@ TABLES: dict[str, Callable[[Records], Table]] = {
     "records": _index,
     "fixed-size": _fixed_size,
     "smallest": _smallest,
-    "orders": _orders,
+    "orders": _orders("cifar10-5k"),
+    "orders-small": _orders("cifar10-small-run"),
     "stages": _stages,
     "court": _court,
     "samples-digits": _samples("samples-digits-cpu"),
