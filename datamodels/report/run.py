@@ -57,7 +57,8 @@ from datamodels.verify.record import SUPPORT, VERDICTS, Verified, read_verified
 from datamodels.verify.summary import REACHED, drop_correlations, unsearched
 from datamodels.verify.typed import to_json
 
-ASSETS = Path(__file__).parent / "assets"
+HERE = Path(__file__).parent
+ASSETS = HERE / "assets"
 MOST_ROWS = 1000
 """Of a table of the page; all rows are in verify.csv, and all of a target's with the target."""
 MOST_WORK = 1e12
@@ -77,7 +78,7 @@ def report(settings: Settings, learner: Learner) -> str:
         verified = _read_verified(settings, models, store, Examples(learner).classes)
         examples = Gallery(learner, verified.behaviours)
         models.refuse_other(store)
-    folder, made_from = page_folder(settings), _made_from(verified, models)
+    folder, made_from = page_folder(settings), _made_from(verified, models, examples)
     already = f"report: already in {folder / 'index.html'}"
     if _is_made(folder, made_from):
         tidy(folder)
@@ -129,9 +130,18 @@ def _read_verified(settings: Settings, models: Datamodels, store: Store, classes
     return verified
 
 
-def _made_from(verified: Verified, models: Datamodels) -> str:
-    """SHA-256 of everything that a report shows; equal before and after means that there is nothing to do again."""
-    return hashlib.sha256(json.dumps([__version__, to_json(verified), models.meta], sort_keys=True).encode()).hexdigest()
+def _made_from(verified: Verified, models: Datamodels, examples: Gallery) -> str:
+    """SHA-256 of what a report shows, and of what makes it; equal before and after means that there is nothing to do again.
+
+    Pictures have no part in it: they belong to the data, which a run refuses to go on with once it is another.
+    """
+    known = examples.targets.examples
+    names = [known.class_names, known.test_names, known.train_names]
+    told = [__version__, to_json(verified), models.meta, names]
+    found = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for file in sorted(path for path in HERE.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        found.update(file.read_bytes())
+    return found.hexdigest()
 
 
 def _is_made(folder: Path, made_from: str) -> bool:

@@ -16,6 +16,7 @@ import pytest
 from datamodels.data import load, prepare
 from datamodels.regress import Datamodels
 from datamodels.report import report
+from datamodels.report import run as page_of_a_run
 from datamodels.report.run import ASSETS
 from datamodels.settings import parse
 from datamodels.store import Store
@@ -167,6 +168,26 @@ def test_doing_it_all_again_changes_nothing(run):
     for stage in ("regress", "report"):
         assert command(stage, run).returncode == 0
     assert contents(run) == before
+
+
+def test_a_page_is_made_anew_when_names_or_what_makes_it_have_changed(run, tmp_path, monkeypatch):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    settings = parse(flags(copy, **MORE))[0]
+    learner = built_in(settings, load(settings)).learner
+    assert report(settings, learner).startswith("report: already in")
+    renamed = [f"kind <{k}>" for k in range(10)]
+    monkeypatch.setattr(type(learner), "class_names", property(lambda _: renamed))
+    assert not report(settings, learner).startswith("report: already in")
+    assert "kind &lt;3&gt;" in (copy / "report" / "index.html").read_text()
+    assert report(settings, learner).startswith("report: already in")
+    changed = tmp_path / "report"
+    shutil.copytree(page_of_a_run.HERE, changed)
+    monkeypatch.setattr(page_of_a_run, "HERE", changed)
+    assert report(settings, learner).startswith("report: already in")
+    template = changed / "page.html.j2"
+    template.write_text(template.read_text() + "<!-- -->")
+    assert not report(settings, learner).startswith("report: already in")
 
 
 def test_a_run_grows_and_its_old_weights_are_not_mixed_with_it(run, tmp_path):
