@@ -61,6 +61,11 @@ LISTING = {
         "python -m datamodels -C configs/cifar10-5k.yaml --gpu cpu,cpu",
         "{targets} targets searched, of {targets_asked} drawn; 1 run",
     ),
+    "cifar10-5k-fine": Made(
+        "python -m datamodels.verify -C configs/cifar10-5k.yaml --gpu cpu,cpu --targets 405,206"
+        " --verify.methods datamodel,similarity --verify.ratio 1.05 --verify.name fine, then datamodels.report",
+        "{targets} targets, chosen; 1 run",
+    ),
     "cifar10-small-run": Made(
         f"python -m datamodels {SMALL} --verify.methods datamodel,similarity --verify.subsets 0 --verify.counterfactuals none",
         "{targets} targets searched, of {targets_asked} drawn; 1 run",

@@ -327,6 +327,7 @@ TABLES: dict[str, Callable[[Records], Table]] = {
     "fixed-size": _fixed_size,
     "smallest": _smallest,
     "orders": _orders("cifar10-5k"),
+    "orders-fine": _orders("cifar10-5k-fine"),
     "orders-small": _orders("cifar10-small-run"),
     "stages": _stages,
     "court": _court,
