@@ -61,6 +61,12 @@ LISTING = {
         "python -m datamodels -C configs/cifar10-5k.yaml --gpu cpu,cpu",
         "{targets} targets searched, of {targets_asked} drawn; 1 run",
     ),
+    "cifar10-5k-controls": Made(
+        "python -m datamodels.verify -C configs/cifar10-5k.yaml --gpu cpu,cpu"
+        " --targets 16,42,69,120,126,133,206,225,244,397,405,459"
+        " --verify.methods random --verify.counterfactuals 50 --verify.name controls, then datamodels.report",
+        "{targets} targets, those of cifar10-5k; 1 run",
+    ),
     "cifar10-5k-fine": Made(
         "python -m datamodels.verify -C configs/cifar10-5k.yaml --gpu cpu,cpu --targets 405,206"
         " --verify.methods datamodel,similarity --verify.ratio 1.05 --verify.name fine, then datamodels.report",
