@@ -130,7 +130,8 @@ def test_the_plan_holds_on_the_processor(larger, name, block):
 
 
 @pytest.mark.parametrize(
-    ("solver", "lam_ratio"), [pytest.param("path", 0.3, marks=pytest.mark.slow), ("path", 1e-3), ("gram", 1e-3)]
+    ("solver", "lam_ratio"),
+    [pytest.param("path", 0.3, marks=pytest.mark.slow), ("path", 1e-3), pytest.param("gram", 1e-3, marks=pytest.mark.slow)],
 )
 @pytest.mark.parametrize("gap", [1e-4, pytest.param(1e-8, marks=pytest.mark.slow)])
 def test_the_plan_of_exact_paths_holds_whatever_their_supports(wide, solver, lam_ratio, gap):

@@ -141,7 +141,7 @@ ODD = {odd!r}
 train_names = [ODD[i % len(ODD)] + "/" + str(i) for i in range(400)]
 test_names = tuple(ODD[i % len(ODD)] for i in range(169))
 """
-SMALL: dict[str, object] = {"store.num_models": 120, "verify.models": 4, "verify.base_models": 8, "verify.random_targets": 5}
+SMALL: dict[str, object] = {"store.num_models": 96, "verify.models": 2, "verify.base_models": 8, "verify.random_targets": 5}
 SMALL |= {"verify.max_size": 20, "verify.subsets": 0, "verify.counterfactuals": "none"}
 
 
