@@ -216,9 +216,9 @@ class _Worker:
     def _repeat(self) -> None:
         """Tell the task again that it is to stop, if it has not heard: a call that sleeps and had just begun sleeps on.
 
-        What takes signals into its own hands, as training does, is told once.
+        What takes signals into its own hands, as training does, is told once, and the next task not at all.
         """
-        if self.unheard and signal.getsignal(signal.SIGTERM) == self._on_signal:
+        if self.unheard and self._asked() and signal.getsignal(signal.SIGTERM) == self._on_signal:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _write(self) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 
 from datamodels.errors import InputError
 from datamodels.progress import say
-from datamodels.serving import tell
+from datamodels.serving import ALONE_S, tell
+from datamodels.signals import noted
 
 
 def name(device):
@@ -86,6 +87,23 @@ def fail_unheard(device):
         time.sleep(60)
     finally:
         os.kill = kill
+
+
+def fail_while_signals_are_noted(device):
+    """As `fail`, but the other one takes the signal into its own hands, as training does."""
+    if device == "0":
+        time.sleep(0.5)
+        raise ValueError("a fault")
+    with noted() as stop:
+        while not stop.wait(0.05):
+            pass
+    raise KeyboardInterrupt
+
+
+def last_a_while(device):
+    """Longer than a process waits for the next word."""
+    time.sleep(2.5 * ALONE_S)
+    return device
 
 
 def leave_python(device):

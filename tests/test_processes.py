@@ -190,6 +190,14 @@ def test_what_sleeps_through_a_stop_is_told_again():
         assert team.all(tasks.name) == ["0", "1"]
 
 
+def test_a_stop_that_a_task_has_noted_does_not_come_again_at_the_next_one():
+    with Team(["0", "1"], tasks.name) as team:
+        with pytest.raises(RuntimeError, match="a fault"):
+            team.all(tasks.fail_while_signals_are_noted)
+        assert team.all(tasks.last_a_while) == ["0", "1"]
+        assert not team.revive()
+
+
 @pytest.mark.parametrize("moment", ["_load", "_task", "_asked"])
 def test_a_stop_that_comes_as_a_task_begins_is_not_lost(moment, monkeypatch):
     ours, theirs = socket.socketpair()

@@ -65,7 +65,7 @@ LISTING = {
         "python -m datamodels.verify -C configs/cifar10-5k.yaml --gpu cpu,cpu"
         " --targets 16,42,69,120,126,133,206,225,244,397,405,459"
         " --verify.methods random --verify.counterfactuals 50 --verify.name controls, then datamodels.report",
-        "{targets} targets, those of cifar10-5k; 1 run",
+        "{by_method[random][targets]} targets, those of cifar10-5k; 1 run",
     ),
     "cifar10-5k-fine": Made(
         "python -m datamodels.verify -C configs/cifar10-5k.yaml --gpu cpu,cpu --targets 405,206"

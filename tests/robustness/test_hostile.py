@@ -22,8 +22,13 @@ TRIED = [case for case in CASES if _is_tried(case)]
 READERS = {reader: [case for case in TRIED if case.reader == reader] for reader in sorted({case.reader for case in TRIED})}
 
 
-@pytest.mark.parametrize("half", [0, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("reader", "half"),
+    [
+        *((reader, 0) for reader in READERS),
+        *(pytest.param(reader, 1, marks=pytest.mark.slow) for reader, cases in READERS.items() if len(cases) > 1),
+    ],
+)
 def test_every_damage_is_a_sentence_or_gone_on_from(reader, half, tmp_path):
     bad = []
     for number, case in enumerate(READERS[reader][half::2]):
