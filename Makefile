@@ -22,7 +22,7 @@ test: setup  ## the test suite, in three processes: those that train wait little
 test-browser: setup  ## the page in Chromium; part of `test` where that is found
 	$(py) -m pytest tests/report/test_browser.py -rs
 
-test-slow: setup  ## what `test` leaves out for its time: kills, clusters (of network namespaces, which takes root), larger cases of others
+test-slow: setup  ## what `test` leaves out for its time: kills, some clusters (one of network namespaces, which takes root), larger cases of others
 	$(py) -m pytest -m slow -rs
 
 lint: setup  ## ruff and mypy

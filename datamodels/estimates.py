@@ -5,7 +5,8 @@ time is that of the models, reckoned from a few steps (see `worker.speed`); for 
 page there is none. An estimate changes nothing of what is done.
 
 Of a learner of one's own nothing is known before its first models: the worker begins, and says after them how long it takes.
-Where other workers are at the same store the work has begun, and nobody is asked again.
+Where other workers are at the same store the work has begun, and nobody is asked again for it. The verification that follows is
+asked for.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class _Worker:
     """What a process of a team is: it makes what it works with, then does one task after another, until nobody gives any.
 
     `at` is the task that it is at, `working` whether a signal is to interrupt that; all tasks up to `stopped` are to stop.
-    `unheard` is set from the signal that tells so until it is heard.
+    `told` is the last task to which a signal has said so, and `unheard` is set from then until it is heard.
     """
 
     def __init__(self, connection: Connection, parent: int) -> None:
@@ -81,7 +81,7 @@ class _Worker:
         self.tasks: queue.SimpleQueue[tuple[int, bytes] | None] = queue.SimpleQueue()
         self.out: queue.SimpleQueue[tuple[str, int, Any] | None] = queue.SimpleQueue()
         self.stopped, self.at, self.working, self.alone = -2, -1, False, False
-        self.unheard = False
+        self.told, self.unheard = -1, False
         self.make, self.here, self.made = b"", None, False
         self.maker: Callable[[], Any] | None = None
         self.failure: tuple[str | None, str] | None = None
@@ -129,6 +129,7 @@ class _Worker:
                 return STOPPED, number, None
             return failure or self._attempt(number, task)
         except KeyboardInterrupt:
+            self.working = False  # a signal that comes from now on is too late
             if self._asked():
                 return STOPPED, number, None
             raise
@@ -195,15 +196,20 @@ class _Worker:
                     self.tasks.put((number, content))
                     continue
                 self.stopped = number
-                if 0 <= self.at <= number:
-                    self.unheard = True
-                    os.kill(os.getpid(), signal.SIGTERM)
+                self._tell_to_stop(self.at)
         self.alone = True
         self.tasks.put(None)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(END_S)
         # With what it has forked, which shares its session.
         os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    def _tell_to_stop(self, at: int) -> None:
+        """Interrupt a task that is to stop, once: one that has noted a signal would be ended by the next."""
+        if 0 <= at <= self.stopped and at != self.told:
+            # What has taken signals into its own hands hears this one there.
+            self.told, self.unheard = at, signal.getsignal(signal.SIGTERM) == self._on_signal
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _someone_speaks(self) -> bool:
         """Wait for the next word; False when the process that started this one has died, though its end may be held open."""
@@ -216,7 +222,7 @@ class _Worker:
     def _repeat(self) -> None:
         """Tell the task again that it is to stop, if it has not heard: a call that sleeps and had just begun sleeps on.
 
-        What takes signals into its own hands, as training does, is told once, and the next task not at all.
+        What has taken signals into its own hands meanwhile, as training does, is not to be ended by a second one.
         """
         if self.unheard and self._asked() and signal.getsignal(signal.SIGTERM) == self._on_signal:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -244,4 +250,16 @@ def serve(fd: int, parent: int) -> None:
     os.set_inheritable(fd, False)  # programs that tasks start must not hold it open
     _worker = _Worker(Connection(fd), parent)
     sys.stderr = _worker.stderr
+    os.register_at_fork(after_in_child=_be_no_worker)
     _worker.run()
+
+
+def _be_no_worker() -> None:
+    """In a process that a task has forked: it holds the line no longer, so that a death of its parent is seen."""
+    global _worker
+    if _worker is not None:
+        with suppress(OSError):
+            _worker.connection.close()
+        if sys.stderr is _worker.stderr:
+            sys.stderr = sys.__stderr__
+        _worker = None

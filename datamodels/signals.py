@@ -28,8 +28,10 @@ def noted(then: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
             signal.signal(each, signal.SIG_DFL)
         then()
 
-    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
+        for number in SIGNALS:
+            signal.signal(number, on_signal)
         yield event
     finally:
         for number, handler in before.items():

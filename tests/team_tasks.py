@@ -2,6 +2,7 @@
 
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -10,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodels import serving
 from datamodels.errors import InputError
 from datamodels.progress import say
-from datamodels.serving import ALONE_S, tell
+from datamodels.serving import ALONE_S, MOST_LINES, tell
 from datamodels.signals import noted
 
 
@@ -89,15 +91,52 @@ def fail_unheard(device):
         os.kill = kill
 
 
-def fail_while_signals_are_noted(device):
-    """As `fail`, but the other one takes the signal into its own hands, as training does."""
+def fail_while_signals_are_noted(file, device):
+    """As `fail`, but the other one takes the signal into its own hands, as training does, and has work to finish."""
     if device == "0":
         time.sleep(0.5)
         raise ValueError("a fault")
     with noted() as stop:
         while not stop.wait(0.05):
             pass
+        time.sleep(2.5 * ALONE_S)
+    time.sleep(2.5 * ALONE_S)
+    file.write_text("finished")
     raise KeyboardInterrupt
+
+
+def finish(file, device):
+    """The first device tells something, the other one goes on for a while after a signal, and finishes a file."""
+    if device == "0":
+        time.sleep(0.2)
+        tell("a word")
+        return
+    with noted() as stop:
+        stop.wait(60)
+        time.sleep(2)
+        file.write_text("finished")
+        raise KeyboardInterrupt
+
+
+def fork_and_answer(device):
+    """Leaves a process behind, which says more than waits to be sent, and dies in the middle of its answer."""
+    if os.fork() == 0:
+        for _ in range(2 * MOST_LINES):
+            print("of a child", file=sys.stderr)
+        print("all is said", file=sys.stderr, flush=True)
+        time.sleep(20)
+        os._exit(0)
+    worker = serving._worker
+    assert worker is not None
+    line = worker.connection.fileno()
+
+    def send_half(_answer):
+        os.write(line, struct.pack("!i", 1000) + bytes(10))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    worker.connection.send = send_half  # type: ignore[method-assign]
+    time.sleep(1)
+    return device
 
 
 def last_a_while(device):

@@ -173,7 +173,7 @@ def test_only_the_models_that_are_missing_count(settings, data, slow, capsys):
     assert told(Forecast(chosen, engine, yes=False), capsys) == ""
 
 
-def test_who_joins_others_is_not_asked(settings, data, slow, capsys, few):
+def test_who_joins_others_is_asked_for_nothing_but_the_verification(settings, data, slow, capsys, few):
     chosen, engine = settings(), built_in(settings(), data)
     others = claim(open_store(chosen, engine), 1)
     short = settings(verify__methods="none", verify__sizes="none", verify__base_models=2)
@@ -188,6 +188,20 @@ def test_who_joins_others_is_not_asked(settings, data, slow, capsys, few):
     others.release(remove=True)
     with pytest.raises(InputError, match="--yes"):
         Forecast(chosen, engine, yes=False).before_models()
+
+
+def test_who_joins_others_while_no_speed_is_known_is_asked_once_it_is(settings, data, slow, few, monkeypatch):
+    chosen = settings(verify__methods="none", verify__sizes="none", verify__base_models=2)
+    engine = built_in(chosen, data)
+    others = claim(open_store(chosen, engine), 1)
+    road = Forecast(chosen, engine, yes=False, targets=[0, 1])
+    with monkeypatch.context() as patch:
+        patch.setattr("datamodels.estimates.speed_of", lambda *_: None)
+        road.before_models()
+    with pytest.raises(InputError, match=r"the models of the verification take about .*--yes"):
+        road.before_verification(Expected(9, 9, 9, 0))
+    assert others is not None
+    others.release(remove=True)
 
 
 def test_a_road_that_was_begun_is_not_stopped_where_it_turns_out_to_be_slower(settings, data, slow, capsys, few):

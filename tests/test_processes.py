@@ -150,6 +150,15 @@ def test_a_death_is_seen_though_a_child_of_it_lives_on():
     assert time.monotonic() - start < 10
 
 
+def test_a_death_in_the_middle_of_an_answer_is_seen_though_a_child_lives_on_and_the_child_can_speak(capfd):
+    with Team(["0"], tasks.name) as team:
+        start = time.monotonic()
+        assert team.all(tasks.fork_and_answer) == [None]
+        assert time.monotonic() - start < 10
+        assert team.revive() == ["0 (SIGKILL)"]
+    assert "all is said" in capfd.readouterr().err
+
+
 def test_programs_started_by_tasks_have_none_of_our_files():
     with Team(["0"], tasks.name) as team:
         assert team.all(tasks.start_a_program) == ["0\n"]
@@ -190,12 +199,28 @@ def test_what_sleeps_through_a_stop_is_told_again():
         assert team.all(tasks.name) == ["0", "1"]
 
 
-def test_a_stop_that_a_task_has_noted_does_not_come_again_at_the_next_one():
+def test_a_stop_that_a_task_has_noted_does_not_come_again_at_it_or_at_the_next_one(tmp_path):
     with Team(["0", "1"], tasks.name) as team:
         with pytest.raises(RuntimeError, match="a fault"):
-            team.all(tasks.fail_while_signals_are_noted)
+            team.all(functools.partial(tasks.fail_while_signals_are_noted, tmp_path / "row"))
+        assert (tmp_path / "row").read_text() == "finished"
         assert team.all(tasks.last_a_while) == ["0", "1"]
         assert not team.revive()
+
+
+def test_a_task_that_was_told_to_stop_ends_in_good_order_though_the_next_one_is_stopped_too(tmp_path):
+    def refuse(_device, _word):
+        raise OSError("no room")
+
+    with Team(["0", "1"], tasks.name) as team:
+        with pytest.raises(OSError, match="no room"):
+            team.all(functools.partial(tasks.finish, tmp_path / "row"), heard=refuse)
+        time.sleep(0.3)  # until the other one has noted the signal
+        with pytest.raises(RuntimeError, match="a fault"):
+            team.all(functools.partial(tasks.fail, ValueError("a fault")))
+        assert team.all(tasks.name) == ["0", "1"]
+        assert not team.revive()
+    assert (tmp_path / "row").read_text() == "finished"
 
 
 @pytest.mark.parametrize("moment", ["_load", "_task", "_asked"])

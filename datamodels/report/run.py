@@ -78,7 +78,7 @@ def report(settings: Settings, learner: Learner) -> str:
         verified = _read_verified(settings, models, store, Examples(learner).classes)
         examples = Gallery(learner, verified.behaviours)
         models.refuse_other(store)
-    folder, made_from = page_folder(settings), _made_from(verified, models, examples)
+    folder, made_from = page_folder(settings), _made_from(settings, verified, models, examples)
     already = f"report: already in {folder / 'index.html'}"
     if _is_made(folder, made_from):
         tidy(folder)
@@ -86,7 +86,7 @@ def report(settings: Settings, learner: Learner) -> str:
     with only_maker(folder, f"report: waiting for another process that is making {folder}"):
         if _is_made(folder, made_from):
             return already
-        parts = Parts(examples, store, models, Answers(verified, models, examples.targets), Path(settings.run.dir).name)
+        parts = Parts(examples, store, models, Answers(verified, models, examples.targets), _called(settings))
         with step("report: making the page"):
             _make(settings, parts, made_from, start)
     return f"report: {folder / 'index.html'}"
@@ -130,18 +130,24 @@ def _read_verified(settings: Settings, models: Datamodels, store: Store, classes
     return verified
 
 
-def _made_from(verified: Verified, models: Datamodels, examples: Gallery) -> str:
-    """SHA-256 of what a report shows, and of what makes it; equal before and after means that there is nothing to do again.
+def _made_from(settings: Settings, verified: Verified, models: Datamodels, examples: Gallery) -> str:
+    """SHA-256 of what a report shows, and of the files here that make it; as long as it is the same, nothing is done again.
 
-    Pictures have no part in it: they belong to the data, which a run refuses to go on with once it is another.
+    Pictures have no part in it: those of the known data sets belong to the data, and a run with other data is refused. Nor have
+    seconds and the machine, for they change from run to run.
     """
     known = examples.targets.examples
     names = [known.class_names, known.test_names, known.train_names]
-    told = [__version__, to_json(verified), models.meta, names]
+    told = [__version__, _called(settings), to_json(verified), models.meta, names]
     found = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for file in sorted(path for path in HERE.rglob("*") if path.is_file() and path.suffix != ".pyc"):
         found.update(file.read_bytes())
     return found.hexdigest()
+
+
+def _called(settings: Settings) -> str:
+    """What a run is called."""
+    return Path(settings.run.dir).name
 
 
 def _is_made(folder: Path, made_from: str) -> bool:

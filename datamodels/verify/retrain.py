@@ -23,7 +23,7 @@ from datamodels.learners import Key, Learner, Model
 from datamodels.progress import say
 from datamodels.provenance import refuse_difference
 from datamodels.runs import stage_folder, stage_seconds
-from datamodels.settings import VERIFY, Settings
+from datamodels.settings import Settings
 from datamodels.store import ArraySpec, Meta, Store, Writer, create_once, enlist, read_meta
 from datamodels.store.check import refuse_damaged
 from datamodels.store.layout import DONE
@@ -109,7 +109,7 @@ class Retraining:
     `alone`. Their time counts as that of `stage`. Raises InputError when the store was made under other settings.
     """
 
-    def __init__(self, folder: Path, settings: Settings, engine: Engine, stage: str = VERIFY) -> None:
+    def __init__(self, folder: Path, settings: Settings, engine: Engine, stage: str = "verify") -> None:
         self.folder, self.settings, self.engine, self.stage = folder, settings, engine, stage
         self.store = _opened(folder, settings, engine)
         self.rows = _rows(self.store)
@@ -159,7 +159,7 @@ class Retraining:
         self.started &= self.missing
         if not self.started:
             self.back = 0
-        _say_which_failed(self.store, before)
+        _say_which_failed(self.stage, self.store, before)
 
     def _listed(self) -> list[list[int]]:
         """The rows in the pool that were listed before, block by block."""
@@ -236,8 +236,8 @@ def _rows(store: Store) -> dict[Request, int]:
     return {Request(mask.tobytes(), repetition, relabelled): row for mask, repetition, relabelled, row in found}
 
 
-def _say_which_failed(store: Store, before: set[int]) -> None:
+def _say_which_failed(stage: str, store: Store, before: set[int]) -> None:
     failed = [i for i in store.failures if i not in before]
     if failed:
         how_many = f"{len(failed)} models" if len(failed) > 1 else "a model"
-        say(f"verify: {how_many} could not be trained, and do not count: {store.failures[failed[0]]}")
+        say(f"{stage}: {how_many} could not be trained, and do not count: {store.failures[failed[0]]}")

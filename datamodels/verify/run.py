@@ -27,7 +27,7 @@ from datamodels.provenance import difference
 from datamodels.reading import Unreadable
 from datamodels.regress import Datamodels
 from datamodels.runs import read_store, stage_folder, verdicts_folder
-from datamodels.settings import FLIP, VERIFY, Settings, VerifySettings
+from datamodels.settings import FLIP, Settings, VerifySettings
 from datamodels.verify.asking import ask
 from datamodels.verify.expected import Expected
 from datamodels.verify.kept import OfBaseModels, base_requests
@@ -136,7 +136,7 @@ def _ask(questions: Sequence[Question], settings: Settings, engine: Engine) -> l
         return ask(questions, retraining(settings, engine), bar)
 
 
-def retraining(settings: Settings, engine: Engine, stage: str = VERIFY) -> Retraining:
+def retraining(settings: Settings, engine: Engine, stage: str = "verify") -> Retraining:
     """The models that questions want: kept in the run's store of such models of that seed, for every name.
 
     Their time counts as that of `stage`.

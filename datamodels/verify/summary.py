@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from datamodels.brittleness.judging import FLIPPED, HELD
 from datamodels.settings import FLIP, REPAIR
 from datamodels.verify.known import Targets
 from datamodels.verify.record import KINDS, SUPPORT, CounterfactualRecord, SearchRecord, Verified
@@ -72,14 +73,14 @@ def told(verified: Verified, methods: Sequence[str]) -> str:
     if verified.counterfactuals:
         parts.append(f"predicted and measured drops: {_correlations_told(verified.counterfactuals)}")
     aside = len(unsearched(verified))
-    of_these = f" ({aside} {BEFORE[verified.goal]})" if aside and verified.searches else ""
+    of_these = f" ({aside} {BEFORE[verified.goal]})" if aside else ""
     return "; ".join([*parts, f"{len(verified.base)} targets{of_these}, {verified.models_used} models"])
 
 
 def unsearched(verified: Verified) -> list[int]:
-    """The targets that no search was begun for: those not right, or to repair them not wrong, beyond doubt."""
-    searched = {search.target for search in verified.searches}
-    return [target for target in verified.base if target not in searched]
+    """The targets that no search is begun for: those not right, or to repair them not wrong, beyond doubt."""
+    wanted = FLIPPED if verified.goal == REPAIR else HELD
+    return [target for target, base in verified.base.items() if base.outcome.verdict != wanted]
 
 
 def _of_method(method: str, does: str, searches: Sequence[SearchRecord]) -> str:
@@ -90,7 +91,8 @@ def _of_method(method: str, does: str, searches: Sequence[SearchRecord]) -> str:
     cost = f", {np.mean([search.models for search in searches]):.0f} models each" if searches else ""
     apart = sum(search.two_modes for search in searches)
     far = "below" if does == REACHED[REPAIR] else "above"
-    modes = f", in {apart} searches a few networks lie far {far} the others" if apart else ""
+    in_some = f"in {apart} search{'es' * (apart > 1)}"
+    modes = f", {in_some} a few networks lie far {far} the others" if apart else ""
     return f"{method} {does} {len(found)} of {len(searches)} predictions{size}{cost}{modes}{_beside(searches)}"
 
 

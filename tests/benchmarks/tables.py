@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,8 +123,8 @@ def _smallest(records: Records) -> Table:
     return [[*head, "flipped by as many random images of the class"], *rows]
 
 
-def _orders(name: str) -> Callable[[Records], Table]:
-    """|R| target by target, along the datamodel's order and along the nearest of the class."""
+def _orders(name: str, averages: bool = True) -> Callable[[Records], Table]:
+    """|R| target by target, along the datamodel's order and along the nearest of the class; a dash where no set flips."""
 
     def table(records: Records) -> Table:
         by_method = records[name]["by_method"]
@@ -132,14 +132,29 @@ def _orders(name: str) -> Callable[[Records], Table]:
         sizes = {method: by_method[method]["sizes"] for method in methods}
         head = ["target", *(METHODS[method] for method in methods), "datamodel / nearest"]
         rows = [
-            [target, *(str(sizes[method][target]) for method in methods), f"{ours / sizes['similarity'][target]:.2f}"]
-            for target, ours in sizes["datamodel"].items()
+            [target, *(_or_dash(sizes[method][target], "d") for method in methods), _size_ratio(sizes, target)]
+            for target in sizes["datamodel"]
         ]
-        means = [f"{np.mean(list(sizes[method].values())):.1f}" for method in methods]
-        medians = [by_method[method]["median_size"] for method in methods]
-        return [head, *rows, ["median", *medians, ""], ["mean", *means, ""]]
+        medians = ["median", *(by_method[method]["median_size"] for method in methods), ""]
+        means = ["mean", *(_or_dash(_mean_size(sizes[method].values()), ".1f") for method in methods), ""]
+        return [head, *rows, *([medians, means] if averages else [])]
 
     return table
+
+
+def _or_dash(number: float | None, form: str) -> str:
+    return "–" if number is None else format(number, form)
+
+
+def _size_ratio(sizes: dict[str, dict[str, int | None]], target: str) -> str:
+    ours, theirs = (sizes[method][target] for method in ("datamodel", "similarity"))
+    return _or_dash(None if ours is None or theirs is None else ours / theirs, ".2f")
+
+
+def _mean_size(sizes: Iterable[int | None]) -> float | None:
+    """The mean of |R|; None where it is not known of all."""
+    known = list(sizes)
+    return None if None in known else float(np.mean(known))  # type: ignore[arg-type]
 
 
 def _stages(records: Records) -> Table:
@@ -285,10 +300,17 @@ def _own_networks(records: Records) -> Table:
     return [["", *(f"{k} at once" for k in AT_ONCE)], *rows]
 
 
+ACCURACIES = (
+    ("digits", "digits"),
+    ("CIFAR-10, 1,000 images of 16×16 pixels", "cifar10-small"),
+    ("CIFAR-10, 5,000 images of 16×16 pixels", "cifar10-5k"),
+)
+
+
 def _accuracy(records: Records) -> Table:
     rows = [
         [called, row["trained_on"], f"{row['images']:,}", str(row["models"]), _percent(row)]
-        for called, name in (("digits", "digits"), ("CIFAR-10 at 16×16 pixels", "cifar10-small"))
+        for called, name in ACCURACIES
         for row in records[f"accuracy-{name}-cpu"]["rows"]
     ]
     return [["", "trained on", "images", "models", "accuracy, 95 % interval"], *rows]
@@ -327,7 +349,7 @@ TABLES: dict[str, Callable[[Records], Table]] = {
     "fixed-size": _fixed_size,
     "smallest": _smallest,
     "orders": _orders("cifar10-5k"),
-    "orders-fine": _orders("cifar10-5k-fine"),
+    "orders-fine": _orders("cifar10-5k-fine", averages=False),
     "orders-small": _orders("cifar10-small-run"),
     "stages": _stages,
     "court": _court,

@@ -51,6 +51,14 @@ def test_figures_are_found_formatted_and_written_between_their_marks(records):
     assert filled(fenced, records) == fenced
 
 
+def test_a_target_that_no_set_flips_has_a_dash_and_no_mean(tmp_path):
+    one, other = {"3": 20, "5": 30}, {"3": 40, "5": None}
+    by_method = {"datamodel": {"sizes": one, "median_size": "25"}, "similarity": {"sizes": other, "median_size": "> 40"}}
+    (tmp_path / "cifar10-5k.json").write_text(json.dumps({"by_method": by_method}))
+    rows = TABLES["orders"](Records(tmp_path))[1:]
+    assert rows == [["3", "20", "40", "0.50"], ["5", "30", "–", "–"], ["median", "25", "> 40", ""], ["mean", "25.0", "–", ""]]
+
+
 def test_what_is_not_there_is_said(records):
     for what, said in (("one: rows[m=6]/is", "rows"), ("one: lds/mean", "mean"), ("reckoned: x", "nothing reckons x")):
         with pytest.raises(UnknownFigureError, match=said):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from datamodels.data import load, prepare
+from datamodels.learners.recipe import Recipe
 from datamodels.regress import Datamodels
 from datamodels.report import report
 from datamodels.report import run as page_of_a_run
@@ -170,24 +171,47 @@ def test_doing_it_all_again_changes_nothing(run):
     assert contents(run) == before
 
 
+def test_a_page_without_any_search_names_the_targets_of_doubt(run, tmp_path):
+    """Of two networks on all of S nothing is beyond doubt."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    settings = parse(flags(copy, **MORE, verify__name="doubt", verify__base_models=2))[0]
+    engine = built_in(settings, load(settings))
+    verify_targets(settings, engine, Datamodels.load(copy / "regress"), [5, 7])
+    assert json.loads((copy / "doubt" / "verify.json").read_text())["searches"] == []
+    report(settings, engine.learner)
+    text = " ".join((copy / "report-doubt" / "index.html").read_text().split())
+    assert "Of the targets asked about 2 are not right beyond doubt on all of S, and so not searched" in text
+    assert all(f'<a href="#t={target}">{target}</a>' in text.partition("not searched")[2] for target in (5, 7))
+
+
 def test_a_page_is_made_anew_when_names_or_what_makes_it_have_changed(run, tmp_path, monkeypatch):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
-    settings = parse(flags(copy, **MORE))[0]
-    learner = built_in(settings, load(settings)).learner
-    assert report(settings, learner).startswith("report: already in")
-    renamed = [f"kind <{k}>" for k in range(10)]
-    monkeypatch.setattr(type(learner), "class_names", property(lambda _: renamed))
-    assert not report(settings, learner).startswith("report: already in")
+
+    def made(folder=copy):
+        settings = parse(flags(folder, **MORE))[0]
+        return not report(settings, built_in(settings, load(settings)).learner).startswith("report: already in")
+
+    assert not made()
+    monkeypatch.setattr(Recipe, "class_names", property(lambda _: [f"kind <{k}>" for k in range(10)]))
+    assert made()
     assert "kind &lt;3&gt;" in (copy / "report" / "index.html").read_text()
-    assert report(settings, learner).startswith("report: already in")
+    for renamed in (True, False):
+        monkeypatch.setattr(
+            Recipe, "names", lambda _, of_train, indices, of=renamed: [f"{of_train == of} {i}" for i in indices], raising=False
+        )
+        assert made()
+    assert not made()
+    moved = copy.rename(tmp_path / "moved")
+    assert made(moved)
     changed = tmp_path / "report"
     shutil.copytree(page_of_a_run.HERE, changed)
     monkeypatch.setattr(page_of_a_run, "HERE", changed)
-    assert report(settings, learner).startswith("report: already in")
+    assert not made(moved)
     template = changed / "page.html.j2"
     template.write_text(template.read_text() + "<!-- -->")
-    assert not report(settings, learner).startswith("report: already in")
+    assert made(moved)
 
 
 def test_a_run_grows_and_its_old_weights_are_not_mixed_with_it(run, tmp_path):

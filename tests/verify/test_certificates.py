@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import json
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from datamodels.brittleness.judging import judge
 from datamodels.errors import InputError
 from datamodels.regress import Datamodels
 from datamodels.regress.run import regress
-from datamodels.runs import stage_folder
+from datamodels.runs import read_seconds, stage_folder
 from datamodels.seals import read_sealed, write_sealed
 from datamodels.settings import parse
 from datamodels.store import Store
@@ -82,6 +83,11 @@ def checked(path, folder, **more):
     return check(settings, functools.partial(engine_of, gpu=None), path)
 
 
+def read_seconds_of(folder):
+    """The stages whose time is counted in a run."""
+    return set(json.loads((folder / "seconds.json").read_text()))
+
+
 def edited(made, tmp_path, change, name=f"{FLIPS}-datamodel"):
     """A certificate changed by a function, and sealed anew."""
     told = read_sealed(made / name / "certificate.json")
@@ -98,6 +104,7 @@ def test_a_certificate_of_one_run_is_confirmed_in_another_that_has_nothing_of_it
     assert [path.name for path in (tmp_path / "other").iterdir() if path.is_dir()] == ["checked"]
     # By its file as well, and without training anything twice.
     (store,) = (tmp_path / "other" / "checked").glob("*/verify/store")
+    assert read_seconds_of(store.parents[1]) == {"recheck"}
     before = Store(store).meta.num_models
     assert checked(made / name / "certificate.json", tmp_path / "other") == line
     assert Store(store).meta.num_models == before
@@ -311,6 +318,7 @@ class CrashError(KeyboardInterrupt):
 
 def test_what_was_cut_off_goes_on_and_ends_the_same(made, tmp_path, monkeypatch):
     settings, engine = verified(tmp_path / "run", [FLIPS], verify__methods="datamodel")
+    before = read_seconds(settings)
     train, trained = Additive.train, list[tuple[int, ...]]()
 
     def counted(self, models):
@@ -332,6 +340,9 @@ def test_what_was_cut_off_goes_on_and_ends_the_same(made, tmp_path, monkeypatch)
     assert len(keys) == len(set(keys))
     one, other = (read_sealed(folder / "certificate.json") for folder in (tmp_path / "made", made / "10-datamodel"))
     assert {**one, "made": ""} == {**other, "made": ""}
+    after = read_seconds(settings)
+    assert after.pop("certify") > 0  # which took none of the verification's time
+    assert after == before
 
 
 @pytest.mark.parametrize(

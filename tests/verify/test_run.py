@@ -180,11 +180,21 @@ def test_targets_that_are_not_right_beyond_doubt_are_left_alone(run):
     rule = dataclasses.replace(models, bias=doubtful)
     trained: list[Seen] = []
     chosen = changed(settings, sizes="none")
-    verify_targets(chosen, by_the_rule(data, rule, trained), models, [4, 5])
+    line = verify_targets(chosen, by_the_rule(data, rule, trained), models, [4, 5])
     assert result_of(chosen)["searches"] == []
+    assert "flips 0 of 0 predictions" in line
+    assert "2 targets (2 not right before)" in line
     assert len(trained) == 32
     table = list(csv.DictReader((stage_folder(settings, "verify") / "verify.csv").read_text().splitlines()))
     assert [row["verdict"] for row in table] == ["not right before"] * 2
+
+
+def test_targets_that_nothing_is_asked_about_are_not_called_wrong(run):
+    settings, data, models = run
+    chosen = changed(settings, sizes="none", methods="none")
+    line = verify_targets(chosen, by_the_rule(data, models), models, [4, 5])
+    assert "2 targets, 32 models" in line
+    assert "not right before" not in (stage_folder(settings, "verify") / "verify.csv").read_text()
 
 
 def test_verification_is_one_call_for_notebooks(run):
