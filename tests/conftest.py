@@ -47,6 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
+def draw_the_same_whatever_ran_before() -> None:
+    """What a test draws from PyTorch's own generator is a function of the test: else it hangs on what its process has run."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def restore_the_environment() -> Iterator[None]:
     """What a test, or a function of one's own that it lets train here, has set: which GPUs are seen, for one."""
     before = dict(os.environ)
