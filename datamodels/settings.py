@@ -229,6 +229,12 @@ class VerifySettings:
         "similarity, gradients, tracin, influence, trak, embedding, scores:FILE or scores:NAME=FILE, for anybody's scores, "
         "larger where an image helps more (.npy (N, T), .npz of scores and targets, TRAK's .mmap, dattri's .pt); or none",
     )
+    rivals: str = setting(
+        Text(),
+        "none",
+        "other methods, as similarity,gradients, whose orders are asked for a smaller set than the method datamodel has found: "
+        "the smallest is its answer; or none",
+    )
     sizes: str = setting(Text(), "none", "beside the search: remove so many images, as 20,50; or none")
     counterfactuals: str = setting(
         Text(),

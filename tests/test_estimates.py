@@ -281,12 +281,15 @@ def test_the_size_of_a_row_is_that_of_the_stores_files(settings, data):
 
 def test_what_the_loop_expects_of_searches_is_what_is_expected_beforehand():
     chosen = VerifySettings(models=3, most_models=20)
-    for methods in (["datamodel", "relabel"], ["random"], []):
-        question: Any = SimpleNamespace(orders=SimpleNamespace(settings=chosen), targets=range(7), methods=methods)
-        assert BaseMargin.expects(question) == 7 * of_searches(chosen, methods)[1]
-        few, as_a_rule, many = of_searches(chosen, methods)
+    for methods, rivals in ((["datamodel", "relabel"], ["random", "similarity"]), (["random"], []), ([], [])):
+        orders = SimpleNamespace(settings=chosen)
+        question: Any = SimpleNamespace(orders=orders, targets=range(7), methods=methods, rivals=rivals)
+        assert BaseMargin.expects(question) == 7 * of_searches(chosen, methods, len(rivals))[1]
+        few, as_a_rule, many = of_searches(chosen, methods, len(rivals))
         assert few <= as_a_rule <= many
-    assert expected(chosen, ["random"], 1, 1, 0, False)[:3] == (chosen.base_models,) * 3
+        without = of_searches(chosen, methods, 0)
+        assert all(more - fewer >= 3 * len(rivals) for more, fewer in zip((few, as_a_rule, many), without, strict=True))
+    assert expected(chosen, ["random"], 0, 1, 1, 0, False)[:3] == (chosen.base_models,) * 3
 
 
 ROAD = {"store__num_models": 70, "verify__sizes": "5", "verify__counterfactuals": "3,7", "verify__subsets": 10}
@@ -359,6 +362,6 @@ def test_a_command_refuses_in_a_sentence(tmp_path, command):
 def test_the_plan_counts_methods_sizes_and_counterfactuals(settings, data):
     chosen = settings(verify__methods="datamodel,random", verify__sizes="5,9", verify__counterfactuals="3", verify__subsets=6)
     plan = Plan.of(chosen, built_in(chosen, data).learner)
-    assert plan.expected(chosen, 2, True) == expected(chosen.verify, ["datamodel", "random"], 2, 1, 2, True)
+    assert plan.expected(chosen, 2, True) == expected(chosen.verify, ["datamodel", "random"], 0, 2, 1, 2, True)
     assert plan.expected(chosen, 2, True).on_subsets == 6 * 4
     assert plan.expected(chosen, 2, False).on_subsets == 0

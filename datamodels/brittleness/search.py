@@ -32,7 +32,7 @@ from scipy.special import fdtrc, ndtr, stdtrit
 from datamodels.brittleness.curve import Curve, Factor, Measured
 from datamodels.brittleness.judging import NOTHING_KNOWN, Outcome, judge
 from datamodels.brittleness.modes import HighMode, below, high_mode
-from datamodels.brittleness.spread import Spread
+from datamodels.brittleness.spread import MOST_DEGREES, Spread
 from datamodels.subsets import Array
 
 WRONG = 0.025
@@ -99,7 +99,8 @@ class Search:
     `drops` (K,) are the drops of the margin that the weights predict for the removal of the first 1, 2, …, K images of the
     order, `base` the mean margin on all of S, > 0, `spread` what is known of a margin's variance, `factor` by how much the
     drops are thought to be off; where `strict`, a margin of just 0 is not enough. `confirmed` is the outcome of fresh networks
-    for the smallest set that flips, `high`; None where there is none. `attempt` counts the confirmations that failed.
+    for the smallest set that flips, `high`; None where there is none. `attempt` counts the confirmations that were; a search
+    that goes on where another ended, along another order, begins at what that one has used up (see `along`).
     """
 
     drops: Array
@@ -108,10 +109,10 @@ class Search:
     effort: Effort
     factor: Factor = AS_PREDICTED
     strict: bool = False
+    attempt: int = 0
     seen: dict[int, Array] = field(default_factory=dict, init=False)
     high: int | None = field(default=None, init=False)
     confirmed: Outcome | None = field(default=None, init=False)
-    attempt: int = field(default=0, init=False)
     step: Step | None = field(default=None, init=False)
     """What is wanted next; None where the search is done."""
     expected: float = field(default=0.0, init=False)
@@ -132,6 +133,15 @@ class Search:
     def is_certain(self) -> bool:
         """Whether chance has no part in it."""
         return self.spread == CERTAIN
+
+    def along(self, drops: Array) -> Search:
+        """A search along another order, as long as `drops`, that goes on where this one ended.
+
+        It knows what this one has learnt of the spread. Its attempts come after those of this one: of both together no more is
+        claimed wrongly than of one.
+        """
+        used = self.attempt + (self.high is not None)
+        return Search(drops, self.base, self._spread_learnt(), self.effort, AS_PREDICTED, self.strict, used)
 
     @property
     def networks_left(self) -> int:
@@ -300,6 +310,12 @@ class Search:
         """What is known of one set's spread without its own networks: before the search, and from its other sets."""
         variance, degrees = self.spread.moderated(*_within(margins for of, margins in self.seen.items() if of != size))
         return Spread(variance, degrees) if degrees else NOTHING_KNOWN
+
+    def _spread_learnt(self) -> Spread:
+        if self.is_certain:
+            return self.spread
+        variance, degrees = self.spread.moderated(*_within(self.seen.values()))
+        return Spread(variance, min(degrees, MOST_DEGREES)) if degrees else self.spread
 
     @property
     def variance(self) -> tuple[float, float]:

@@ -73,6 +73,8 @@ class Answers:
         drops = None if weights is None else np.cumsum(weights[list(order)])
         return {
             "method": search.method,
+            "along": search.along or search.method,
+            "orders": [[order.method, order.size] for order in search.orders],
             "verdict": search.verdict,
             "relabelled": search.relabelled,
             "size": search.size,

@@ -301,7 +301,9 @@ def _run(parts: Parts, found: _OfWeights, seen: _Seen, of_store: _OfStore) -> Re
 
 
 def _methods(answers: Answers) -> list[str]:
-    return list(dict.fromkeys(search.method for search in answers.verified.searches))
+    """Those of its searches, and of the orders that were asked beside theirs."""
+    searches = answers.verified.searches
+    return list(dict.fromkeys([s.method for s in searches] + [order.method for s in searches for order in s.orders]))
 
 
 NONE_FOUND, NOT_SEARCHED = 0, -1

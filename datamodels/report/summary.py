@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,12 +54,30 @@ def _summarise_method(searches: list[SearchRecord], done: str) -> Record:
         "targets": len(searches),
         done: sum(search.size is not None for search in searches),
         "sizes": {str(search.target): search.size for search in searches},
+        "orders": orders_of(searches),
         "median_size": median_size(searches),
         "median_by_majority": median_size(searches, majority=True),
         "with_two_modes": sum(search.two_modes for search in searches),
         "others_broken": breaks,
         "others_repaired": repairs,
         "models_per_target": float(np.mean([search.models for search in searches])) if searches else None,
+    }
+
+
+def orders_of(searches: Sequence[SearchRecord]) -> Record:
+    """Where rivals were asked: of each order the verified |R| along it, target by target, None where it found no smaller set
+    than the orders asked before; how many answers are along it; its networks a target.
+    """
+    methods = dict.fromkeys(order.method for search in searches for order in search.orders)
+    return {method: _of_order(method, searches) for method in methods}
+
+
+def _of_order(method: str, searches: Sequence[SearchRecord]) -> Record:
+    found = [(search, order) for search in searches for order in search.orders if order.method == method]
+    return {
+        "sizes": {str(search.target): order.size for search, order in found},
+        "answers": sum(search.size is not None and search.along == method for search, _ in found),
+        "models_per_target": float(np.mean([order.models for _, order in found])),
     }
 
 

@@ -25,6 +25,8 @@ from datamodels.worker.engine import Engine
 
 DATAMODEL, RELABEL, RANDOM, SIMILARITY, EMBEDDING = "datamodel", "relabel", "random", "similarity", "embedding"
 METHODS = (DATAMODEL, RELABEL, RANDOM, SIMILARITY, GRADIENTS, *LIBRARY_METHODS, EMBEDDING)
+RIVALS = METHODS[2:]
+"""Those whose sets are removed, by an order that is not the datamodel's."""
 NEEDS: dict[str, type[Any]] = {RELABEL: Relabels, SIMILARITY: Features, **dict.fromkeys(LIBRARY_METHODS, Attributes)}
 """What a learner must offer for a method."""
 BY_OTHERS = f"{SCORES}FILE"
@@ -36,10 +38,25 @@ Derived = Callable[[Sequence[int]], tuple[Datamodels, Store]]
 
 def methods_named(settings: VerifySettings, learner: Learner) -> list[str]:
     """The methods in `verify.methods`. Raises InputError for an unknown one, or one that the run's models do not admit."""
-    words, files = _words(settings), scores_named(settings)
+    return _named("verify.methods", settings.methods, METHODS, settings, learner)
+
+
+def rivals_named(settings: VerifySettings, learner: Learner, methods: Sequence[str]) -> list[str]:
+    """The methods in `verify.rivals`; none where `methods`, those in `verify.methods`, have no answer that they could beat.
+
+    Raises InputError as `methods_named`.
+    """
+    found = _named("verify.rivals", settings.rivals, RIVALS, settings, learner)
+    return found if DATAMODEL in methods else []
+
+
+def _named(setting: str, value: str, known: Sequence[str], settings: VerifySettings, learner: Learner) -> list[str]:
+    """The methods that the value of a setting names, each once, a file of scores by its method."""
+    words = _words(value)
+    files = _files_in(words)
     for word in words:
-        if word not in METHODS and not word.startswith(SCORES):
-            raise InputError(f"verify.methods takes some of {', '.join(METHODS)}, {BY_OTHERS}, or {NONE}, not {word!r}")
+        if word not in known and not word.startswith(SCORES):
+            raise InputError(f"{setting} takes some of {', '.join(known)}, {BY_OTHERS}, or {NONE}, not {word!r}")
         if word in NEEDS:
             offered(learner, NEEDS[word], f"the method {word}")
     if RELABEL in words and (learner.train_labels < 0).any():
@@ -62,13 +79,20 @@ def is_method(name: str) -> bool:
 
 
 def scores_named(settings: VerifySettings) -> dict[str, Path]:
-    """The files of scores in `verify.methods`, each by its method, `scores:NAME`. Raises InputError as `scores_files`."""
-    words = list(dict.fromkeys(word.removeprefix(SCORES) for word in _words(settings) if word.startswith(SCORES)))
-    return {f"{SCORES}{name}": file for name, file in scores_files(words).items()}
+    """The files of scores in `verify.methods` and `verify.rivals`, each by its method, `scores:NAME`.
+
+    Raises InputError as `scores_files`.
+    """
+    return _files_in([*_words(settings.methods), *_words(settings.rivals)])
 
 
-def _words(settings: VerifySettings) -> list[str]:
-    return [] if settings.methods == NONE else [word.strip() for word in settings.methods.split(",")]
+def _files_in(words: Sequence[str]) -> dict[str, Path]:
+    files = list(dict.fromkeys(word.removeprefix(SCORES) for word in words if word.startswith(SCORES)))
+    return {f"{SCORES}{name}": file for name, file in scores_files(files).items()}
+
+
+def _words(value: str) -> list[str]:
+    return [] if value == NONE else [word.strip() for word in value.split(",")]
 
 
 def _scores_in(method: str, file: Path, learner: Learner) -> Scores:

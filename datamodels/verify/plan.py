@@ -32,6 +32,7 @@ from datamodels.verify.methods import (
     columns_of,
     embedding_named,
     methods_named,
+    rivals_named,
     scores_named,
     scores_of,
     sizes_named,
@@ -47,9 +48,12 @@ from datamodels.worker.engine import Engine
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of every target: searches by methods, removals of fixed sizes, counterfactuals of sizes."""
+    """What is asked of every target: searches by methods, and by rivals of the datamodel's, removals of fixed sizes,
+    counterfactuals of sizes.
+    """
 
     methods: list[str]
+    rivals: list[str]
     sizes: list[int]
     counterfactuals: list[int]
     embedding: Array | None
@@ -59,22 +63,36 @@ class Plan:
         """As the settings want it. Raises InputError where a method or size makes no sense."""
         chosen, n = settings.verify, len(learner.train_labels)
         methods = methods_named(chosen, learner)
+        rivals = rivals_named(chosen, learner, methods)
         sizes = sizes_named("verify.sizes", chosen.sizes, n)
         tested = sizes_named("verify.counterfactuals", chosen.counterfactuals, n)
         check_subsets(chosen)
-        return cls(methods, sizes, tested, embedding_named(chosen, learner, methods))
+        return cls(methods, rivals, sizes, tested, embedding_named(chosen, learner, [*methods, *rivals]))
+
+    @property
+    def orders_of(self) -> list[str]:
+        """The methods whose orders are wanted, each once."""
+        return list(dict.fromkeys([*self.methods, *self.rivals]))
 
     def expected(self, settings: Settings, targets: int, subsets: bool) -> Expected:
         """About how many models so many targets take, and random subsets where these are asked about."""
-        return expected(settings.verify, self.methods, len(self.sizes), len(self.counterfactuals), targets, subsets)
+        return expected(
+            settings.verify,
+            self.methods,
+            len(self.rivals),
+            len(self.sizes),
+            len(self.counterfactuals),
+            targets,
+            subsets,
+        )
 
     def inputs(self, settings: Settings, models: Datamodels) -> dict[str, str]:
         """Digests of the files that decide verdicts beside store and settings: what a prior was of, and orders of images."""
         found = {"prior": str(models.meta["prior_digest"])} if "prior_digest" in models.meta else {}
-        if EMBEDDING in self.methods:
+        if EMBEDDING in self.orders_of:
             found["embedding"] = digest(Path(settings.verify.embedding))
         found |= {method: digest(file) for method, file in scores_named(settings.verify).items()}
-        if GRADIENTS in self.methods:
+        if GRADIENTS in self.orders_of:
             meta = read_store(settings).meta
             prior = covariates_named(GRADIENTS, stage_folder(settings, "prior"), meta.num_train, meta.num_targets)
             found["gradients"] = "" if prior is None else prior.digest
@@ -94,7 +112,7 @@ class Plan:
     ) -> Orders:
         """The orders of images for some targets; what was found out for them is kept in the folder."""
         columns = columns_of(targets, numbers)
-        scores = scores_of(folder, settings, engine, self.methods, columns)
+        scores = scores_of(folder, settings, engine, self.orders_of, columns)
         base, derived = OfBaseModels(folder, settings, engine, columns), functools.partial(behaviour, settings, models)
         weights = chosen_weights(
             models, read_store(settings), targets, numbers, lambda of: derived(of, before=engine.give_back)
@@ -115,7 +133,8 @@ class Questions:
     def of(cls, plan: Plan, orders: Orders, targets: list[int], subsets: RandomSubsets | None) -> Questions:
         """About each of the targets, and of random subsets where these are to be asked about."""
         removals = [Removal.of_size(orders, target, size) for target in targets for size in plan.sizes]
-        base, drops = BaseMargin(orders, targets, plan.methods), counterfactuals(orders, targets, plan.counterfactuals)
+        base = BaseMargin(orders, targets, plan.methods, plan.rivals)
+        drops = counterfactuals(orders, targets, plan.counterfactuals)
         return cls(base, removals, drops, subsets)
 
     def all(self) -> list[Question]:

@@ -79,6 +79,18 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class OrderRecord:
+    """How far the search along one method's order came, where several were asked one after the other for a smaller set: the
+    smallest verified |R| along it, None where it found none smaller than those before; the largest set tried; its networks.
+    """
+
+    method: str
+    size: Size | None
+    tried: Count
+    models: Count
+
+
+@dataclass(frozen=True)
 class SearchRecord:
     """All that a search tried. `verdict` is 'flipped' or 'repaired', or 'censored' where no set of the order is proved to do
     that.
@@ -89,6 +101,9 @@ class SearchRecord:
     `repairs` those the other way, by the networks that judged the set, at a level for all columns and looks together (see
     `judging.beyond_doubt`); None where no set was found. `two_modes` says that some of the search's networks lie far above the
     others, or where sets repair far below (see `brittleness.modes`).
+
+    `along` is the method whose order the images are in, where rivals were asked another one than `method` perhaps, and `orders`
+    how far each order came; empty where no rival was asked, as in what earlier versions wrote, and so is `along` there.
     """
 
     target: Index
@@ -106,6 +121,8 @@ class SearchRecord:
     breaks: tuple[Index, ...] | None = None
     repairs: tuple[Index, ...] | None = None
     two_modes: bool = False
+    along: str = ""
+    orders: tuple[OrderRecord, ...] = ()
 
     @property
     def last(self) -> Probe | None:
@@ -312,7 +329,8 @@ def read_verified(path: Path, n: int, t: int, classes: int) -> Verified:
 
 def _check_search(search: SearchRecord, found: Verified, n: int, t: int, classes: int, path: Path) -> None:
     _check(search.target, search.order, search.size, n, t, path)
-    known = is_method(search.method) and search.target in found.base and len(search.weights) == len(search.order)
+    named = (search.method, *([search.along] if search.along else []), *(order.method for order in search.orders))
+    known = all(map(is_method, named)) and search.target in found.base and len(search.weights) == len(search.order)
     labelled = not classes or (_is_labelled(search.target, search.label, found, classes) and (search.relabelled or 0) < classes)
     beside = max((*(search.breaks or ()), *(search.repairs or ())), default=0) < t - len(found.behaviours)
     if not known or not labelled or not beside:

@@ -32,6 +32,7 @@ from datamodels.verify.asking import ask
 from datamodels.verify.expected import Expected
 from datamodels.verify.kept import OfBaseModels, base_requests
 from datamodels.verify.known import Examples, Targets
+from datamodels.verify.methods import NONE
 from datamodels.verify.plan import Plan, Questions
 from datamodels.verify.questions import Question
 from datamodels.verify.questions.random_subsets import RandomSubsets, read_margins
@@ -192,5 +193,5 @@ def _kept(file: Path, settings: Settings, learner: Learner, models: Datamodels, 
 
 
 def _deciding(settings: Mapping[str, object]) -> dict[str, object]:
-    # An earlier version did not say of a goal: it had one.
-    return {"goal": FLIP} | {name: value for name, value in settings.items() if name not in OF_NO_VERDICT}
+    # An earlier version did not say of a goal, and of rivals: it had one, and none.
+    return {"goal": FLIP, "rivals": NONE} | {name: value for name, value in settings.items() if name not in OF_NO_VERDICT}

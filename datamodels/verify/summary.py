@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ COLUMNS = (
     "verdict",
     "size",
     "majority",
+    "along",
     "models",
     "judged",
     *OF_OUTCOME,
@@ -33,8 +35,8 @@ REACHED = {FLIP: "flips", REPAIR: "repairs"}
 
 
 def table(verified: Verified, targets: Targets) -> str:
-    """One line for each target and method: its verdict, |R|, |R| by the majority rule, how many models were asked for and how
-    many judged it, and what these say, with the interval at the level of their look.
+    """One line for each target and method: its verdict, |R|, |R| by the majority rule, in which method's order the images are,
+    how many models were asked for and how many judged it, and what these say, with the interval at the level of their look.
 
     `breaks` and `repairs` are the other predictions that the set turns, numbers with spaces between; `name` what the target is
     called, empty for a test image that has but its index.
@@ -43,7 +45,7 @@ def table(verified: Verified, targets: Targets) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for search in verified.searches:
-        about = (search.target, search.label, search.method, search.verdict, search.size, search.majority)
+        about = (search.target, search.label, search.method, search.verdict, search.size, search.majority, search.along)
         last = search.last
         outcome = [getattr(last.outcome, name) for name in OF_OUTCOME] if last else [None] * len(OF_OUTCOME)
         beside = [" ".join(map(str, turned or ())) for turned in (search.breaks, search.repairs)]
@@ -51,7 +53,7 @@ def table(verified: Verified, targets: Targets) -> str:
     for target in unsearched(verified):
         base = verified.base[target]
         outcome = [getattr(base.outcome, name) for name in OF_OUTCOME]
-        of_base = [target, base.label, "", BEFORE[verified.goal], None, None, base.outcome.models, base.outcome.models]
+        of_base = [target, base.label, "", BEFORE[verified.goal], None, None, "", base.outcome.models, base.outcome.models]
         writer.writerow([*of_base, *outcome, "", "", name(target)])
     return text.getvalue()
 
@@ -93,7 +95,13 @@ def _of_method(method: str, does: str, searches: Sequence[SearchRecord]) -> str:
     far = "below" if does == REACHED[REPAIR] else "above"
     in_some = f"in {apart} search{'es' * (apart > 1)}"
     modes = f", {in_some} a few networks lie far {far} the others" if apart else ""
-    return f"{method} {does} {len(found)} of {len(searches)} predictions{size}{cost}{modes}{_beside(searches)}"
+    return f"{method} {does} {len(found)} of {len(searches)} predictions{size}{_along(found)}{cost}{modes}{_beside(searches)}"
+
+
+def _along(found: Sequence[SearchRecord]) -> str:
+    """How many of the sets come first in the order of a rival, where any do."""
+    rivals = Counter(search.along for search in found if search.along not in ("", search.method))
+    return "".join(f", {number} of them in the order of {method}" for method, number in rivals.items())
 
 
 def _beside(searches: Sequence[SearchRecord]) -> str:

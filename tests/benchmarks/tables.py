@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,37 +124,53 @@ def _smallest(records: Records) -> Table:
 
 
 def _orders(name: str, averages: bool = True) -> Callable[[Records], Table]:
-    """|R| target by target, along the datamodel's order and along the nearest of the class; a dash where no set flips."""
+    """|R| target by target, along the datamodel's order and along the nearest of the class, and of the answer where the nearest
+    were asked as its rival; a dash where no set flips.
+    """
 
     def table(records: Records) -> Table:
         by_method = records[name]["by_method"]
-        methods = [method for method in ("datamodel", "similarity", "relabel") if method in by_method]
-        sizes = {method: by_method[method]["sizes"] for method in methods}
-        head = ["target", *(METHODS[method] for method in methods), "datamodel / nearest"]
+        answers, asked = by_method["datamodel"]["sizes"], by_method["datamodel"].get("orders", {})
+        nearest, relabelled = by_method["similarity"]["sizes"], by_method.get("relabel")
+        columns = {METHODS["datamodel"]: asked["datamodel"]["sizes"] if asked else answers, METHODS["similarity"]: nearest}
+        if asked:
+            columns["removed, the nearest asked as a rival"] = answers
+        if relabelled:
+            columns[METHODS["relabel"]] = relabelled["sizes"]
+        ratios = {"datamodel / nearest": columns[METHODS["datamodel"]]} | (
+            {"with the rival / nearest": answers} if asked else {}
+        )
         rows = [
-            [target, *(_or_dash(sizes[method][target], "d") for method in methods), _size_ratio(sizes, target)]
-            for target in sizes["datamodel"]
+            [
+                target,
+                *(_or_dash(sizes[target], "d") for sizes in columns.values()),
+                *(_size_ratio(sizes[target], nearest[target]) for sizes in ratios.values()),
+            ]
+            for target in answers
         ]
-        medians = ["median", *(by_method[method]["median_size"] for method in methods), ""]
-        means = ["mean", *(_or_dash(_mean_size(sizes[method].values()), ".1f") for method in methods), ""]
-        return [head, *rows, *([medians, means] if averages else [])]
+        blank = [""] * len(ratios)
+        medians = ["median", *(_or_dash(_over(np.median, sizes), "g") for sizes in columns.values()), *blank]
+        means = ["mean", *(_or_dash(_over(np.mean, sizes), ".1f") for sizes in columns.values()), *blank]
+        return [["target", *columns, *ratios], *rows, *([medians, means] if averages else [])]
 
     return table
+
+
+Sizes = Mapping[str, int | None]
 
 
 def _or_dash(number: float | None, form: str) -> str:
     return "–" if number is None else format(number, form)
 
 
-def _size_ratio(sizes: dict[str, dict[str, int | None]], target: str) -> str:
-    ours, theirs = (sizes[method][target] for method in ("datamodel", "similarity"))
+def _size_ratio(ours: int | None, theirs: int | None) -> str:
     return _or_dash(None if ours is None or theirs is None else ours / theirs, ".2f")
 
 
-def _mean_size(sizes: Iterable[int | None]) -> float | None:
-    """The mean of |R|; None where it is not known of all."""
-    known = list(sizes)
-    return None if None in known else float(np.mean(known))  # type: ignore[arg-type]
+def _over(statistic: Callable[[list[float]], Any], sizes: Sizes) -> float | None:
+    """A statistic of |R| over targets, censored searches taken for larger than all; None where it is not known then."""
+    found = float(statistic([np.inf if size is None else size for size in sizes.values()]))
+    return found if np.isfinite(found) else None
 
 
 def _stages(records: Records) -> Table:

@@ -53,10 +53,27 @@ def test_figures_are_found_formatted_and_written_between_their_marks(records):
 
 def test_a_target_that_no_set_flips_has_a_dash_and_no_mean(tmp_path):
     one, other = {"3": 20, "5": 30}, {"3": 40, "5": None}
-    by_method = {"datamodel": {"sizes": one, "median_size": "25"}, "similarity": {"sizes": other, "median_size": "> 40"}}
+    by_method = {"datamodel": {"sizes": one}, "similarity": {"sizes": other}}
     (tmp_path / "cifar10-5k.json").write_text(json.dumps({"by_method": by_method}))
     rows = TABLES["orders"](Records(tmp_path))[1:]
-    assert rows == [["3", "20", "40", "0.50"], ["5", "30", "–", "–"], ["median", "25", "> 40", ""], ["mean", "25.0", "–", ""]]
+    assert rows == [["3", "20", "40", "0.50"], ["5", "30", "–", "–"], ["median", "25", "–", ""], ["mean", "25.0", "–", ""]]
+
+
+def test_where_a_rival_was_asked_its_answers_stand_beside_the_orders_own(tmp_path):
+    asked = {"datamodel": {"sizes": {"3": 20, "5": None, "7": 9}}, "similarity": {"sizes": {"3": 10, "5": 30, "7": None}}}
+    by_method = {
+        "datamodel": {"sizes": {"3": 10, "5": 30, "7": 9}, "orders": asked},
+        "similarity": {"sizes": {"3": 10, "5": 30, "7": 20}},
+    }
+    (tmp_path / "cifar10-5k.json").write_text(json.dumps({"by_method": by_method}))
+    head, *rows = TABLES["orders"](Records(tmp_path))
+    assert head[1:4] == ["removed", "removed, the nearest of the class first", "removed, the nearest asked as a rival"]
+    assert rows[:3] == [
+        ["3", "20", "10", "10", "2.00", "1.00"],
+        ["5", "–", "30", "30", "–", "1.00"],
+        ["7", "9", "20", "9", "0.45", "0.45"],
+    ]
+    assert rows[3:] == [["median", "20", "20", "10", "", ""], ["mean", "–", "20.0", "16.3", "", ""]]
 
 
 def test_what_is_not_there_is_said(records):

@@ -580,6 +580,43 @@ def test_what_fresh_networks_say_is_what_is_told(running, made, tmp_path):
     assert running.messages() == []
 
 
+RANDOM = "removed, random of the class"
+
+
+@pytest.mark.parametrize(
+    ("along", "own", "told"),
+    [
+        ("datamodel", 9, f"No smaller set was found in the order of {RANDOM}."),
+        ("random", 12, f"They come first in the order of {RANDOM}; along the datamodel's own it took 12."),
+        ("random", None, f"They come first in the order of {RANDOM}; along the datamodel's own no set was found."),
+    ],
+)
+def test_what_came_of_a_rivals_order_is_told(running, made, tmp_path, along, own, told):
+    target = next(s["target"] for s in made.verified["searches"] if s["method"] == "datamodel" and s["size"])
+
+    def asked(content):
+        (search,) = (s for s in content["answers"][str(target)]["searches"] if s["method"] == "datamodel")
+        assert (search["along"], search["orders"]) == ("datamodel", [])
+        search.update(along=along, orders=[["datamodel", own], ["random", search["size"] if along == "random" else None]])
+
+    running.open(made.page, f"#t={target}")
+    assert "order of" not in text(running, ".beside")
+    running.open(rewritten(made, tmp_path, "targets-0", asked), f"#t={target}")
+    assert told in text(running, ".beside")
+    assert running.messages() == []
+
+
+def test_a_page_names_the_rivals_that_have_no_search_of_their_own(running, made):
+    settings = changed(made.settings, name="rivals", methods="datamodel", rivals="similarity")
+    verify_targets(settings, by_the_rule(load(settings), made.models), made.models, [3, 7])
+    report(settings, made.learner)
+    searches = {search["target"]: search for search in result_of(settings)["searches"]}
+    running.open(page_folder(settings) / "index.html", "#t=7")
+    wanted = "No smaller set was found in" if searches[7]["along"] == "datamodel" else "They come first in"
+    assert f"{wanted} the order of removed, nearest in the networks' features" in text(running, ".beside")
+    assert running.messages() == []
+
+
 def test_a_target_that_was_asked_about_and_not_searched_says_why(running, made, tmp_path):
     told = {"models": 16, "mean": 0.21, "low": -0.1, "high": 0.5, "right": 9, "share": [9 / 16, 0.3, 0.8], "confidence": None}
 

@@ -161,6 +161,19 @@ DM.ways = (() => {
 
   const rightIn = (outcome) => `right in ${outcome.right} of ${outcome.models}`;
 
+  /** What came of the other orders that were asked for a smaller set. */
+  function others(way) {
+    if (!way.orders || !way.orders.length) return [];
+    const [[, own], ...rivals] = way.orders;
+    const named = (method) => h("em", {}, DM.run.methods[method].name);
+    if (way.along === way.method) {
+      const names = rivals.map(([method], place) => [place ? ", " : "", named(method)]);
+      return ["No smaller set was found in the order of ", names, ". "];
+    }
+    const instead = own === null ? "no set was found" : `it took ${own}`;
+    return ["They come first in the order of ", named(way.along), `; along the datamodel's own ${instead}. `];
+  }
+
   function beside(way, about) {
     const lines = [];
     if (way.kind === "weights" && !way.size) return lines;
@@ -186,6 +199,7 @@ DM.ways = (() => {
       lines.push(`Without ${way.controlSize} random ${things(way.controlSize)} ${kind} instead: ${rightIn(way.control)}. `);
     }
     if (way.fresh) lines.push(`Counted with ${way.outcome.models} fresh networks that no search has seen. `);
+    lines.push(...others(way));
     if (way.twoModes) lines.push("Some of the networks asked lie far above the others. ");
     for (const [turned, verb] of [
       [way.breaks, "break"],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from datamodels.brittleness.curve import Measured
 from datamodels.brittleness.judging import FLIPPED, HELD, Outcome, judge
+from datamodels.verify.expected import of_searches
 from datamodels.verify.kept import base_requests
 from datamodels.verify.methods import DATAMODEL, Orders
 from datamodels.verify.questions import Listed
@@ -14,18 +15,15 @@ from datamodels.verify.questions.searches import Before, SearchQuestion
 from datamodels.verify.record import OnAll
 from datamodels.verify.retrain import Retrained
 
-PROBES = 4
-"""About how many sets a search tries."""
-
 
 class BaseMargin(Listed):
     """What networks trained on all of S say of each target, and a search by each method for those that they have right beyond
     doubt, or where sets are to repair wrong.
     """
 
-    def __init__(self, orders: Orders, targets: Sequence[int], methods: Sequence[str]) -> None:
+    def __init__(self, orders: Orders, targets: Sequence[int], methods: Sequence[str], rivals: Sequence[str] = ()) -> None:
         super().__init__(base_requests(orders.settings.base_models, orders.n))
-        self.orders, self.targets, self.methods = orders, targets, methods
+        self.orders, self.targets, self.methods, self.rivals = orders, targets, methods, rivals
         self.outcomes: dict[int, Outcome] = {}
 
     def judge(self, found: Retrained) -> None:
@@ -38,20 +36,22 @@ class BaseMargin(Listed):
     def expects(self) -> int:
         """Of the searches to come, were all targets right, and their controls."""
         chosen = self.orders.settings
-        controls = DATAMODEL in self.methods
-        a_search = PROBES * chosen.models + chosen.most_models // 2
-        return len(self.targets) * (len(self.methods) * a_search + controls * chosen.most_models // 2)
+        return len(self.targets) * of_searches(chosen, self.methods, len(self.rivals))[1]
 
     @functools.cached_property
     def searches(self) -> list[SearchQuestion]:
         """Of each target that there is something to do about beyond doubt, by each method."""
         wanted = FLIPPED if self.orders.repairs else HELD
         return [
-            SearchQuestion.of(self.orders, method, target, Measured.of(self.margins[target]), self.before)
+            self._search(method, target)
             for target in self.targets
             if self.outcomes[target].verdict == wanted
             for method in self.methods
         ]
+
+    def _search(self, method: str, target: int) -> SearchQuestion:
+        base, rivals = Measured.of(self.margins[target]), self.rivals if method == DATAMODEL else ()
+        return SearchQuestion.of(self.orders, method, target, base, self.before, rivals)
 
     def then(self) -> Sequence[SearchQuestion]:
         """The searches."""
