@@ -92,15 +92,22 @@ class Step(NamedTuple):
     fresh: bool
 
 
+class Proof(NamedTuple):
+    """The margins of fresh networks that confirm a set, and at which look they do."""
+
+    fresh: Array
+    look: int
+
+
 @dataclass
 class Search:
     """The search for one target along one order.
 
     `drops` (K,) are the drops of the margin that the weights predict for the removal of the first 1, 2, …, K images of the
     order, `base` the mean margin on all of S, > 0, `spread` what is known of a margin's variance, `factor` by how much the
-    drops are thought to be off; where `strict`, a margin of just 0 is not enough. `confirmed` is the outcome of fresh networks
-    for the smallest set that flips, `high`; None where there is none. `attempt` counts the confirmations that were; a search
-    that goes on where another ended, along another order, begins at what that one has used up (see `along`).
+    drops are thought to be off; where `strict`, a margin of just 0 is not enough. `confirmed` is the outcome of fresh networks,
+    `proof`, for the smallest set that flips, `high`; None where there is none. `attempt` counts the confirmations that were; a
+    search that goes on where another ended, along another order, begins at what that one has used up (see `along`).
     """
 
     drops: Array
@@ -112,6 +119,7 @@ class Search:
     attempt: int = 0
     seen: dict[int, Array] = field(default_factory=dict, init=False)
     high: int | None = field(default=None, init=False)
+    proof: Proof | None = field(default=None, init=False)
     confirmed: Outcome | None = field(default=None, init=False)
     step: Step | None = field(default=None, init=False)
     """What is wanted next; None where the search is done."""
@@ -134,14 +142,27 @@ class Search:
         """Whether chance has no part in it."""
         return self.spread == CERTAIN
 
-    def along(self, drops: Array) -> Search:
-        """A search along another order, as long as `drops`, that goes on where this one ended.
+    @property
+    def attempts(self) -> int:
+        """At a confirmation, so far, those before the search included."""
+        return self.attempt + (self.high is not None)
 
-        It knows what this one has learnt of the spread. Its attempts come after those of this one: of both together no more is
-        claimed wrongly than of one.
+    def along(self, drops: Array, attempts: int) -> Search:
+        """A search along another order, as long as `drops`, after so many attempts at confirmations along this one and others.
+
+        It knows what this one has learnt of the spread. Its attempts count on: of all together no more is claimed wrongly than
+        of one.
         """
-        used = self.attempt + (self.high is not None)
-        return Search(drops, self.base, self._spread_learnt(), self.effort, AS_PREDICTED, self.strict, used)
+        return Search(drops, self.base, self._spread_learnt(), self.effort, AS_PREDICTED, self.strict, attempts)
+
+    def proves_after(self, attempts: int) -> bool:
+        """Whether what was found is proved also where the attempts of this search come after so many along other orders."""
+        return self.proof is not None and self._is_proof(self.proof, self.seen, attempts) is not None
+
+    def level_after(self, attempts: int) -> float:
+        """Of the interval by which its proof is judged then."""
+        assert self.proof is not None
+        return self._level(self.proof.look, attempts)
 
     @property
     def networks_left(self) -> int:
@@ -197,10 +218,10 @@ class Search:
         assert self.step is not None
         size, asked, _ = self.step
         look, together = self.effort.looks.index(asked), self._together(fresh)
-        outcome = self._judged(fresh, look)
-        last = look + 1 == len(self.effort.looks)
-        if outcome is not None and self._is_enough(outcome.high) and self._in_spite_of_modes(together, fresh, look):
-            self.seen, self.high, self.confirmed, self.step = together, size, outcome, None
+        proof = Proof(fresh, look)
+        outcome, last = self._is_proof(proof, together), look + 1 == len(self.effort.looks)
+        if outcome is not None:
+            self.seen, self.high, self.proof, self.confirmed, self.step = together, size, proof, outcome, None
         elif not last and self._may_still_pass(fresh, size):
             self.step = Step(size, self.effort.looks[look + 1], True)
         else:
@@ -221,16 +242,22 @@ class Search:
     def _is_enough(self, margin: float) -> bool:
         return margin < 0 if self.strict else margin <= 0
 
-    def _judged(self, fresh: Array, look: int) -> Outcome | None:
+    def _is_proof(self, proof: Proof, together: dict[int, Array], before: int = 0) -> Outcome | None:
+        """What fresh networks say of a set, at the level of their look and attempt, where it is proved by that; else None."""
+        outcome = self._judged(proof, before)
+        proved = outcome is not None and self._is_enough(outcome.high) and self._in_spite_of_modes(together, proof, before)
+        return outcome if proved else None
+
+    def _judged(self, proof: Proof, before: int) -> Outcome | None:
         """The outcome of fresh networks at the level of their look; None of too few."""
-        if len(fresh) < min(2, self.effort.looks[0]):
+        if len(proof.fresh) < min(2, self.effort.looks[0]):
             return None
-        return judge(fresh, level=self._level(look), spread=self.spread)
+        return judge(proof.fresh, level=self._level(proof.look, before), spread=self.spread)
 
-    def _level(self, look: int) -> float:
-        return 1 - 2 * self.effort.tail(self.attempt, look)
+    def _level(self, look: int, before: int = 0) -> float:
+        return 1 - 2 * self.effort.tail(self.attempt + before, look)
 
-    def _in_spite_of_modes(self, together: dict[int, Array], fresh: Array, look: int) -> bool:
+    def _in_spite_of_modes(self, together: dict[int, Array], proof: Proof, before: int) -> bool:
         """Whether the margin is low enough also with as many networks far above the others as there may well be.
 
         Where the search has shown some, only the last look may say so, by the others.
@@ -238,8 +265,8 @@ class Search:
         mode = high_mode(list(together.values()))
         if mode is None or self.is_certain:
             return True
-        low = self._judged(below(fresh, mode), look)
-        last = look + 1 == len(self.effort.looks)
+        low = self._judged(Proof(below(proof.fresh, mode), proof.look), before)
+        last = proof.look + 1 == len(self.effort.looks)
         return last and low is not None and self._is_enough(low.high + mode.lift)
 
     def _may_still_pass(self, fresh: Array, size: int) -> bool:

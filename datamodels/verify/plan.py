@@ -23,7 +23,6 @@ from datamodels.verify.expected import Expected, expected
 from datamodels.verify.kept import OfBaseModels
 from datamodels.verify.known import Targets
 from datamodels.verify.methods import (
-    DATAMODEL,
     EMBEDDING,
     RELABEL,
     Orders,
@@ -143,8 +142,8 @@ class Questions:
 
     def records(self, settings: Settings, models: Datamodels, inputs: Mapping[str, str], models_used: int) -> Verified:
         """The answers, once all are there."""
-        before, searches = self.base.outcomes, self.base.searches
-        removals = [*self.removals, *(search.control for search in searches if search.method == DATAMODEL)]
+        before = self.base.outcomes
+        removals = [*self.removals, *(contest.control for contest in self.base.contests.values())]
         return Verified(
             format_version=FORMAT_VERSION,
             version=__version__,
@@ -156,7 +155,7 @@ class Questions:
             models_used=models_used,
             random_subsets=self._on_random_subsets(),
             base=self.base.records(),
-            searches=tuple(search.record() for search in searches),
+            searches=self.base.found(),
             removals=tuple(removal.record(before[removal.target]) for removal in removals),
             counterfactuals=tuple(drop.record(self.base.margins[drop.target]) for drop in self.counterfactuals),
             behaviours=self.base.orders.targets.behaviours,

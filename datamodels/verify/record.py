@@ -80,8 +80,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class OrderRecord:
-    """How far the search along one method's order came, where several were asked one after the other for a smaller set: the
-    smallest verified |R| along it, None where it found none smaller than those before; the largest set tried; its networks.
+    """How far the search along one method's order came, where rivals were asked beside the datamodel: the smallest verified |R|
+    along it, the largest set tried, its networks.
+
+    A rival that was searched in its own right has the size that this has found. Any other was asked for a plainly smaller set
+    alone: where there is none its size is None.
     """
 
     method: str
@@ -102,8 +105,8 @@ class SearchRecord:
     `judging.beyond_doubt`); None where no set was found. `two_modes` says that some of the search's networks lie far above the
     others, or where sets repair far below (see `brittleness.modes`).
 
-    `along` is the method whose order the images are in, where rivals were asked another one than `method` perhaps, and `orders`
-    how far each order came; empty where no rival was asked, as in what earlier versions wrote, and so is `along` there.
+    `along` is the method whose order the images are in: where rivals were asked perhaps another one than `method`. `orders`
+    says how far each order came; it is empty where no rival was asked. What earlier versions wrote has neither.
     """
 
     target: Index

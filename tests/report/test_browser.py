@@ -584,20 +584,24 @@ RANDOM = "removed, random of the class"
 
 
 @pytest.mark.parametrize(
-    ("along", "own", "told"),
+    ("along", "own", "rival", "told"),
     [
-        ("datamodel", 9, f"No smaller set was found in the order of {RANDOM}."),
-        ("random", 12, f"They come first in the order of {RANDOM}; along the datamodel's own it took 12."),
-        ("random", None, f"They come first in the order of {RANDOM}; along the datamodel's own no set was found."),
+        ("datamodel", 9, None, f"No smaller set was found in the order of {RANDOM}."),
+        ("datamodel", 9, 9, f"No smaller set was found in the order of {RANDOM}."),
+        ("datamodel", None, None, f"No set was found in the order of {RANDOM}."),
+        ("datamodel", 9, 7, f"In the order of {RANDOM} it takes 7, by a proof too weak to be the best of several."),
+        ("datamodel", None, 7, f"In the order of {RANDOM} it takes 7, by a proof too weak to be the best of several."),
+        ("random", 12, 9, f"They come first in the order of {RANDOM}; along the datamodel's own it took 12."),
+        ("random", None, 9, f"They come first in the order of {RANDOM}; along the datamodel's own no set was found."),
     ],
 )
-def test_what_came_of_a_rivals_order_is_told(running, made, tmp_path, along, own, told):
+def test_what_came_of_a_rivals_order_is_told(running, made, tmp_path, along, own, rival, told):
     target = next(s["target"] for s in made.verified["searches"] if s["method"] == "datamodel" and s["size"])
 
     def asked(content):
         (search,) = (s for s in content["answers"][str(target)]["searches"] if s["method"] == "datamodel")
         assert (search["along"], search["orders"]) == ("datamodel", [])
-        search.update(along=along, orders=[["datamodel", own], ["random", search["size"] if along == "random" else None]])
+        search.update(along=along, orders=[["datamodel", own], ["random", rival]])
 
     running.open(made.page, f"#t={target}")
     assert "order of" not in text(running, ".beside")

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import json
 import shutil
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -131,27 +130,67 @@ def test_a_verification_with_rivals_that_was_cut_off_goes_on_with_the_same_netwo
     assert result_of(settings)["searches"] == result_of(whole)["searches"]
 
 
-def test_all_orders_together_are_wrong_no_more_often_than_one_is_allowed_to_be():
-    """Margins along both orders level off just above 0: whatever is called flipped is wrong."""
+def test_what_a_search_in_its_own_right_has_found_counts_where_it_is_proved_beside_the_other(wrong_weights):
+    settings, data, truth, models = wrong_weights
+    both = changed(settings, methods=f"datamodel,{settings.verify.rivals}")
+    alone = changed(both, rivals="none", name="alone")
+    for chosen in (alone, both):
+        verify_targets(chosen, by_the_rule(data, truth), models, range(T))
+    of = {(search["target"], search["method"]): search for search in result_of(alone)["searches"]}
+    smaller, weak = [], []
+    for search in result_of(both)["searches"]:
+        if search["method"] != "datamodel":
+            assert search == of[search["target"], search["method"]]
+            continue
+        first, rival = (of[search["target"], method] for method in ("datamodel", "scores:truth"))
+        assert [order["size"] for order in search["orders"]] == [first["size"], rival["size"]]
+        assert search["models"] == first["models"]
+        if (rival["size"] or np.inf) >= (first["size"] or np.inf):
+            assert search == {**first, "orders": search["orders"]}
+        elif search["along"] == "datamodel":
+            weak.append(search["target"])
+            assert search == {**first, "orders": search["orders"]}
+        else:
+            smaller.append(search["target"])
+            assert (search["order"], search["size"]) == (rival["order"], rival["size"])
+            theirs, ours = (next(p for p in s["probes"] if p["size"] == s["size"]) for s in (rival, search))
+            # By the same networks, at the level of an attempt after the other's.
+            assert ours["mean_margin"] == theirs["mean_margin"]
+            assert theirs["high"] < ours["high"] <= 0
+    assert len(set(smaller) & set(BAD)) >= len(BAD) - 3
+    assert len(weak) <= 3
+
+
+def searched(search, truth, rng):
+    """The search to its end, where a set of so many images has a true margin (K,)."""
+    heard: dict[tuple[int, bool], np.ndarray] = {}
+    while (step := search.step) is not None:
+        before = heard.get((step.size, step.fresh), np.zeros(0))
+        new = truth[step.size - 1] + rng.normal(0, 0.5, step.networks - len(before))
+        heard[step.size, step.fresh] = np.append(before, new)
+        search.learn(heard[step.size, step.fresh])
+    return search
+
+
+@pytest.mark.parametrize("in_their_own_right", [False, True])
+def test_all_orders_together_are_wrong_no_more_often_than_one_is_allowed_to_be(in_their_own_right):
+    """Margins along three orders level off just above 0: whatever is called flipped is wrong."""
     drops, cases, wrong = 0.25 * np.arange(1, 31), 300, 0
     truth = np.maximum(2 - drops, 0.02)
     for seed in range(cases):
-        rng = np.random.default_rng(seed)
-        search = Search(drops, Measured(2.0, 0.01), Spread(0.25, 10), Effort.of(2, 24, 1.1))
-        found = []
-        for _ in range(3):
-            heard: dict[tuple[int, bool], np.ndarray] = {}
-            while (step := search.step) is not None:
-                before = heard.get((step.size, step.fresh), np.zeros(0))
-                new = truth[step.size - 1] + rng.normal(0, 0.5, step.networks - len(before))
-                heard[step.size, step.fresh] = np.append(before, new)
-                search.learn(heard[step.size, step.fresh])
-            found.append(search)
-            search = search.along(drops[: None if search.high is None else search.high - 1])
-        wrong += any(each.high is not None for each in found)
-        # No attempt of one has a level of another's.
-        levels = [range(each.attempt + (each.high is not None)) for each in found]
-        assert all(list(a) == list(b)[: len(a)] for a, b in pairwise(levels))
+        rng, made, is_wrong = np.random.default_rng(seed), 0, False
+        first = Search(drops, Measured(2.0, 0.01), Spread(0.25, 10), Effort.of(2, 24, 1.1))
+        for number in range(3):
+            if in_their_own_right or not number:
+                search = searched(Search(drops, first.base, Spread(0.25, 10), first.effort), truth, rng)
+                is_wrong |= search.proves_after(made)
+                made += search.attempts
+            else:
+                search = searched(first.along(drops, made), truth, rng)
+                is_wrong |= search.high is not None
+                assert search.attempts >= made
+                made = search.attempts
+        wrong += is_wrong
     assert wrong / cases <= WRONG + 3 * (WRONG / cases) ** 0.5
 
 

@@ -166,12 +166,18 @@ DM.ways = (() => {
     if (!way.orders || !way.orders.length) return [];
     const [[, own], ...rivals] = way.orders;
     const named = (method) => h("em", {}, DM.run.methods[method].name);
-    if (way.along === way.method) {
-      const names = rivals.map(([method], place) => [place ? ", " : "", named(method)]);
-      return ["No smaller set was found in the order of ", names, ". "];
+    if (way.along !== way.method) {
+      const instead = own === null ? "no set was found" : `it took ${own}`;
+      return ["They come first in the order of ", named(way.along), `; along the datamodel's own ${instead}. `];
     }
-    const instead = own === null ? "no set was found" : `it took ${own}`;
-    return ["They come first in the order of ", named(way.along), `; along the datamodel's own ${instead}. `];
+    const best = own ?? Infinity;
+    const beaten = rivals.filter(([, size]) => (size ?? Infinity) >= best);
+    const lines = beaten.length
+      ? [own === null ? "No set" : "No smaller set", " was found in the order of ", beaten.map(([method], place) => [place ? ", " : "", named(method)]), ". "]
+      : [];
+    for (const [method, size] of rivals.filter((rival) => !beaten.includes(rival)))
+      lines.push("In the order of ", named(method), ` it takes ${size}, by a proof too weak to be the best of several. `);
+    return lines;
   }
 
   function beside(way, about) {

@@ -6,7 +6,8 @@ the record it ends with.
 
 base             the margin on all of S, from which searches follow
 random_subsets   predictions against networks on random subsets, LDS, and what noise lets anything reach
-searches         the smallest set that flips a prediction, along one order of images, from which a control follows
+searches         the smallest set that flips a prediction, along one order of images
+contests         whether the order of a rival needs fewer images than the datamodel's; a control follows from the answer
 removals         a set removed, beside a control
 counterfactuals  predicted against measured drops
 rechecks         whether a verdict holds with networks that it has not seen

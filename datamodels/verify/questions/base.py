@@ -11,8 +11,9 @@ from datamodels.verify.expected import of_searches
 from datamodels.verify.kept import base_requests
 from datamodels.verify.methods import DATAMODEL, Orders
 from datamodels.verify.questions import Listed
+from datamodels.verify.questions.contests import Contest
 from datamodels.verify.questions.searches import Before, SearchQuestion
-from datamodels.verify.record import OnAll
+from datamodels.verify.record import OnAll, SearchRecord
 from datamodels.verify.retrain import Retrained
 
 
@@ -41,21 +42,36 @@ class BaseMargin(Listed):
     @functools.cached_property
     def searches(self) -> list[SearchQuestion]:
         """Of each target that there is something to do about beyond doubt, by each method."""
+        return [search for of_target in self._by_target.values() for search in of_target.values()]
+
+    @functools.cached_property
+    def contests(self) -> dict[int, Contest]:
+        """Of the targets that the datamodel's order is searched for, its search and those of its rivals."""
+        return {
+            target: Contest(of_target[DATAMODEL], self.rivals, of_target)
+            for target, of_target in self._by_target.items()
+            if DATAMODEL in of_target
+        }
+
+    @functools.cached_property
+    def _by_target(self) -> dict[int, dict[str, SearchQuestion]]:
         wanted = FLIPPED if self.orders.repairs else HELD
-        return [
-            self._search(method, target)
-            for target in self.targets
-            if self.outcomes[target].verdict == wanted
-            for method in self.methods
-        ]
+        right = [target for target in self.targets if self.outcomes[target].verdict == wanted]
+        return {target: {method: self._search(method, target) for method in self.methods} for target in right}
 
     def _search(self, method: str, target: int) -> SearchQuestion:
-        base, rivals = Measured.of(self.margins[target]), self.rivals if method == DATAMODEL else ()
-        return SearchQuestion.of(self.orders, method, target, base, self.before, rivals)
+        return SearchQuestion.of(self.orders, method, target, Measured.of(self.margins[target]), self.before)
 
     def then(self) -> Sequence[SearchQuestion]:
-        """The searches."""
+        """The searches; what follows from these the contests say."""
+        assert self.contests is not None
         return self.searches
+
+    def found(self) -> tuple[SearchRecord, ...]:
+        """What the searches have found, once they have ended: by the datamodel, what its rivals have found beside it."""
+        is_contest = [search.method == DATAMODEL for search in self.searches]
+        pairs = zip(self.searches, is_contest, strict=True)
+        return tuple((self.contests[search.target] if contest else search).record() for search, contest in pairs)
 
     def records(self) -> dict[int, OnAll]:
         """For each target."""

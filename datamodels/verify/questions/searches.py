@@ -1,9 +1,5 @@
 """The search for the smallest set that flips one target's prediction, along the order of images that one method gives.
 
-Weights say of each image what it does on average beside random others. Of the images of one set together they are only about
-right, so that another order may need fewer. Whether it does, no weights can say, but networks can: `verify.rivals` are other
-orders that are asked, one after the other, for a set smaller than the datamodel's. The smallest that is proved is the answer.
-
 Where `verify.goal` is repair, one that is wrong: the same search on the negated margin, which ends with a set whose networks
 are right beyond doubt. What becomes of all other predictions is told by the margins of the same networks.
 
@@ -13,8 +9,9 @@ search that was cut off goes through what it knew at once.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,18 +22,14 @@ from datamodels.brittleness.judging import FLIPPED, HELD, UNDECIDED, Outcome, be
 from datamodels.brittleness.search import AS_PREDICTED, CERTAIN, Step
 from datamodels.brittleness.spread import Spread, is_deterministic, spread_at_the_edge
 from datamodels.subsets import Array, BoolArray, IndexArray, mask_without
-from datamodels.verify.expected import PROBES_OF_A_RIVAL
-from datamodels.verify.methods import DATAMODEL, RELABEL, Orders
+from datamodels.verify.methods import RELABEL, Orders
 from datamodels.verify.questions import Question
-from datamodels.verify.questions.removals import Removal
-from datamodels.verify.record import REPAIRED, OrderRecord, Probe, SearchRecord
+from datamodels.verify.record import REPAIRED, Probe, SearchRecord
 from datamodels.verify.retrain import Request, Retrained
 
 CENSORED = "censored"
 FRESH = 500_000
 """Repetitions of the models that confirm a set count from here: no look of a search has seen them."""
-PLAINLY = 1.1
-"""A rival's set is to be so many times smaller: what is nearer depends on which networks were asked, and takes many of them."""
 OF_RELABELLING = Factor(2.0, 1.0)
 """A relabelling takes an image away and adds one against it: its drop is taken for twice that of the removal, or so."""
 
@@ -71,8 +64,8 @@ class SearchQuestion(Question):
 
     `relabelled` is the class that the images of R get where they are not removed, else -1. `heard` are the margins and
     confidences of the models of each step, `expected` what was expected of each size when it was first tried. `beside` are the
-    other columns that the set found breaks, and those that it repairs. `rivals` are the methods that are to be asked for a
-    smaller set, `others` their searches so far; of such a search `first` is the one that it goes on from.
+    other columns that the set found breaks, and those that it repairs. `follows` gives the questions that follow once it is
+    done, which take about `then_about` networks.
     """
 
     orders: Orders
@@ -82,18 +75,15 @@ class SearchQuestion(Question):
     search: Search
     relabelled: int
     before: Before
-    rivals: tuple[str, ...] = ()
-    first: SearchQuestion | None = None
-    others: list[SearchQuestion] = field(default_factory=list)
     heard: dict[Step, tuple[Array, Array]] = field(default_factory=dict)
     expected: dict[int, float] = field(default_factory=dict)
     outcome: Outcome | None = None
     beside: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    follows: Callable[[], Sequence[Question]] = tuple
+    then_about: int = 0
 
     @classmethod
-    def of(
-        cls, orders: Orders, method: str, target: int, base: Measured, before: Before, rivals: Sequence[str] = ()
-    ) -> SearchQuestion:
+    def of(cls, orders: Orders, method: str, target: int, base: Measured, before: Before) -> SearchQuestion:
         """The search along a method's order for a target whose margin on all of S is known, as is what all columns are."""
         order, chosen = orders.of(method, target), orders.settings
         effort = Effort.of(chosen.models, chosen.most_models, chosen.ratio)
@@ -109,14 +99,7 @@ class SearchQuestion(Question):
             OF_RELABELLING if method == RELABEL else AS_PREDICTED,
             orders.repairs,
         )
-        return cls(orders, target, method, order, search, orders.relabelled(method, target), before, tuple(rivals))
-
-    def _rival(self, method: str) -> SearchQuestion:
-        """The search along a rival's order, of sets plainly smaller than the smallest so far."""
-        best, last = self.answer.size, (self.others or [self])[-1]
-        order = self.orders.of(method, self.target)[: None if best is None else int(best / PLAINLY)]
-        search = last.search.along(np.cumsum(self.orders.towards(self.target)[order]))
-        return SearchQuestion(self.orders, self.target, method, order, search, -1, self.before, first=self)
+        return cls(orders, target, method, order, search, orders.relabelled(method, target), before)
 
     @property
     def done(self) -> bool:
@@ -156,15 +139,18 @@ class SearchQuestion(Question):
         return tuple(t for t in breaks if t not in own), tuple(t for t in repairs if t not in own)
 
     def expects(self) -> int:
-        """Of the probes that may be left, of the confirmation, of the rivals, and of the control."""
-        if self.done:
-            return 0
-        control = self.search.effort.looks[0] * (self.method == DATAMODEL)
-        return self.search.networks_left + PROBES_OF_A_RIVAL * self.search.effort.first * len(self.rivals) + control
+        """Of the probes that may be left, of the confirmation, and of what follows."""
+        return 0 if self.done else self.search.networks_left + self.then_about
 
     def used(self) -> set[Request]:
         """Every model that the search has asked for."""
         return {request for step in self.heard for request in self._models(step)}
+
+    def after(self, attempts: int) -> SearchQuestion:
+        """The same, its proof judged as that of a search after so many attempts along other orders."""
+        margins, confidences = self.heard[max(step for step in self.heard if step.fresh and step.size == self.size)]
+        level = self.search.level_after(attempts)
+        return dataclasses.replace(self, outcome=judge(margins, confidences, level, self.search.spread))
 
     def judged(self) -> list[Request] | None:
         """The models by which the set that was found is proved, those that diverged included; None without one."""
@@ -180,59 +166,36 @@ class SearchQuestion(Question):
         found: Array = np.cumsum(self.orders.weights(self.target)[self.order])
         return found
 
-    @property
-    def answer(self) -> SearchQuestion:
-        """The one with the smallest set, of this search and those of the rivals; this one where none has found a set."""
-        return min((self, *self.others), key=lambda search: np.inf if search.size is None else search.size)
-
-    @functools.cached_property
-    def control(self) -> Removal:
-        """What has been found, to be compared with a control."""
-        best = self.answer
-        found = None if best.size is None else best.order[: best.size]
-        return Removal.of_search(
-            self.orders, self.target, self.search.base.mean, best.search.spread, found, best.judged() or []
-        )
-
     def then(self) -> Sequence[Question]:
-        """The search of the next rival, or the control of what the datamodel's order and its rivals have found."""
-        return (self.first or self)._next()
-
-    def _next(self) -> Sequence[Question]:
-        if len(self.others) < len(self.rivals):
-            self.others.append(self._rival(self.rivals[len(self.others)]))
-            return self.others[-1:]
-        return [self.control] if self.method == DATAMODEL else []
-
-    def record(self) -> SearchRecord:
-        """All that was tried along the order of the answer, and how far each order came where several were asked."""
-        best, searches = self.answer, (self, *self.others)
-        tried = best.tried
-        order = best.order[: best.size or tried]
-        return SearchRecord(
-            target=self.target,
-            label=self.orders.label(self.target),
-            method=self.method,
-            relabelled=self.relabelled if self.relabelled >= 0 else None,
-            verdict=CENSORED if best.size is None else REPAIRED if self.orders.repairs else FLIPPED,
-            size=best.size,
-            tried=tried,
-            order=tuple(order.tolist()),
-            weights=tuple(self.orders.weights(self.target)[order].tolist()),
-            base_margin=self.orders.sign * self.search.base.mean,
-            models=len(set().union(*(search.used() for search in searches))),
-            probes=tuple(best._probes()),
-            breaks=best.beside[0] if best.beside else None,
-            repairs=best.beside[1] if best.beside else None,
-            two_modes=any(search.search.mode is not None for search in searches),
-            along=best.method,
-            orders=tuple(OrderRecord(s.method, s.size, s.tried, len(s.used())) for s in searches) if self.others else (),
-        )
+        """Those that follow."""
+        return self.follows()
 
     @property
     def tried(self) -> int:
         """The largest set tried."""
         return max((step.size for step in self.heard), default=0)
+
+    def record(self) -> SearchRecord:
+        """All that was tried."""
+        order = self.order[: self.size or self.tried]
+        return SearchRecord(
+            target=self.target,
+            label=self.orders.label(self.target),
+            method=self.method,
+            relabelled=self.relabelled if self.relabelled >= 0 else None,
+            verdict=CENSORED if self.size is None else REPAIRED if self.orders.repairs else FLIPPED,
+            size=self.size,
+            tried=self.tried,
+            order=tuple(order.tolist()),
+            weights=tuple(self.orders.weights(self.target)[order].tolist()),
+            base_margin=self.orders.sign * self.search.base.mean,
+            models=len(self.used()),
+            probes=tuple(self._probes()),
+            breaks=self.beside[0] if self.beside else None,
+            repairs=self.beside[1] if self.beside else None,
+            two_modes=self.search.mode is not None,
+            along=self.method,
+        )
 
     def _probes(self) -> list[Probe]:
         """Each size that was tried, as it was first: what all of its models say, or of the set found those that prove it."""
