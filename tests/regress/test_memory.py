@@ -119,8 +119,7 @@ def test_the_plan_holds_on_a_gpu(known, strict, monkeypatch, name, block):
     ("name", "block"),
     [
         ("gram", 16),
-        ("sparse", 48),
-        *(pytest.param(name, 48, marks=pytest.mark.slow) for name in ("gram float64", "mean", "saga")),
+        *(pytest.param(name, 48, marks=pytest.mark.slow) for name in ("gram float64", "mean", "saga", "sparse")),
     ],
 )
 def test_the_plan_holds_on_the_processor(larger, name, block):
