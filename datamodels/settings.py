@@ -232,8 +232,8 @@ class VerifySettings:
     rivals: str = setting(
         Text(),
         "none",
-        "other methods, as similarity,gradients, whose orders are asked for a smaller set than the method datamodel has found: "
-        "the smallest is its answer; or none",
+        "other methods, as similarity,gradients, whose orders are asked for a smaller set than the method datamodel has found, "
+        "or for one where it has none: the smallest that is proved is its answer; or none",
     )
     sizes: str = setting(Text(), "none", "beside the search: remove so many images, as 20,50; or none")
     counterfactuals: str = setting(

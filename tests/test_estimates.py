@@ -281,9 +281,10 @@ def test_the_size_of_a_row_is_that_of_the_stores_files(settings, data):
 
 def test_what_the_loop_expects_of_searches_is_what_is_expected_beforehand():
     chosen = VerifySettings(models=3, most_models=20)
-    for methods, rivals in ((["datamodel", "relabel"], ["random", "similarity"]), (["random"], []), ([], [])):
+    for methods, rivals in ((["datamodel", "relabel"], ["trak", "similarity"]), (["random"], []), ([], [])):
         orders = SimpleNamespace(settings=chosen)
-        question: Any = SimpleNamespace(orders=orders, targets=range(7), methods=methods, rivals=rivals)
+        with_their_own = [*rivals, *methods]  # of which nothing more is expected
+        question: Any = SimpleNamespace(orders=orders, targets=range(7), methods=methods, rivals=with_their_own)
         assert BaseMargin.expects(question) == 7 * of_searches(chosen, methods, len(rivals))[1]
         few, as_a_rule, many = of_searches(chosen, methods, len(rivals))
         assert few <= as_a_rule <= many

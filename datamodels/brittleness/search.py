@@ -10,7 +10,8 @@ be confirmed begin within `ratio` of those that would not.
 *Confirmation.* That set is trained again, by networks that nothing has seen, and they alone decide. They are looked at at most
 three times. The a-th attempt of a search has the level 0.025 · ¾ · ¼^(a−1), and of this each look a share (see `Effort`),
 so that over all attempts and looks together a search ends with a set whose true mean margin is above 0 at most 2.5 % of the
-time (Bonferroni), whatever the curve was: Student's t, with what is known of the spread (see `spread`). An attempt that fails
+time (Bonferroni), whatever the curve was: Student's t, with what is known of the spread (see `spread`). Where several orders
+are searched for one answer, their attempts are counted on from one to the next. An attempt that fails
 belongs to the search then, and a larger set is wanted. Where the search's own networks vary by far more than was known, or vary
 though those on all of S did not, what was known is forgotten, and they alone tell of the spread.
 
@@ -106,8 +107,8 @@ class Search:
     `drops` (K,) are the drops of the margin that the weights predict for the removal of the first 1, 2, …, K images of the
     order, `base` the mean margin on all of S, > 0, `spread` what is known of a margin's variance, `factor` by how much the
     drops are thought to be off; where `strict`, a margin of just 0 is not enough. `confirmed` is the outcome of fresh networks,
-    `proof`, for the smallest set that flips, `high`; None where there is none. `attempt` counts the confirmations that were; a
-    search that goes on where another ended, along another order, begins at what that one has used up (see `along`).
+    `proof`, for the smallest set that flips, `high`; None where there is none. `attempt` counts the confirmations that
+    failed, and where searches along other orders came before it all of theirs (see `along`).
     """
 
     drops: Array
@@ -342,7 +343,8 @@ class Search:
         if self.is_certain:
             return self.spread
         variance, degrees = self.spread.moderated(*_within(self.seen.values()))
-        return Spread(variance, min(degrees, MOST_DEGREES)) if degrees else self.spread
+        # Of networks that agreed by chance nothing is learnt.
+        return Spread(variance, min(degrees, MOST_DEGREES)) if degrees and variance else self.spread
 
     @property
     def variance(self) -> tuple[float, float]:

@@ -74,7 +74,7 @@ class Answers:
         return {
             "method": search.method,
             "along": search.along or search.method,
-            "orders": [[order.method, order.size] for order in search.orders],
+            "orders": [[order.method, order.size] for order in search.orders if order.tried],
             "verdict": search.verdict,
             "relabelled": search.relabelled,
             "size": search.size,

@@ -41,7 +41,7 @@ from datamodels.report.explorer import (
     times_among,
     twins,
 )
-from datamodels.report.figures import colour_of, line_of, name_of
+from datamodels.report.figures import colour_of, line_of, name_of, order_of
 from datamodels.report.gallery import Gallery
 from datamodels.report.scripts import blocks, packed, write_script
 from datamodels.report.sprites import PER_FILE, Tiles, tiles_for, write_sprites
@@ -295,9 +295,14 @@ def _run(parts: Parts, found: _OfWeights, seen: _Seen, of_store: _OfStore) -> Re
         "lds": packed(_lds(parts, len(labels)), "f4"),
         "size": packed(sizes, "i4"),
         "relabelled": packed(np.array([answers.relabelled_size(target) or NONE_FOUND for target in range(len(labels))]), "i4"),
-        "methods": {m: {"name": name_of(m), "colour": colour_of(m), "line": line_of(m)} for m in _methods(answers)},
+        "methods": {method: _method(method) for method in _methods(answers)},
         "first": first if first is not None else _opened_without_answers(of_store.margin, parts),
     }
+
+
+def _method(method: str) -> dict[str, str]:
+    """What the page calls a method, and its order, and how it draws it."""
+    return {"name": name_of(method), "order": order_of(method), "colour": colour_of(method), "line": line_of(method)}
 
 
 def _methods(answers: Answers) -> list[str]:

@@ -69,6 +69,11 @@ def name_of(method: str) -> str:
     return METHODS.get(method, f"removed, by {shown(method.removeprefix(SCORES), 60)}")
 
 
+def order_of(method: str) -> str:
+    """What its order of the images is called there."""
+    return name_of(method).removeprefix("removed, ")
+
+
 def colour_of(method: str) -> str:
     """Its colour; that of a method of somebody else's follows from its name."""
     return METHOD_COLOURS.get(method, OTHERS[sum(method.encode()) % len(OTHERS)])

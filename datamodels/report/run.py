@@ -42,6 +42,7 @@ from datamodels.report.figures import (
     drops_figure,
     heldout_figure,
     name_of,
+    order_of,
     random_subsets_figure,
     verified_figure,
 )
@@ -240,6 +241,8 @@ def _page(settings: Settings, parts: Parts, summary: Record, figures: Mapping[st
         heldout_shown=len(_heldout_ids(parts)),
         on_random_subsets=verified.random_subsets,
         method_name=name_of,
+        order_name=order_of,
+        rivals=[order_of(m) for method, of in summary["by_method"].items() for m in of["orders"] if m != method],
         colour_of=colour_of,
         base=verified.base,
         searches=sorted(verified.searches, key=lambda s: (s.target, s.method))[:MOST_ROWS],

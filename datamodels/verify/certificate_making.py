@@ -182,7 +182,7 @@ def _certificate(
         label=search.label,
         target=search.target,
         targets=image_records(learner, examples, False, columns),
-        method=search.method,
+        method=search.along or search.method,
         claim=search.verdict,
         relabelled=search.relabelled,
         images=image_records(learner, examples, True, removed),

@@ -92,7 +92,7 @@ def _claim(found: Certificate) -> list[str]:
         f"| S | {_figures(found.before.outcome)} | {found.before.verdict} |",
         f"| {after} | {_figures(found.after.outcome)} | {found.after.verdict} |",
         "",
-        f"R, as the method {_cell(found.method)} has found it; indices are those of S, digests are of {found.digests_of}:",
+        f"R, by the order of the method {_cell(found.method)}; indices are those of S, digests are of {found.digests_of}:",
         "",
         *columns,
         *images,

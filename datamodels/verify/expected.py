@@ -32,7 +32,8 @@ def expected(
     targets: int,
     subsets: bool,
 ) -> Expected:
-    """What so many targets take, each with so many rivals, removals of fixed sizes and sizes of counterfactuals.
+    """What so many targets take, each with so many rivals beside the methods, removals of fixed sizes and sizes of
+    counterfactuals.
 
     How long a search goes on is not known beforehand: that is a range, in which all targets are searched. The models on all of
     S, random sets, and random subsets, where these are asked about, serve all targets.

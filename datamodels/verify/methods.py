@@ -25,7 +25,7 @@ from datamodels.worker.engine import Engine
 
 DATAMODEL, RELABEL, RANDOM, SIMILARITY, EMBEDDING = "datamodel", "relabel", "random", "similarity", "embedding"
 METHODS = (DATAMODEL, RELABEL, RANDOM, SIMILARITY, GRADIENTS, *LIBRARY_METHODS, EMBEDDING)
-RIVALS = METHODS[2:]
+RIVALS = tuple(method for method in METHODS if method not in (DATAMODEL, RELABEL))
 """Those whose sets are removed, by an order that is not the datamodel's."""
 NEEDS: dict[str, type[Any]] = {RELABEL: Relabels, SIMILARITY: Features, **dict.fromkeys(LIBRARY_METHODS, Attributes)}
 """What a learner must offer for a method."""

@@ -63,6 +63,7 @@ class Plan:
         chosen, n = settings.verify, len(learner.train_labels)
         methods = methods_named(chosen, learner)
         rivals = rivals_named(chosen, learner, methods)
+        scores_named(chosen)  # of both together: two files of one name are refused here
         sizes = sizes_named("verify.sizes", chosen.sizes, n)
         tested = sizes_named("verify.counterfactuals", chosen.counterfactuals, n)
         check_subsets(chosen)
@@ -78,7 +79,7 @@ class Plan:
         return expected(
             settings.verify,
             self.methods,
-            len(self.rivals),
+            len(set(self.rivals) - set(self.methods)),
             len(self.sizes),
             len(self.counterfactuals),
             targets,

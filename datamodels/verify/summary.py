@@ -101,7 +101,7 @@ def _of_method(method: str, does: str, searches: Sequence[SearchRecord]) -> str:
 def _along(found: Sequence[SearchRecord]) -> str:
     """How many of the sets come first in the order of a rival, where any do."""
     rivals = Counter(search.along for search in found if search.along not in ("", search.method))
-    return "".join(f", {number} of them in the order of {method}" for method, number in rivals.items())
+    return "".join(f", {number} of them by the order of {method}" for method, number in rivals.items())
 
 
 def _beside(searches: Sequence[SearchRecord]) -> str:

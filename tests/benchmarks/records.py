@@ -69,7 +69,8 @@ LISTING = {
     ),
     "cifar10-5k-fine": Made(
         "python -m datamodels.verify -C configs/cifar10-5k.yaml --gpu cpu,cpu --targets 405,206"
-        " --verify.methods datamodel,similarity --verify.ratio 1.05 --verify.name fine, then datamodels.report",
+        " --verify.methods datamodel,similarity --verify.rivals none --verify.ratio 1.05 --verify.name fine,"
+        " then datamodels.report",
         "{targets} targets, chosen; 1 run",
     ),
     "cifar10-small-run": Made(

@@ -580,19 +580,19 @@ def test_what_fresh_networks_say_is_what_is_told(running, made, tmp_path):
     assert running.messages() == []
 
 
-RANDOM = "removed, random of the class"
+RANDOM = "random of the class"
 
 
 @pytest.mark.parametrize(
     ("along", "own", "rival", "told"),
     [
-        ("datamodel", 9, None, f"No smaller set was found in the order of {RANDOM}."),
-        ("datamodel", 9, 9, f"No smaller set was found in the order of {RANDOM}."),
-        ("datamodel", None, None, f"No set was found in the order of {RANDOM}."),
-        ("datamodel", 9, 7, f"In the order of {RANDOM} it takes 7, by a proof too weak to be the best of several."),
-        ("datamodel", None, 7, f"In the order of {RANDOM} it takes 7, by a proof too weak to be the best of several."),
-        ("random", 12, 9, f"They come first in the order of {RANDOM}; along the datamodel's own it took 12."),
-        ("random", None, 9, f"They come first in the order of {RANDOM}; along the datamodel's own no set was found."),
+        ("datamodel", 9, None, f"No smaller set was found by another order: {RANDOM}."),
+        ("datamodel", 9, 9, f"No smaller set was found by another order: {RANDOM}."),
+        ("datamodel", None, None, f"No set was found by another order: {RANDOM}."),
+        ("datamodel", 9, 7, f"By another order, {RANDOM}, it takes 7, by a proof too weak to be the best of several."),
+        ("datamodel", None, 7, f"By another order, {RANDOM}, it takes 7, by a proof too weak to be the best of several."),
+        ("random", 12, 9, f"They come first in another order, {RANDOM}; along the datamodel's own it took 12."),
+        ("random", None, 9, f"They come first in another order, {RANDOM}; along the datamodel's own no set was found."),
     ],
 )
 def test_what_came_of_a_rivals_order_is_told(running, made, tmp_path, along, own, rival, told):
@@ -604,7 +604,7 @@ def test_what_came_of_a_rivals_order_is_told(running, made, tmp_path, along, own
         search.update(along=along, orders=[["datamodel", own], ["random", rival]])
 
     running.open(made.page, f"#t={target}")
-    assert "order of" not in text(running, ".beside")
+    assert "order" not in text(running, ".beside")
     running.open(rewritten(made, tmp_path, "targets-0", asked), f"#t={target}")
     assert told in text(running, ".beside")
     assert running.messages() == []
@@ -616,8 +616,10 @@ def test_a_page_names_the_rivals_that_have_no_search_of_their_own(running, made)
     report(settings, made.learner)
     searches = {search["target"]: search for search in result_of(settings)["searches"]}
     running.open(page_folder(settings) / "index.html", "#t=7")
-    wanted = "No smaller set was found in" if searches[7]["along"] == "datamodel" else "They come first in"
-    assert f"{wanted} the order of removed, nearest in the networks' features" in text(running, ".beside")
+    wanted = (
+        "No smaller set was found by another order:" if searches[7]["along"] == "datamodel" else "come first in another order,"
+    )
+    assert f"{wanted} nearest in the networks' features" in text(running, ".beside")
     assert running.messages() == []
 
 

@@ -69,7 +69,7 @@ def test_the_smallest_set_of_all_orders_is_the_answer_and_the_datamodels_own_sea
             assert [found[target][key] for key in same] == [own[target][key] for key in same]
     assert set(better) >= {target for target in BAD if own[target]["size"] is None or own[target]["size"] > 15}
     assert len(set(better) & set(BAD)) >= len(BAD) - 2
-    assert f"{len(better)} of them in the order of scores:truth" in line
+    assert f"{len(better)} of them by the order of scores:truth" in line
     # What was trained for the datamodel's own search is not trained again.
     keys = [seen.key for seen in trained]
     assert len(keys) == len(set(keys))
@@ -99,6 +99,32 @@ def test_rivals_that_know_nothing_change_no_answer_and_cost_a_few_networks(run):
     ]
     assert np.mean(more) <= 12
     assert all(len(found[target]["orders"]) == 3 for target in range(T) if (own[target]["size"] or 2) > 1)
+
+
+def test_what_a_rivals_order_lacks_is_said_before_its_targets_networks_are_trained(run, monkeypatch):
+    settings, data, models = run
+    chosen = changed(settings, methods="datamodel", sizes="none", rivals="similarity")
+    trained: list[Seen] = []
+    engine = by_the_rule(data, models, trained)
+
+    def features(models):
+        raise InputError("no features today")
+
+    monkeypatch.setattr(engine.learner, "features", features)
+    with pytest.raises(InputError, match="no features today"):
+        verify_targets(chosen, engine, models, range(T))
+    assert len(trained) == chosen.verify.base_models
+
+
+def test_where_the_datamodels_order_has_no_set_any_of_the_rivals_will_do(wrong_weights):
+    settings, data, truth, models = wrong_weights
+    none = dataclasses.replace(models, weights=np.minimum(models.weights, 0) - 0.01)
+    verify_targets(settings, by_the_rule(data, truth), none, [9, 12])
+    for search in result_of(settings)["searches"]:
+        own, rival = search["orders"]
+        assert own == {"method": "datamodel", "size": None, "tried": 0, "models": 0}
+        assert search["size"] == rival["size"] > 1
+        assert search["along"] == "scores:truth"
 
 
 class CrashError(KeyboardInterrupt):
@@ -220,7 +246,9 @@ def test_the_page_says_in_whose_order_a_set_is(wrong_weights):
     answers = sum(search["along"] == "scores:truth" for search in found.values())
     assert summary["orders"]["scores:truth"]["answers"] == answers > 0
     assert summary["orders"]["datamodel"]["sizes"] == {str(t): found[t]["orders"][0]["size"] for t in found}
-    assert f"{answers} in the order of: removed, by truth" in page
+    assert f"{answers} by another order: by truth" in page
+    assert page.count("removed, by datamodel, by another order: by truth</td>") == answers
+    assert "and along those of its rivals: by truth." in page
 
 
 def test_rivals_are_methods_that_remove_and_have_an_answer_to_beat(run, tmp_path):
@@ -240,6 +268,10 @@ def test_rivals_are_methods_that_remove_and_have_an_answer_to_beat(run, tmp_path
     with pytest.raises(InputError, match=r"needs verify.embedding"):
         named("embedding")
     np.save(tmp_path / "a.npy", np.zeros((N, T)))
+    named_alike = changed(settings, methods=f"datamodel,scores:b={tmp_path}/a.npy", rivals=f"scores:b={tmp_path}/c.npy")
+    np.save(tmp_path / "c.npy", np.ones((N, T)))
+    with pytest.raises(InputError, match="two files of scores are called b"):
+        Plan.of(named_alike, learner)
     chosen_so = changed(settings, methods="datamodel", rivals=f"scores:b={tmp_path}/a.npy")
     plan = Plan.of(chosen_so, learner)
     assert plan.orders_of == ["datamodel", "scores:b"]

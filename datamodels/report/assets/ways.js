@@ -104,7 +104,7 @@ DM.ways = (() => {
     return ways.length ? ways : [{ ...ofWeights(about), base: answer.base }];
   }
 
-  /** What the page opens a target with: a set that was found, along the datamodel's order if possible. */
+  /** What the page opens a target with: a set that was found, by the datamodel if possible. */
   function bestOf(ways) {
     const worth = (way) => 4 * way.found + 2 * (way.relabelled === null) + (way.method === "datamodel");
     return ways.reduce((best, way) => (worth(way) > worth(best) ? way : best));
@@ -164,19 +164,19 @@ DM.ways = (() => {
   /** What came of the other orders that were asked for a smaller set. */
   function others(way) {
     if (!way.orders || !way.orders.length) return [];
-    const [[, own], ...rivals] = way.orders;
-    const named = (method) => h("em", {}, DM.run.methods[method].name);
+    const own = (way.orders.find(([method]) => method === way.method) ?? [null, null])[1];
+    const rivals = way.orders.filter(([method]) => method !== way.method);
+    const named = (method) => h("em", {}, DM.run.methods[method].order);
     if (way.along !== way.method) {
       const instead = own === null ? "no set was found" : `it took ${own}`;
-      return ["They come first in the order of ", named(way.along), `; along the datamodel's own ${instead}. `];
+      return ["They come first in another order, ", named(way.along), `; along the datamodel's own ${instead}. `];
     }
     const best = own ?? Infinity;
     const beaten = rivals.filter(([, size]) => (size ?? Infinity) >= best);
-    const lines = beaten.length
-      ? [own === null ? "No set" : "No smaller set", " was found in the order of ", beaten.map(([method], place) => [place ? ", " : "", named(method)]), ". "]
-      : [];
+    const names = beaten.map(([method], place) => [place ? ", " : "", named(method)]);
+    const lines = beaten.length ? [own === null ? "No set" : "No smaller set", " was found by another order: ", names, ". "] : [];
     for (const [method, size] of rivals.filter((rival) => !beaten.includes(rival)))
-      lines.push("In the order of ", named(method), ` it takes ${size}, by a proof too weak to be the best of several. `);
+      lines.push("By another order, ", named(method), `, it takes ${size}, by a proof too weak to be the best of several. `);
     return lines;
   }
 

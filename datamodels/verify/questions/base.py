@@ -35,43 +35,43 @@ class BaseMargin(Listed):
         self.before = Before.of(found.margins(self.requests))
 
     def expects(self) -> int:
-        """Of the searches to come, were all targets right, and their controls."""
-        chosen = self.orders.settings
-        return len(self.targets) * of_searches(chosen, self.methods, len(self.rivals))[1]
+        """Of the searches to come, were all targets right, of rivals that have none of their own, and of their controls."""
+        alone = set(self.rivals) - set(self.methods)
+        return len(self.targets) * of_searches(self.orders.settings, self.methods, len(alone))[1]
 
-    @functools.cached_property
+    @property
     def searches(self) -> list[SearchQuestion]:
         """Of each target that there is something to do about beyond doubt, by each method."""
-        return [search for of_target in self._by_target.values() for search in of_target.values()]
+        return self._begun[0]
 
-    @functools.cached_property
+    @property
     def contests(self) -> dict[int, Contest]:
         """Of the targets that the datamodel's order is searched for, its search and those of its rivals."""
-        return {
-            target: Contest(of_target[DATAMODEL], self.rivals, of_target)
-            for target, of_target in self._by_target.items()
-            if DATAMODEL in of_target
-        }
+        return self._begun[1]
 
     @functools.cached_property
-    def _by_target(self) -> dict[int, dict[str, SearchQuestion]]:
+    def _begun(self) -> tuple[list[SearchQuestion], dict[int, Contest]]:
+        searches, contests = list[SearchQuestion](), dict[int, Contest]()
         wanted = FLIPPED if self.orders.repairs else HELD
-        right = [target for target in self.targets if self.outcomes[target].verdict == wanted]
-        return {target: {method: self._search(method, target) for method in self.methods} for target in right}
+        for target in self.targets:
+            if self.outcomes[target].verdict == wanted:
+                of_target = {method: self._search(method, target) for method in self.methods}
+                searches += of_target.values()
+                if DATAMODEL in of_target:
+                    contests[target] = Contest(of_target[DATAMODEL], self.rivals, of_target)
+        return searches, contests
 
     def _search(self, method: str, target: int) -> SearchQuestion:
         return SearchQuestion.of(self.orders, method, target, Measured.of(self.margins[target]), self.before)
 
     def then(self) -> Sequence[SearchQuestion]:
         """The searches; what follows from these the contests say."""
-        assert self.contests is not None
         return self.searches
 
     def found(self) -> tuple[SearchRecord, ...]:
         """What the searches have found, once they have ended: by the datamodel, what its rivals have found beside it."""
-        is_contest = [search.method == DATAMODEL for search in self.searches]
-        pairs = zip(self.searches, is_contest, strict=True)
-        return tuple((self.contests[search.target] if contest else search).record() for search, contest in pairs)
+        answers = (self.contests[s.target] if s.method == DATAMODEL else s for s in self.searches)
+        return tuple(answer.record() for answer in answers)
 
     def records(self) -> dict[int, OnAll]:
         """For each target."""

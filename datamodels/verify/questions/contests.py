@@ -6,7 +6,7 @@ methods whose orders are asked, one after the other, for a set smaller than the 
 answer.
 
 A rival that is in `verify.methods` too is searched in its own right, and what that has found counts. Any other is asked for a
-plainly smaller set alone, which most often takes a few networks.
+plainly smaller set alone, which most often takes a few networks; or for any set, where the orders before it have none.
 
 What is claimed is claimed of all orders together: the attempts of a rival count as those of one search, after those of the
 orders before it (see `brittleness.search`). So a set that a rival's own search has proved, by its own measure, may be no
@@ -42,12 +42,14 @@ class Contest:
     def __init__(self, own: SearchQuestion, rivals: Sequence[str], beside: Mapping[str, SearchQuestion]) -> None:
         self.own, self.rivals = own, deque(rivals)
         self.beside = {method: beside[method] for method in rivals if method in beside}
+        # Made before any network of the searches is wanted: what an order lacks is said at once.
+        self._orders = {method: own.orders.of(method, own.target) for method in rivals if method not in beside}
         self.asked, self.answer = [own], own
         self._heard, self._attempts, self._is_over = 0, 0, False
         for search in (own, *self.beside.values()):
             search.follows = self.next
         effort = own.search.effort
-        own.then_about = effort.looks[0] + PROBES_OF_A_RIVAL * effort.first * (len(rivals) - len(self.beside))
+        own.then_about = effort.looks[0] + PROBES_OF_A_RIVAL * effort.first * len(self._orders)
 
     def next(self) -> Sequence[Question]:
         """What follows now that a search has ended: a rival's, at last the control; nothing while one is still at it."""
@@ -83,7 +85,7 @@ class Contest:
     def _rival(self, method: str) -> SearchQuestion:
         """The search along a rival's order, of sets plainly smaller than the smallest so far, by what is known since."""
         own, best = self.own, self.answer.size
-        order = own.orders.of(method, own.target)[: None if best is None else int(best / PLAINLY)]
+        order = self._orders[method][: None if best is None else int(best / PLAINLY)]
         search = own.search.along(np.cumsum(own.orders.towards(own.target)[order]), self._attempts)
         return SearchQuestion(own.orders, own.target, method, order, search, -1, own.before, follows=self.next)
 
@@ -98,7 +100,7 @@ class Contest:
     def record(self) -> SearchRecord:
         """All that was tried along the order of the answer, and how far each order came where several were asked.
 
-        Networks of a search in its own right are counted there.
+        The networks of a rival's search in its own right are counted there, not here.
         """
         searches = [search for search in self.asked if search.method not in self.beside]
         orders = tuple(OrderRecord(s.method, s.size, s.tried, len(s.used())) for s in self.asked)
