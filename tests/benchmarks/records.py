@@ -73,6 +73,12 @@ LISTING = {
         " then datamodels.report",
         "{targets} targets, chosen; 1 run",
     ),
+    "cifar10-5k-rival": Made(
+        "python -m datamodels.verify -C configs/cifar10-5k.yaml --gpu cpu,cpu"
+        " --targets 16,42,69,120,126,133,206,225,244,397,405,459 --verify.methods datamodel --verify.name rival,"
+        " then datamodels.report",
+        "{targets} targets, those of cifar10-5k; 1 run",
+    ),
     "cifar10-small-run": Made(
         f"python -m datamodels {SMALL} --verify.methods datamodel,similarity --verify.subsets 0 --verify.counterfactuals none",
         "{targets} targets searched, of {targets_asked} drawn; 1 run",

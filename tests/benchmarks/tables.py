@@ -73,7 +73,15 @@ def _by_chance(found: dict[str, Any]) -> str:
 
 def _flipped(found: dict[str, Any], method: str) -> str:
     of = found["by_method"].get(method)
-    return "–" if of is None else f"{of['flipped']} of {_of_asked(found, of['targets'])}, {of['median_size']}"
+    return (
+        "–" if of is None else f"{of['flipped']} of {_of_asked(found, of['targets'])}, {of['median_size']}{_alone(of, method)}"
+    )
+
+
+def _alone(of: dict[str, Any], method: str) -> str:
+    """The median along the method's own order, where rivals have given other answers."""
+    sizes = of.get("orders", {}).get(method, {}).get("sizes", of["sizes"])
+    return "" if sizes == of["sizes"] else f" (without the rival {_or_dash(_over(np.median, sizes), 'g')})"
 
 
 def _of_asked(found: dict[str, Any], searched: int) -> str:

@@ -76,6 +76,16 @@ def test_where_a_rival_was_asked_its_answers_stand_beside_the_orders_own(tmp_pat
     assert rows[3:] == [["median", "20", "20", "10", "", ""], ["mean", "–", "20.0", "16.3", "", ""]]
 
 
+@pytest.mark.parametrize(("own", "told"), [(10, "1 of 1, 10"), (25, "1 of 1, 10 (without the rival 25)"), (None, "rival –)")])
+def test_the_table_of_results_says_what_the_order_alone_has_found(tmp_path, own, told):
+    orders = {"datamodel": {"sizes": {"3": own}}, "similarity": {"sizes": {"3": 10}}}
+    of = {"flipped": 1, "targets": 1, "median_size": "10", "sizes": {"3": 10}, "orders": orders}
+    run = {"models": 9, "lds": 0.5, "targets_asked": 1, "by_method": {"datamodel": of}, "by_rule": {}, "version": "1"}
+    machine = {"cores": 2, "processor": "a processor"}
+    (tmp_path / "cifar10-5k.json").write_text(json.dumps({**run, "machine": machine}))
+    assert TABLES["results"](Records(tmp_path))[1][2].endswith(told)
+
+
 def test_what_is_not_there_is_said(records):
     for what, said in (("one: rows[m=6]/is", "rows"), ("one: lds/mean", "mean"), ("reckoned: x", "nothing reckons x")):
         with pytest.raises(UnknownFigureError, match=said):
