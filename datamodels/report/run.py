@@ -263,8 +263,16 @@ def _page(settings: Settings, parts: Parts, summary: Record, figures: Mapping[st
         scripts=SCRIPTS,
         version=__version__,
         store_digest=summary["store_digest"],
-        settings=yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(settings))), sort_keys=False),
+        settings=yaml.safe_dump(json.loads(json.dumps(_settings_of(settings, parts))), sort_keys=False),
     )
+
+
+def _settings_of(settings: Settings, parts: Parts) -> Record:
+    """All settings; of the weights and verdicts those under which they were made, whoever asks for the page."""
+    found = dataclasses.asdict(settings)
+    for section, made in (("regress", parts.models.meta["regress"]), ("verify", parts.answers.verified.verify)):
+        found[section] |= {name: value for name, value in made.items() if name != "name"}
+    return found
 
 
 SCRIPTS = (

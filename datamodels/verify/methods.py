@@ -11,9 +11,10 @@ import numpy as np
 from datamodels.brittleness import at_random, by_similarity, by_weight, cosine, shrunk_weights
 from datamodels.errors import InputError
 from datamodels.learners import Attributes, Features, Learner, Relabels, offered
+from datamodels.progress import say
 from datamodels.reading import SCORES, Scores, Unreadable, open_npy, read_scores, scores_files, whole_number
 from datamodels.regress import Datamodels
-from datamodels.regress.prior import GRADIENTS, covariates_named
+from datamodels.regress.prior import GRADIENTS, covariates_named, has_gradients
 from datamodels.runs import stage_folder
 from datamodels.settings import REPAIR, Settings, VerifySettings
 from datamodels.store import Store
@@ -47,30 +48,33 @@ def rivals_named(settings: VerifySettings, learner: Learner, methods: Sequence[s
     Raises InputError as `methods_named`.
     """
     found = _named("verify.rivals", settings.rivals, RIVALS, settings, learner)
-    return found if DATAMODEL in methods else []
+    if found and DATAMODEL not in methods:
+        say(f"verify: verify.rivals ({', '.join(found)}) are asked beside the method {DATAMODEL} only; they are left out")
+        return []
+    return found
 
 
 def _named(setting: str, value: str, known: Sequence[str], settings: VerifySettings, learner: Learner) -> list[str]:
     """The methods that the value of a setting names, each once, a file of scores by its method."""
-    words = _words(value)
-    files = _files_in(words)
-    for word in words:
+    named = words(value)
+    files = _files_in(named)
+    for word in named:
         if word not in known and not word.startswith(SCORES):
             raise InputError(f"{setting} takes some of {', '.join(known)}, {BY_OTHERS}, or {NONE}, not {word!r}")
         if word in NEEDS:
             offered(learner, NEEDS[word], f"the method {word}")
-    if RELABEL in words and (learner.train_labels < 0).any():
+    if RELABEL in named and (learner.train_labels < 0).any():
         raise InputError(f"the method {RELABEL} needs the classes of examples, and {learner.name} does not know them")
-    if set(LIBRARY_METHODS) & set(words):
+    if set(LIBRARY_METHODS) & set(named):
         require_dattri()
-    if EMBEDDING in words and settings.embedding == NONE:
+    if EMBEDDING in named and settings.embedding == NONE:
         raise InputError("the method embedding needs verify.embedding, an .npy file of all images")
     last = int(learner.train_labels.max())
-    if RELABEL in words and settings.relabel_to > last:
+    if RELABEL in named and settings.relabel_to > last:
         raise InputError(f"verify.relabel_to is {settings.relabel_to}, but the classes run from 0 to {last}")
     for method, file in files.items():
         _scores_in(method, file, learner)
-    return list(dict.fromkeys(named for word in words for named in (files if word.startswith(SCORES) else (word,))))
+    return list(dict.fromkeys(method for word in named for method in (files if word.startswith(SCORES) else (word,))))
 
 
 def is_method(name: str) -> bool:
@@ -79,25 +83,41 @@ def is_method(name: str) -> bool:
 
 
 def scores_named(settings: VerifySettings) -> dict[str, Path]:
-    """The files of scores in `verify.methods` and `verify.rivals`, each by its method, `scores:NAME`.
+    """The files of scores in `verify.methods`, and in `verify.rivals` where these have something to beat, each by its method,
+    `scores:NAME`.
 
     Raises InputError as `scores_files`.
     """
-    return _files_in([*_words(settings.methods), *_words(settings.rivals)])
+    methods = words(settings.methods)
+    return _files_in([*methods, *(words(settings.rivals) if DATAMODEL in methods else [])])
 
 
-def _files_in(words: Sequence[str]) -> dict[str, Path]:
-    files = list(dict.fromkeys(word.removeprefix(SCORES) for word in words if word.startswith(SCORES)))
+def _files_in(named: Sequence[str]) -> dict[str, Path]:
+    files = list(dict.fromkeys(word.removeprefix(SCORES) for word in named if word.startswith(SCORES)))
     return {f"{SCORES}{name}": file for name, file in scores_files(files).items()}
 
 
-def _words(value: str) -> list[str]:
-    return [] if value == NONE else [word.strip() for word in value.split(",")]
+def words(value: str) -> list[str]:
+    """The words of a setting that names several with commas between, each once; none of 'none'."""
+    return [] if value == NONE else list(dict.fromkeys(word.strip() for word in value.split(",")))
+
+
+def check_scores(settings: VerifySettings, learner: Learner, columns: Sequence[int]) -> None:
+    """Raise InputError where a file of scores has none for one of the columns, or one that is not finite."""
+    for method, file in scores_named(settings).items():
+        _scores_in(method, file, learner).of(columns)
 
 
 def _scores_in(method: str, file: Path, learner: Learner) -> Scores:
     examples = Examples(learner)
     return read_scores(method, file, examples.n, examples.t, examples.tests)
+
+
+def check_gradients(folder: Path) -> None:
+    """Raise InputError where the run's prior, in a folder RUN/prior, tells of no gradients."""
+    if not has_gradients(folder):
+        what = f"the method {GRADIENTS} goes by the gradients of the run's prior, and there are none in {folder}"
+        raise InputError(f"{what}; run the worker with --regress.prior {GRADIENTS}")
 
 
 def check_subsets(settings: VerifySettings) -> None:

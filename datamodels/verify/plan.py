@@ -26,6 +26,8 @@ from datamodels.verify.methods import (
     EMBEDDING,
     RELABEL,
     Orders,
+    check_gradients,
+    check_scores,
     check_subsets,
     chosen_weights,
     columns_of,
@@ -67,6 +69,8 @@ class Plan:
         sizes = sizes_named("verify.sizes", chosen.sizes, n)
         tested = sizes_named("verify.counterfactuals", chosen.counterfactuals, n)
         check_subsets(chosen)
+        if GRADIENTS in (*methods, *rivals) and settings.regress.prior != GRADIENTS:
+            check_gradients(stage_folder(settings, "prior"))
         return cls(methods, rivals, sizes, tested, embedding_named(chosen, learner, [*methods, *rivals]))
 
     @property
@@ -98,8 +102,9 @@ class Plan:
             found["gradients"] = "" if prior is None else prior.digest
         return found
 
-    def check(self, settings: Settings, targets: Targets, numbers: Sequence[int]) -> None:
-        """Raise InputError where images would be relabelled as the class of a target that has none."""
+    def check(self, settings: Settings, learner: Learner, targets: Targets, numbers: Sequence[int]) -> None:
+        """Raise InputError where scores lack a target, or images would be relabelled as the class of one that has none."""
+        check_scores(settings.verify, learner, columns_of(targets, numbers))
         if settings.verify.goal != REPAIR or RELABEL not in self.methods or settings.verify.relabel_to >= 0:
             return
         of_none = next((number for number in numbers if targets.label(number) < 0), None)

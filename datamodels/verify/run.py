@@ -32,7 +32,7 @@ from datamodels.verify.asking import ask
 from datamodels.verify.expected import Expected
 from datamodels.verify.kept import OfBaseModels, base_requests
 from datamodels.verify.known import Examples, Targets
-from datamodels.verify.methods import NONE
+from datamodels.verify.methods import NONE, words
 from datamodels.verify.plan import Plan, Questions
 from datamodels.verify.questions import Question
 from datamodels.verify.questions.random_subsets import RandomSubsets, read_margins
@@ -72,16 +72,16 @@ def verify_targets(
         plan, folder = Plan.of(settings, engine.learner), verdicts_folder(settings)
         inputs = plan.inputs(settings, models)
         kept = _kept(folder / VERDICTS, settings, engine.learner, models, inputs)
-        folder.mkdir(exist_ok=True)
-        sweep(folder)
         known = Targets(Examples(engine.learner), () if kept is None else kept.behaviours)
         of_base = functools.partial(_mistaken, OfBaseModels(folder, settings, engine), known.examples)
         known, numbers = numbered(targets, known, of_base)
-        plan.check(settings, known, numbers)
         new = [number for number in numbers if kept is None or number not in kept.base]
+        plan.check(settings, engine.learner, known, new)
         subsets = _random_subsets(kept, settings, engine.learner, models, folder)
         if new:
             foresee(plan.expected(settings, len(new), subsets is not None))
+        folder.mkdir(exist_ok=True)
+        sweep(folder)
         found = _with_new(kept, plan, settings, engine, models, known, new, subsets, folder)
         write_file(folder / "verify.csv", table(found, known).encode())
         return f"verify: {told(found, plan.methods)}, in {folder}"
@@ -89,6 +89,7 @@ def verify_targets(
 
 def _mistaken(base: OfBaseModels, examples: Examples, asked: Mistaken) -> tuple[int, ...]:
     """The test images of a class that the base models, by their mean logits, take for another. Raises InputError for none."""
+    base.folder.mkdir(exist_ok=True)
     taken_for = base.logits[: examples.tests].argmax(1)
     found = np.flatnonzero((examples.labels[: examples.tests] == asked.of) & (taken_for == asked.to)).tolist()
     if not found:
@@ -194,4 +195,5 @@ def _kept(file: Path, settings: Settings, learner: Learner, models: Datamodels, 
 
 def _deciding(settings: Mapping[str, object]) -> dict[str, object]:
     # An earlier version did not say of a goal, and of rivals: it had one, and none.
-    return {"goal": FLIP, "rivals": NONE} | {name: value for name, value in settings.items() if name not in OF_NO_VERDICT}
+    found = {"goal": FLIP, "rivals": NONE} | {name: value for name, value in settings.items() if name not in OF_NO_VERDICT}
+    return found | {name: ",".join(words(str(found[name]))) for name in ("methods", "rivals") if name in found}

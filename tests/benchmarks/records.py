@@ -61,6 +61,12 @@ LISTING = {
         "python -m datamodels -C configs/cifar10-5k.yaml --gpu cpu,cpu",
         "{targets} targets searched, of {targets_asked} drawn; 1 run",
     ),
+    "cifar10-5k-405": Made(
+        "python -m datamodels.verify -C configs/cifar10-5k.yaml --gpu cpu,cpu --targets 405"
+        " --verify.methods datamodel,similarity --verify.rivals none --verify.models 4 --verify.most_models 64"
+        " --verify.ratio 1.05 --verify.name finer, then datamodels.report",
+        "{targets} target, chosen; 1 run",
+    ),
     "cifar10-5k-controls": Made(
         "python -m datamodels.verify -C configs/cifar10-5k.yaml --gpu cpu,cpu"
         " --targets 16,42,69,120,126,133,206,225,244,397,405,459"

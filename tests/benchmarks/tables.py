@@ -374,6 +374,7 @@ TABLES: dict[str, Callable[[Records], Table]] = {
     "smallest": _smallest,
     "orders": _orders("cifar10-5k"),
     "orders-fine": _orders("cifar10-5k-fine", averages=False),
+    "orders-405": _orders("cifar10-5k-405", averages=False),
     "orders-small": _orders("cifar10-small-run"),
     "stages": _stages,
     "court": _court,

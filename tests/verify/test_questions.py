@@ -210,7 +210,7 @@ def test_an_embedding_orders_by_cosine_within_the_class(run, tmp_path):
 def test_first_order_attribution_orders_within_the_class(run):
     settings, data, models = run
     chosen = changed(settings, methods="gradients", sizes="none")
-    with pytest.raises(InputError, match=r"there is no .*run the worker with --regress.prior gradients"):
+    with pytest.raises(InputError, match=r"there are none in .*run the worker with --regress.prior gradients"):
         verify_targets(chosen, by_the_rule(data, models), models, [3])
     with_prior = dataclasses.replace(chosen, regress=dataclasses.replace(chosen.regress, prior="gradients"))
     make_prior(with_prior, built_in(with_prior, data))

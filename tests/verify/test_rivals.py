@@ -247,6 +247,9 @@ def test_the_page_says_in_whose_order_a_set_is(wrong_weights):
     assert summary["orders"]["scores:truth"]["answers"] == answers > 0
     assert summary["orders"]["datamodel"]["sizes"] == {str(t): found[t]["orders"][0]["size"] for t in found}
     assert f"{answers} by another order: by truth" in page
+    report(changed(settings, rivals="none"), engine.learner)  # the settings are those of the verdicts
+    assert (page_folder(settings) / "index.html").read_text(encoding="utf-8") == page
+    assert f"rivals: scores:{settings.verify.rivals.removeprefix('scores:')}" in page
     assert page.count("removed, by datamodel, by another order: by truth</td>") == answers
     assert "and along those of its rivals: by truth." in page
 
@@ -276,3 +279,51 @@ def test_rivals_are_methods_that_remove_and_have_an_answer_to_beat(run, tmp_path
     plan = Plan.of(chosen_so, learner)
     assert plan.orders_of == ["datamodel", "scores:b"]
     assert "scores:b" in plan.inputs(chosen_so, models)
+
+
+def test_scores_that_lack_a_target_are_refused_before_anything_is_made(wrong_weights, tmp_path):
+    settings, data, truth, models = wrong_weights
+    np.save(tmp_path / "nan.npy", np.where(np.arange(T) == 4, np.nan, truth.weights))
+    trained: list[Seen] = []
+    for more in (
+        {"rivals": f"scores:{tmp_path}/nan.npy"},
+        {"methods": f"datamodel,scores:{tmp_path}/nan.npy", "rivals": "none"},
+    ):
+        with pytest.raises(InputError, match=r"scores:nan has a score for target 4 that is not a finite number"):
+            verify_targets(changed(settings, name="bad", **more), by_the_rule(data, truth, trained), models, [3, 4])
+        assert not verdicts_folder(changed(settings, name="bad")).exists()
+        verify_targets(changed(settings, name=f"of-{len(more)}", **more), by_the_rule(data, truth), models, [3])
+    assert not trained
+
+
+def test_gradients_that_the_run_does_not_make_are_refused_before_its_models(run):
+    settings, data, models = run
+    learner = by_the_rule(data, models).learner
+    for more in ({"methods": "datamodel", "rivals": "gradients"}, {"methods": "gradients"}):
+        with pytest.raises(InputError, match=r"run the worker with --regress\.prior gradients"):
+            Plan.of(changed(settings, **more), learner)
+    with_prior = dataclasses.replace(settings, regress=dataclasses.replace(settings.regress, prior="gradients"))
+    Plan.of(changed(with_prior, methods="gradients"), learner)
+
+
+def test_rivals_that_have_nothing_to_beat_are_left_out_and_it_is_said(run, tmp_path, capsys):
+    settings, data, models = run
+    chosen = changed(settings, methods="random", rivals=f"scores:{tmp_path}/a.npy", sizes="none")
+    np.save(tmp_path / "a.npy", np.full((N, T), np.nan))
+    verify_targets(chosen, by_the_rule(data, models), models, [3])
+    assert "verify.rivals (scores:a) are asked beside the method datamodel only; they are left out" in capsys.readouterr().err
+    np.save(tmp_path / "a.npy", np.zeros((N, T)))  # nothing hangs on it
+    verify_targets(chosen, by_the_rule(data, models), models, [5])
+
+
+def test_methods_and_rivals_written_otherwise_are_the_same_setting(run):
+    settings, data, models = run
+    verify_targets(changed(settings, rivals="random, similarity", sizes="none"), by_the_rule(data, models), models, [3])
+    verify_targets(
+        changed(settings, methods=" datamodel, relabel,random ,similarity", rivals="random,similarity,random", sizes="none"),
+        by_the_rule(data, models),
+        models,
+        [5],
+    )
+    with pytest.raises(InputError, match=r"made under another setting \(verify\.rivals"):
+        verify_targets(changed(settings, rivals="similarity,random", sizes="none"), by_the_rule(data, models), models, [7])
