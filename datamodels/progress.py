@@ -8,6 +8,7 @@ a step or a bar that lasts is named within two seconds, and told again after 10 
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import math
 import os
@@ -216,7 +217,8 @@ class _Screen:
         self.lock = threading.RLock()
         self.changed = threading.Condition()
         self.activities: list[_Activity] = []
-        self.thread: threading.Thread | None = None
+        self.draws = False
+        """Whether a thread does."""
         self.drawn, self.whole = 0, True
         """Rows that stand on the terminal now, and whether what others wrote last ended its line."""
         self.said = time.monotonic()
@@ -225,11 +227,11 @@ class _Screen:
         """Show it from now on."""
         with self.changed:
             self.activities.append(activity)
-            if self.thread is None:
-                thread = threading.Thread(target=self._run, name="progress", daemon=True)
+            if not self.draws:
+                # A threading.Thread waits until it has begun: where it finds no memory for that, without an end.
                 with suppress(RuntimeError, MemoryError):  # where there is no room for one the work goes on unseen
-                    thread.start()
-                    self.thread = thread
+                    _thread.start_new_thread(self._run, ())
+                    self.draws = True
 
     def remove(self, activity: _Activity, last: str) -> None:
         """Show it no more, and say a last line of it."""
@@ -249,7 +251,7 @@ class _Screen:
             with self.changed:
                 self.changed.wait(TICK_S)
                 if not self.activities:
-                    self.thread = None
+                    self.draws = False
                     return
                 shown_now = list(self.activities)
             with suppress(Exception):  # neither a terminal that is gone nor what tells of the work ends anything

@@ -243,12 +243,44 @@ def test_a_log_learns_of_what_has_no_name_after_ten_seconds(screen, clock, capsy
         assert told(screen, capsys) == "datamodels: at work, 31 s so far\n"
 
 
+WITHOUT_ROOM = """
+import os, resource, sys, threading, time
+from datamodels.progress import step
+
+for thread in [threading.Thread(target=lambda: [bytearray(5000) for _ in range(2000)]) for _ in range(3)]:
+    thread.start()  # whose stacks are there for the next
+    thread.join()
+for left in range(0, 2**22, 2**17):
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (used + left, resource.RLIM_INFINITY))
+        try:
+            with step("work"):
+                os._exit(0)
+        finally:
+            os._exit(1)  # too little for anything
+    end = time.monotonic() + 5
+    while not os.waitpid(child, os.WNOHANG)[0]:
+        if time.monotonic() > end:
+            os.kill(child, 9)
+            sys.exit(f"hangs with {left} bytes left")
+        time.sleep(0.002)
+"""
+
+
+def test_a_thread_that_finds_no_memory_to_begin_holds_nobody_up():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_ROOM], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_where_no_thread_can_be_started_the_work_goes_on(monkeypatch, capsys):
-    def start(_):
+    def start(*_):
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(shown, "_SCREEN", shown._Screen())
-    monkeypatch.setattr("threading.Thread.start", start)
+    monkeypatch.setattr("_thread.start_new_thread", start)
     monkeypatch.setattr(shown, "DONE_S", 0.0)
     with progress("worker", "models", 1) as advance:
         advance()
