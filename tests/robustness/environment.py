@@ -14,6 +14,7 @@ from __future__ import annotations
 import builtins
 import ctypes
 import errno
+import faulthandler
 import fcntl
 import hashlib
 import io
@@ -60,7 +61,7 @@ HARMLESS = {
     "closed output",
     "unwritable home",
 }
-MOST_S = 60.0
+MOST_S, TELLS_S = 60.0, 5.0
 SETTINGS = {
     "data.train_images": 60,
     "data.test_images": 20,
@@ -225,6 +226,7 @@ def _live(case: Case, folder: Path, said: Path) -> None:
     config = ["-C", str(CONFIGS / "digits.yaml"), "--run.dir", str(folder), *flags] if stage.configured else []
     sys.argv = [stage.module, *config, *stage.arguments]
     beton.available = lambda: False
+    faulthandler.dump_traceback_later(MOST_S - TELLS_S, file=2)  # where it hangs
     fault.within(folder)
     for fd, name in ((1, "stdout"), (2, "stderr")):
         setattr(sys, name, open(fd, "w", encoding=fault.encoding, closefd=False) if is_open(fd) else None)  # noqa: SIM115
