@@ -10,10 +10,10 @@ be confirmed begin within `ratio` of those that would not.
 *Confirmation.* That set is trained again, by networks that nothing has seen, and they alone decide. They are looked at at most
 three times. The a-th attempt of a search has the level 0.025 · ¾ · ¼^(a−1), and of this each look a share (see `Effort`),
 so that over all attempts and looks together a search ends with a set whose true mean margin is above 0 at most 2.5 % of the
-time (Bonferroni), whatever the curve was: Student's t, with what is known of the spread (see `spread`). Where several orders
-are searched for one answer, their attempts are counted on from one to the next. An attempt that fails
+time (Bonferroni), whatever the curve was: Student's t, with what is known of the spread (see `spread`). An attempt that fails
 belongs to the search then, and a larger set is wanted. Where the search's own networks vary by far more than was known, or vary
-though those on all of S did not, what was known is forgotten, and they alone tell of the spread.
+though those on all of S did not, what was known is forgotten, and they alone tell of the spread. Where several orders are
+searched for one answer, attempts are counted on from one order to the next.
 
 That is so of margins that are about normal, or skewed as real ones are. Where a few networks of a hundred lie far above all
 others, a confirmation may well meet none of them: then it is about 5 % (see `modes`, and `bench.court`).
@@ -158,7 +158,7 @@ class Search:
 
     def proves_after(self, attempts: int) -> bool:
         """Whether what was found is proved also where the attempts of this search come after so many along other orders."""
-        return self.proof is not None and self._is_proof(self.proof, self.seen, attempts) is not None
+        return self.proof is not None and self._proved(self.proof, self.seen, attempts) is not None
 
     def level_after(self, attempts: int) -> float:
         """Of the interval by which its proof is judged then."""
@@ -220,7 +220,7 @@ class Search:
         size, asked, _ = self.step
         look, together = self.effort.looks.index(asked), self._together(fresh)
         proof = Proof(fresh, look)
-        outcome, last = self._is_proof(proof, together), look + 1 == len(self.effort.looks)
+        outcome, last = self._proved(proof, together), look + 1 == len(self.effort.looks)
         if outcome is not None:
             self.seen, self.high, self.proof, self.confirmed, self.step = together, size, proof, outcome, None
         elif not last and self._may_still_pass(fresh, size):
@@ -243,7 +243,7 @@ class Search:
     def _is_enough(self, margin: float) -> bool:
         return margin < 0 if self.strict else margin <= 0
 
-    def _is_proof(self, proof: Proof, together: dict[int, Array], before: int = 0) -> Outcome | None:
+    def _proved(self, proof: Proof, together: dict[int, Array], before: int = 0) -> Outcome | None:
         """What fresh networks say of a set, at the level of their look and attempt, where it is proved by that; else None."""
         outcome = self._judged(proof, before)
         proved = outcome is not None and self._is_enough(outcome.high) and self._in_spite_of_modes(together, proof, before)

@@ -11,7 +11,6 @@ import numpy as np
 from datamodels.brittleness import at_random, by_similarity, by_weight, cosine, shrunk_weights
 from datamodels.errors import InputError
 from datamodels.learners import Attributes, Features, Learner, Relabels, offered
-from datamodels.progress import say
 from datamodels.reading import SCORES, Scores, Unreadable, open_npy, read_scores, scores_files, whole_number
 from datamodels.regress import Datamodels
 from datamodels.regress.prior import GRADIENTS, covariates_named, has_gradients
@@ -48,10 +47,7 @@ def rivals_named(settings: VerifySettings, learner: Learner, methods: Sequence[s
     Raises InputError as `methods_named`.
     """
     found = _named("verify.rivals", settings.rivals, RIVALS, settings, learner)
-    if found and DATAMODEL not in methods:
-        say(f"verify: verify.rivals ({', '.join(found)}) are asked beside the method {DATAMODEL} only; they are left out")
-        return []
-    return found
+    return found if DATAMODEL in methods else []
 
 
 def _named(setting: str, value: str, known: Sequence[str], settings: VerifySettings, learner: Learner) -> list[str]:

@@ -32,7 +32,7 @@ from datamodels.verify.asking import ask
 from datamodels.verify.expected import Expected
 from datamodels.verify.kept import OfBaseModels, base_requests
 from datamodels.verify.known import Examples, Targets
-from datamodels.verify.methods import NONE, words
+from datamodels.verify.methods import DATAMODEL, NONE, words
 from datamodels.verify.plan import Plan, Questions
 from datamodels.verify.questions import Question
 from datamodels.verify.questions.random_subsets import RandomSubsets, read_margins
@@ -70,6 +70,8 @@ def verify_targets(
     refuse_tight_limits()
     with alone(settings):
         plan, folder = Plan.of(settings, engine.learner), verdicts_folder(settings)
+        if words(settings.verify.rivals) and not plan.rivals:
+            say(f"verify: verify.rivals ({settings.verify.rivals}) are asked beside the method {DATAMODEL} only, and left out")
         inputs = plan.inputs(settings, models)
         kept = _kept(folder / VERDICTS, settings, engine.learner, models, inputs)
         known = Targets(Examples(engine.learner), () if kept is None else kept.behaviours)

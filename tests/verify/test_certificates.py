@@ -386,6 +386,19 @@ def test_verdicts_of_another_seed_or_store_and_sets_that_were_not_found_are_none
         certified(changed(settings, name="censored"), engine, Wanted("9"))
 
 
+def test_a_certificate_names_the_rival_by_whose_order_its_set_is(made, tmp_path):
+    told = read_sealed(made / "run/verify/verify.json")
+    (made / "run" / "rival").mkdir()
+    searches = [{**s, "along": "similarity"} if s["method"] == "datamodel" else s for s in told["searches"]]
+    write_sealed(made / "run" / "rival" / VERDICTS, {**told, "searches": searches})
+    settings = settings_in(made / "run", verify__name="rival")
+    certified(settings, engine_of(settings, None), Wanted(str(ALONE), out=tmp_path / "of-a-rival"))
+    assert read_sealed(tmp_path / "of-a-rival" / "certificate.json")["method"] == "similarity"
+    pages = [file.read_text(encoding="utf-8") for file in (tmp_path / "of-a-rival").glob("*.md")]
+    assert any("R, by the order of the method similarity;" in page for page in pages)
+    assert "confirmed" in checked(tmp_path / "of-a-rival", tmp_path / "elsewhere")
+
+
 def test_networks_that_do_not_bear_the_claim_out_make_no_certificate(made, tmp_path):
     told = read_sealed(made / "run/verify/verify.json")
     (made / "run" / "lying").mkdir()
