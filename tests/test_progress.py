@@ -463,7 +463,8 @@ tell_in_a_sentence_before_a_command()
 libraries_are_loaded()
 time.sleep(1)
 print("up", flush=True)
-time.sleep(60)
+for _ in range(6000):  # as loading goes: a signal that comes just before one long sleep would wait for its end
+    time.sleep(0.01)
 """
 
 
